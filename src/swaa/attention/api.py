@@ -1,0 +1,261 @@
+"""The one attention function: validates its arguments, picks a backend, says why."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from types import ModuleType
+from typing import NamedTuple
+
+from torch import Tensor
+
+from swaa.attention.call import AttentionCall, AttentionOutput, BackendError
+from swaa.attention.mask import Position
+
+BACKENDS = ("fa4", "triton", "sdpa", "reference")
+"""Every backend, best first; ``backend="auto"`` takes the first that can serve the call."""
+
+
+class BackendChoice(NamedTuple):
+    """The backend that serves a call, and why each better one does not."""
+
+    name: str
+    refused: dict[str, str]
+
+
+def swaa_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    window: int | None,
+    sink_tokens: int = 0,
+    full_from: Position | None = None,
+    full_until: Position | None = None,
+    left: Tensor | None = None,
+    q_start: Position | None = None,
+    kv_start: Position | None = None,
+    kv_lens: Tensor | None = None,
+    cu_seqlens_q: Tensor | None = None,
+    cu_seqlens_k: Tensor | None = None,
+    block_table: Tensor | None = None,
+    scale: float | None = None,
+    backend: str = "auto",
+) -> AttentionOutput:
+    """Exact causal attention through a sliding window, sink tokens and full rows.
+
+    The query at position ``i`` sees the key at position ``j`` iff ``kv_start <= j <= i`` and
+    (``j >= left[i]`` or ``j < kv_start + sink_tokens``), where ``left[i]`` is ``i - window + 1``,
+    or ``kv_start`` for a full row. Differentiable in ``q``, ``k`` and ``v``.
+
+    Args:
+        q: ``[batch, queries, heads, head_dim]``; packed: ``[1, tokens, heads, head_dim]``.
+        k: ``[batch, keys, kv_heads, head_dim]``; packed: ``[1, tokens, kv_heads, head_dim]``;
+            paged: ``[pages, page_size, kv_heads, head_dim]``, any strides.
+        v: as ``k``.
+        window: keys a sliding row sees, itself included; ``None`` makes every row full.
+        sink_tokens: first real tokens of each sequence that every row sees.
+        full_from: rows at positions in ``[full_from, full_until)`` see everything: an int, or
+            int32 ``[batch]``. ``None``: no row is full.
+        full_until: as ``full_from``; ``None``: no end.
+        left: int32 ``[batch or 1, queries]`` (packed: ``[1, tokens]``), the leftmost key of each
+            row; overrides ``window``, ``full_from`` and ``full_until``.
+        q_start: position of the first query row, an int or int32 ``[batch]``. Default: the
+            queries are the last positions.
+        kv_start: position of the first real key, an int or int32 ``[batch]`` (left padding).
+            Default 0. Positions before it are padding: never seen, and zero rows themselves.
+        kv_lens: int32 ``[batch]``, keys that exist per sequence; slots behind hold anything.
+        cu_seqlens_q: int32 ``[sequences + 1]``, offsets of packed sequences; positions, and
+            ``left``, then count from each sequence's own start.
+        cu_seqlens_k: as ``cu_seqlens_q`` for the keys; not used with ``block_table``.
+        block_table: int32 ``[batch, pages]``, page of each ``page_size`` keys; needs ``kv_lens``.
+        scale: factor of the scores; default ``head_dim ** -0.5``.
+        backend: ``"auto"`` or one of :data:`BACKENDS`.
+
+    Returns:
+        :class:`AttentionOutput`: output shaped as ``q``, and the log-sum-exp of the scores.
+
+    Raises:
+        ValueError: for arguments that do not fit each other.
+        BackendError: when the named backend cannot serve the call; the message names those that can.
+    """
+    call = make_call(
+        q,
+        k,
+        v,
+        window=window,
+        sink_tokens=sink_tokens,
+        full_from=full_from,
+        full_until=full_until,
+        left=left,
+        q_start=q_start,
+        kv_start=kv_start,
+        kv_lens=kv_lens,
+        cu_seqlens_q=cu_seqlens_q,
+        cu_seqlens_k=cu_seqlens_k,
+        block_table=block_table,
+        scale=scale,
+    )
+    name = choose_backend(call).name if backend == "auto" else backend
+    if backend != "auto":
+        require_backend(name, call)
+    return load_backend(name).attend(call)
+
+
+def make_call(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    window: int | None,
+    sink_tokens: int = 0,
+    full_from: Position | None = None,
+    full_until: Position | None = None,
+    left: Tensor | None = None,
+    q_start: Position | None = None,
+    kv_start: Position | None = None,
+    kv_lens: Tensor | None = None,
+    cu_seqlens_q: Tensor | None = None,
+    cu_seqlens_k: Tensor | None = None,
+    block_table: Tensor | None = None,
+    scale: float | None = None,
+) -> AttentionCall:
+    """Check the arguments of :func:`swaa_attention` and fill in the defaults."""
+    _check_tensors(q, k, v)
+    if window is not None and window < 1:
+        raise ValueError(f"window is {window}; it must be at least 1 key, or None for full rows")
+    if sink_tokens < 0:
+        raise ValueError(f"sink_tokens is {sink_tokens}; it must be 0 or more")
+    _check_layout(q, k, kv_lens, cu_seqlens_q, cu_seqlens_k, block_table)
+    sequences = q.shape[0] if cu_seqlens_q is None else len(cu_seqlens_q) - 1
+    numbers = {
+        "full_from": full_from,
+        "full_until": full_until,
+        "q_start": q_start,
+        "kv_start": kv_start,
+        "kv_lens": kv_lens,
+    }
+    for name, value in numbers.items():
+        if isinstance(value, Tensor) and value.shape != (sequences,):
+            raise ValueError(f"{name} has shape {tuple(value.shape)}; expected ({sequences},)")
+    if left is not None and (left.ndim != 2 or left.shape[1] != q.shape[1]):
+        raise ValueError(
+            f"left has shape {tuple(left.shape)}; expected (batch or 1, {q.shape[1]})"
+        )
+    if q_start is None and cu_seqlens_q is None:
+        q_start = (k.shape[1] if kv_lens is None else kv_lens) - q.shape[1]
+    return AttentionCall(
+        q=q,
+        k=k,
+        v=v,
+        window=window,
+        sink_tokens=sink_tokens,
+        full_from=full_from,
+        full_until=full_until,
+        left=left,
+        q_start=q_start,
+        kv_start=0 if kv_start is None else kv_start,
+        kv_lens=kv_lens,
+        cu_seqlens_q=cu_seqlens_q,
+        cu_seqlens_k=cu_seqlens_k,
+        block_table=block_table,
+        scale=q.shape[-1] ** -0.5 if scale is None else scale,
+    )
+
+
+def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.ndim != 4:
+            raise ValueError(
+                f"{name} has shape {tuple(x.shape)}; expected [batch, tokens, heads, head_dim]"
+            )
+        if x.dtype != q.dtype or x.device != q.device:
+            raise ValueError(
+                f"{name} is {x.dtype} on {x.device} and q is {q.dtype} on {q.device};"
+                " they must agree"
+            )
+    if k.shape[:3] != v.shape[:3]:
+        raise ValueError(f"k has shape {tuple(k.shape)} and v {tuple(v.shape)}; they must agree")
+    if q.shape[3] != k.shape[3]:
+        raise ValueError(f"q has head_dim {q.shape[3]} and k {k.shape[3]}; they must agree")
+    if k.shape[2] == 0 or q.shape[2] % k.shape[2]:
+        raise ValueError(f"{q.shape[2]} query heads are no multiple of {k.shape[2]} kv heads")
+
+
+def _check_layout(
+    q: Tensor,
+    k: Tensor,
+    kv_lens: Tensor | None,
+    cu_seqlens_q: Tensor | None,
+    cu_seqlens_k: Tensor | None,
+    block_table: Tensor | None,
+) -> None:
+    if block_table is not None:
+        if kv_lens is None:
+            raise ValueError("block_table needs kv_lens, the number of keys of each sequence")
+        if cu_seqlens_k is not None:
+            raise ValueError("cu_seqlens_k and block_table exclude each other: pass kv_lens")
+        sequences = q.shape[0] if cu_seqlens_q is None else len(cu_seqlens_q) - 1
+        if block_table.ndim != 2 or block_table.shape[0] != sequences:
+            raise ValueError(
+                f"block_table has shape {tuple(block_table.shape)};"
+                f" expected ({sequences}, pages per sequence)"
+            )
+    elif (cu_seqlens_q is None) != (cu_seqlens_k is None):
+        raise ValueError("packed sequences need both cu_seqlens_q and cu_seqlens_k")
+    elif cu_seqlens_k is not None and kv_lens is not None:
+        raise ValueError("kv_lens and cu_seqlens_k exclude each other")
+    if cu_seqlens_q is not None and q.shape[0] != 1:
+        raise ValueError(f"packed q must have batch 1, got {q.shape[0]}")
+    if block_table is None and q.shape[0] != k.shape[0]:
+        raise ValueError(f"q has batch {q.shape[0]} and k {k.shape[0]}; they must agree")
+
+
+def load_backend(name: str) -> ModuleType:
+    """Import a backend's module on first use.
+
+    Raises:
+        BackendError: for a name that is no backend.
+        ImportError: when a package that the backend needs is not installed.
+    """
+    if name not in BACKENDS:
+        raise BackendError(f"no attention backend {name!r}; choose from {', '.join(BACKENDS)}")
+    return importlib.import_module(f"swaa.attention.{name}")
+
+
+@functools.cache
+def missing_package(name: str) -> str | None:
+    """Why a backend's module cannot be imported, or None; asked once per process."""
+    try:
+        load_backend(name)
+    except ImportError as error:
+        return str(error)
+    return None
+
+
+def why_not(name: str, call: AttentionCall) -> str | None:
+    """The reason why a backend cannot serve a call, or None when it can.
+
+    Raises:
+        BackendError: for a name that is no backend.
+    """
+    return missing_package(name) or load_backend(name).refusal(call)
+
+
+def choose_backend(call: AttentionCall) -> BackendChoice:
+    """Take the first backend of :data:`BACKENDS` that can serve the call."""
+    refused: dict[str, str] = {}
+    for name in BACKENDS:
+        reason = why_not(name, call)
+        if reason is None:
+            return BackendChoice(name, refused)
+        refused[name] = reason
+    raise BackendError(f"no backend can serve this call: {refused}")
+
+
+def require_backend(name: str, call: AttentionCall) -> None:
+    """Raise :class:`BackendError` with the reason and the alternatives unless ``name`` serves."""
+    reason = why_not(name, call)
+    if reason is not None:
+        able = [other for other in BACKENDS if other != name and why_not(other, call) is None]
+        raise BackendError(f"backend {name!r}: {reason}; these can: {', '.join(able)}")

@@ -1,0 +1,144 @@
+"""One attention call, validated: what every backend receives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from swaa.attention.mask import Position, left_bounds
+
+
+class AttentionOutput(NamedTuple):
+    """What :func:`swaa.swaa_attention` returns.
+
+    Attributes:
+        output: ``[batch, queries, heads, head_dim]``, the dtype of the queries. A row that sees no
+            key (padding) is zero.
+        lse: float32 ``[batch, heads, queries]``, natural logarithm of each row's sum of
+            exponentials, ``-inf`` for a row that sees no key; ``None`` from the ``sdpa`` backend,
+            which has none to give.
+    """
+
+    output: Tensor
+    lse: Tensor | None
+
+
+class BackendError(ValueError):
+    """A backend was asked for by name and cannot serve the call; the message says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionCall:
+    """Validated arguments of :func:`swaa.swaa_attention`, defaults filled in.
+
+    ``q_start`` and ``kv_start`` are always set, except in packed calls, where every sequence
+    starts at zero and its queries are its last tokens unless ``q_start`` says otherwise.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    window: int | None
+    sink_tokens: int
+    full_from: Position | None
+    full_until: Position | None
+    left: Tensor | None
+    q_start: Position | None
+    kv_start: Position
+    kv_lens: Tensor | None
+    cu_seqlens_q: Tensor | None
+    cu_seqlens_k: Tensor | None
+    block_table: Tensor | None
+    scale: float
+
+    @property
+    def packed(self) -> bool:
+        """Whether sequences lie one after the other in a batch of one."""
+        return self.cu_seqlens_q is not None
+
+    @property
+    def paged(self) -> bool:
+        """Whether keys and values lie in pages named by a block table."""
+        return self.block_table is not None
+
+    def positions(self) -> Tensor:
+        """Query positions, int64 ``[batch or 1, queries]`` (not for packed calls)."""
+        offsets = torch.arange(self.q.shape[1], device=self.q.device)
+        if isinstance(self.q_start, Tensor):
+            return self.q_start.long()[:, None] + offsets
+        assert self.q_start is not None
+        return (offsets + self.q_start)[None]
+
+    def left_rows(self, positions: Tensor) -> Tensor:
+        """``left`` of the rows of :meth:`positions`: declared, or made from the numbers."""
+        if self.left is not None:
+            return self.left.long()
+        return left_bounds(
+            positions,
+            window=self.window,
+            kv_start=self.kv_start,
+            full_from=self.full_from,
+            full_until=self.full_until,
+        )
+
+    def sequences(self) -> list[AttentionCall]:
+        """Split a packed call into one dense call per sequence (reads the lengths on the host)."""
+        assert self.cu_seqlens_q is not None
+        ends_q = self.cu_seqlens_q.tolist()
+        calls = []
+        for n in range(len(ends_q) - 1):
+            rows = slice(ends_q[n], ends_q[n + 1])
+            k, v = self._keys_of(n)
+            length = k.shape[1]
+            calls.append(
+                replace(
+                    self,
+                    q=self.q[:, rows],
+                    k=k,
+                    v=v,
+                    full_from=_item(self.full_from, n),
+                    full_until=_item(self.full_until, n),
+                    left=None if self.left is None else self.left[:, rows],
+                    q_start=_item(self.q_start, n, length - (ends_q[n + 1] - ends_q[n])),
+                    kv_start=_item(self.kv_start, n, 0) or 0,
+                    kv_lens=None,
+                    cu_seqlens_q=None,
+                    cu_seqlens_k=None,
+                    block_table=None,
+                )
+            )
+        return calls
+
+    def _keys_of(self, n: int) -> tuple[Tensor, Tensor]:
+        """Keys and values ``[1, length, kv_heads, head_dim]`` of sequence ``n`` of a packed call."""
+        if self.cu_seqlens_k is not None:
+            rows = slice(int(self.cu_seqlens_k[n]), int(self.cu_seqlens_k[n + 1]))
+            return self.k[:, rows], self.v[:, rows]
+        assert self.block_table is not None
+        assert self.kv_lens is not None
+        length = int(self.kv_lens[n])
+        pages = self.block_table[n, : -(-length // self.k.shape[1])].long().clamp(min=0)
+        return self.k[pages].flatten(0, 1)[None, :length], self.v[pages].flatten(0, 1)[
+            None, :length
+        ]
+
+    def gathered(self) -> AttentionCall:
+        """A paged call as a dense one, pages copied side by side (for the portable backends)."""
+        assert self.block_table is not None
+        table = self.block_table.long().clamp(min=0)
+        pages = (table.shape[0], table.shape[1] * self.k.shape[1], *self.k.shape[2:])
+        return replace(
+            self,
+            k=self.k[table].reshape(pages),
+            v=self.v[table].reshape(*pages[:-1], self.v.shape[-1]),
+            block_table=None,
+        )
+
+
+def _item(value: Position | None, n: int, default: int | None = None) -> int | None:
+    if isinstance(value, Tensor):
+        return int(value[n])
+    return default if value is None else value

@@ -1,0 +1,62 @@
+"""The eager oracle: the whole mask, ordinary softmax, nothing clever. Every backend is judged by it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from swaa.attention.call import AttentionCall, AttentionOutput
+from swaa.attention.mask import column, visible
+
+
+def refusal(call: AttentionCall) -> str | None:
+    """Why this backend cannot serve the call; it serves every call."""
+    return None
+
+
+def attend(call: AttentionCall) -> AttentionOutput:
+    """Attention with an explicit mask in the dtype of the inputs, O(queries x keys) memory.
+
+    With float64 inputs it is the oracle; in any other dtype it is what eager PyTorch computes
+    (softmax in float32), by whose error the other backends are measured.
+    """
+    if call.packed:
+        parts = [attend(one) for one in call.sequences()]
+        lse = torch.cat([_lse(part) for part in parts], dim=2)
+        return AttentionOutput(torch.cat([part.output for part in parts], dim=1), lse)
+    if call.paged:
+        call = call.gathered()
+    mask = call_mask(call)
+    used = mask.any(dim=1)[:, :, None, None]  # unused slots may hold anything, NaN included
+    k, v = (torch.where(used, x, torch.zeros_like(x)) for x in (call.k, call.v))
+    groups = call.q.shape[2] // k.shape[2]
+    k, v = (x.repeat_interleave(groups, dim=2).transpose(1, 2) for x in (k, v))
+    scores = call.q.transpose(1, 2) @ k.transpose(2, 3) * call.scale  # [B, H, Q, K]
+    scores = (scores if scores.dtype == torch.float64 else scores.float()).masked_fill(
+        ~mask[:, None], float("-inf")
+    )
+    seen = mask.any(dim=2)[:, None, :, None]  # padding rows see nothing: keep softmax finite there
+    weights = (scores.masked_fill(~seen, 0.0).softmax(dim=-1) * seen).to(v.dtype)
+    output = (weights @ v).transpose(1, 2).contiguous()
+    return AttentionOutput(output, scores.logsumexp(dim=-1).float())
+
+
+def call_mask(call: AttentionCall) -> Tensor:
+    """The dense mask of a call that is neither packed nor paged: bool ``[batch, queries, keys]``."""
+    positions = call.positions()
+    keys = torch.arange(call.k.shape[1], device=call.k.device)[None]
+    mask = visible(
+        positions,
+        keys,
+        call.left_rows(positions),
+        kv_start=call.kv_start,
+        sink_tokens=call.sink_tokens,
+    )
+    if call.kv_lens is not None:
+        mask = mask & (keys < column(call.kv_lens))[:, None]
+    return mask.expand(call.q.shape[0], -1, -1)
+
+
+def _lse(part: AttentionOutput) -> Tensor:
+    assert part.lse is not None
+    return part.lse

@@ -1,0 +1,185 @@
+"""PyTorch's scaled_dot_product_attention in linear time: the backend of any device.
+
+Query rows are cut into chunks of one kind. A sliding chunk meets its sinks and the keys of its own
+window, nothing else; full rows (dense tail, full decode, full layers) are a dense pass of their own.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from swaa.attention.call import AttentionCall, AttentionOutput
+from swaa.attention.mask import column, visible
+
+CHUNK_ROWS = 512
+"""Query rows per sliding chunk; rows per dense chunk shrink until the mask fits MASK_ENTRIES."""
+MASK_ENTRIES = 1 << 26
+FEW_ROWS = 16
+"""A call of at most this many rows (decoding) is one dense pass: no host decisions, no chunks."""
+
+
+class Chunk(NamedTuple):
+    """Query rows ``[first, end)`` and the keys ``[left, right)`` that they see beside the sinks."""
+
+    first: int
+    end: int
+    left: int
+    right: int
+
+
+def refusal(call: AttentionCall) -> str | None:
+    """Why this backend cannot serve the call; it serves every call, without an lse."""
+    return None
+
+
+def attend(call: AttentionCall) -> AttentionOutput:
+    """Attention over sinks and window only, chunk by chunk; ``lse`` is None."""
+    if call.packed:
+        return AttentionOutput(torch.cat([attend(c).output for c in call.sequences()], 1), None)
+    if call.paged:
+        call = call.gathered()
+    if call.q.shape[1] == 0:
+        return AttentionOutput(torch.empty_like(call.q), None)
+    if _plain_causal(call):
+        return AttentionOutput(_sdpa(call.q, call.k, call.v, None, call.scale, causal=True), None)
+    positions = call.positions()
+    left = call.left_rows(positions)
+    if call.q.shape[1] <= FEW_ROWS:
+        return AttentionOutput(_few_rows(call, positions, left), None)
+    parts = [_chunk(call, positions, left, chunk) for chunk in plan_chunks(call, left)]
+    return AttentionOutput(torch.cat(parts, dim=1), None)
+
+
+def plan_chunks(call: AttentionCall, left: Tensor) -> list[Chunk]:
+    """Cut the query rows where their kind changes, then into chunks, each with its key range."""
+    rows, keys = call.q.shape[1], call.k.shape[1]
+    q_start = _lowest(call.q_start)
+    spread = _highest(call.q_start) - q_start  # how far apart the sequences' first rows are
+    cuts = {0, rows}
+    for edge in (call.full_from, call.full_until):
+        if edge is not None:
+            cuts |= {_lowest(edge) - q_start - spread, _highest(edge) - q_start}
+    edges = sorted(cut for cut in cuts if 0 <= cut <= rows)
+    chunks = []
+    for first, end in zip(edges, edges[1:], strict=False):
+        step = CHUNK_ROWS
+        if _leftmost(call, left, first, end) <= _highest(call.kv_start):
+            step = max(FEW_ROWS, min(step, MASK_ENTRIES // max(1, keys * call.q.shape[0])))
+        for a in range(first, end, step):
+            b = min(a + step, end)
+            right = min(q_start + spread + b, keys)
+            chunks.append(Chunk(a, b, min(_leftmost(call, left, a, b), right), right))
+    return chunks
+
+
+def _leftmost(call: AttentionCall, left: Tensor, first: int, end: int) -> int:
+    """Leftmost key of rows of one kind: arithmetic where the call is all integers, else read."""
+    numbers = (call.q_start, call.kv_start, call.full_from or 0, call.full_until or 0)
+    if call.left is not None or not all(isinstance(number, int) for number in numbers):
+        return max(0, int(left[:, first:end].min()))
+    row = _lowest(call.q_start) + first
+    until = row + 1 if call.full_until is None else _lowest(call.full_until)
+    full = call.full_from is not None and _lowest(call.full_from) <= row < until
+    if call.window is None or full:
+        return _lowest(call.kv_start)
+    return max(0, row - call.window + 1)
+
+
+def _chunk(call: AttentionCall, positions: Tensor, left: Tensor, chunk: Chunk) -> Tensor:
+    rows = slice(chunk.first, chunk.end)
+    q, i = call.q[:, rows], positions[:, rows]
+    keys = torch.arange(chunk.left, chunk.right, device=q.device)[None]
+    k, v = call.k[:, chunk.left : chunk.right], call.v[:, chunk.left : chunk.right]
+    mask = _visible(call, i, keys, left[:, rows])
+    if call.sink_tokens and chunk.left > 0:
+        # The sinks that the slice does not already hold, once per sequence.
+        sinks, held = _sinks(call, chunk.left)
+        sink_mask = _visible(call, i, sinks, left[:, rows]) & held[:, None]
+        batch = max(mask.shape[0], sink_mask.shape[0])
+        mask = torch.cat([m.expand(batch, -1, -1) for m in (sink_mask, mask)], dim=2)
+        k = torch.cat([_take(call.k, sinks), k], dim=1)
+        v = torch.cat([_take(call.v, sinks), v], dim=1)
+    return _masked_sdpa(call, q, k, v, mask)
+
+
+def _few_rows(call: AttentionCall, positions: Tensor, left: Tensor) -> Tensor:
+    keys = torch.arange(call.k.shape[1], device=call.q.device)[None]
+    return _masked_sdpa(call, call.q, call.k, call.v, _visible(call, positions, keys, left))
+
+
+def _visible(call: AttentionCall, positions: Tensor, keys: Tensor, left: Tensor) -> Tensor:
+    mask = visible(
+        positions, keys, left, kv_start=call.kv_start, sink_tokens=call.sink_tokens
+    )
+    if call.kv_lens is not None:
+        mask = mask & (keys < column(call.kv_lens))[:, None]
+    return mask
+
+
+def _sinks(call: AttentionCall, before: int) -> tuple[Tensor, Tensor]:
+    """Positions ``[batch or 1, sinks]`` of the sink tokens, and which lie before ``before``."""
+    count = min(call.sink_tokens, before)
+    sinks = torch.arange(count, device=call.q.device)[None] + column(call.kv_start)
+    held = sinks < before
+    return sinks.clamp(max=call.k.shape[1] - 1), held
+
+
+def _take(x: Tensor, positions: Tensor) -> Tensor:
+    """Rows of ``x`` ``[batch, keys, heads, head_dim]`` at per-sequence positions."""
+    if positions.shape[0] == 1:
+        return x[:, positions[0]]
+    return x.gather(1, positions[:, :, None, None].expand(-1, -1, *x.shape[2:]))
+
+
+def _masked_sdpa(call: AttentionCall, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    if call.kv_lens is not None:  # slots beyond the length may hold anything, NaN included
+        used = mask.any(dim=1)[:, :, None, None]
+        k, v = (torch.where(used, x, torch.zeros_like(x)) for x in (k, v))
+    if isinstance(call.kv_start, int) and call.kv_start == 0 and call.kv_lens is None:
+        return _sdpa(q, k, v, mask, call.scale)
+    # A padding row sees nothing: let it see everything and clear its output.
+    seen = mask.any(dim=2, keepdim=True)
+    return _sdpa(q, k, v, mask | ~seen, call.scale) * seen[..., None]
+
+
+def _sdpa(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, causal: bool = False
+) -> Tensor:
+    groups = q.shape[2] // k.shape[2]
+    output = F.scaled_dot_product_attention(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        attn_mask=None if mask is None else mask[:, None],
+        is_causal=causal,
+        scale=scale,
+        enable_gqa=groups > 1,
+    )
+    return output.transpose(1, 2)
+
+
+def _plain_causal(call: AttentionCall) -> bool:
+    """Whether every key is real and no row is cut: ordinary causal attention, no mask to build."""
+    uncut = call.window is None or (isinstance(call.q_start, int) and call.k.shape[1] <= call.window)
+    return (
+        uncut
+        and call.left is None
+        and call.kv_lens is None
+        and isinstance(call.kv_start, int)
+        and call.kv_start == 0
+        and isinstance(call.q_start, int)
+        and call.q_start == 0
+        and call.q.shape[1] == call.k.shape[1]
+    )
+
+
+def _lowest(value: int | Tensor | None) -> int:
+    return int(value.min()) if isinstance(value, Tensor) else value or 0
+
+
+def _highest(value: int | Tensor | None) -> int:
+    return int(value.max()) if isinstance(value, Tensor) else value or 0
