@@ -1,0 +1,54 @@
+"""Cheap long prompts for pretrained full-attention models: sliding window attention adaptation.
+
+``swaa.adapt(model, "balanced")`` makes a loaded Transformers model slide, ``swaa.restore(model)``
+undoes it exactly, and :func:`swaa.swaa_attention` is the attention both are made of.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from swaa.config import LayerPlan, SWAAConfig
+
+if TYPE_CHECKING:
+    from swaa.adapt import Adaptation, adapt, restore
+    from swaa.attention import AttentionOutput, swaa_attention
+    from swaa.phase import attention_rows, prompt_length
+    from swaa.recipes import list_recipes, load_recipe
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "Adaptation": "swaa.adapt",
+    "adapt": "swaa.adapt",
+    "restore": "swaa.adapt",
+    "AttentionOutput": "swaa.attention",
+    "swaa_attention": "swaa.attention",
+    "attention_rows": "swaa.phase",
+    "prompt_length": "swaa.phase",
+    "list_recipes": "swaa.recipes",
+    "load_recipe": "swaa.recipes",
+}
+
+__all__ = [
+    "Adaptation",
+    "AttentionOutput",
+    "LayerPlan",
+    "SWAAConfig",
+    "__version__",
+    "adapt",
+    "attention_rows",
+    "list_recipes",
+    "load_recipe",
+    "prompt_length",
+    "restore",
+    "swaa_attention",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # torch and transformers take seconds to import: load them when first needed.
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'swaa' has no attribute {name!r}")

@@ -1,0 +1,251 @@
+"""The five knobs of sliding window attention adaptation, and what they mean for each layer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from swaa.layers import LayerSelection, parse_layers, resolve_layers
+
+CONFIG_VERSION = 1
+"""Version of the JSON format; a file of a newer version is refused."""
+
+AUTHORS_KEYS = {
+    "sliding_window_size": "window",
+    "keep_first": "sink_tokens",
+    "non_sliding_layers": "full_layers",
+    "force_fa_decode": "full_decode",
+}
+"""Names that the paper's own code uses (arXiv 2512.10411)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerPlan:
+    """What one layer does: the numbers of the mask, no options left.
+
+    Attributes:
+        window: keys a sliding row sees, itself included; ``None``: the layer stays full.
+        sink_tokens: first real tokens that every row sees.
+        full_decode: rows behind the prompt are full.
+        dense_tail: the last prompt rows that are full.
+    """
+
+    window: int | None
+    sink_tokens: int = 0
+    full_decode: bool = False
+    dense_tail: int = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether the layer was left as it is."""
+        return self.window is None
+
+    @property
+    def keeps_all_keys(self) -> bool:
+        """Whether rows behind the prompt need every key, so that none may be freed."""
+        return self.full or self.full_decode
+
+    @property
+    def needs_prompt_length(self) -> bool:
+        """Whether the mask depends on where the prompt ends."""
+        return not self.full and (self.full_decode or self.dense_tail > 0)
+
+    def full_rows(self, prompt_length: int) -> tuple[int | None, int | None]:
+        """``(full_from, full_until)`` of the mask for a prompt that ends at ``prompt_length``.
+
+        >>> LayerPlan(window=8, full_decode=True, dense_tail=2).full_rows(100)
+        (98, None)
+        """
+        if not self.needs_prompt_length:
+            return None, None
+        first = max(0, prompt_length - self.dense_tail)
+        return first, None if self.full_decode else prompt_length
+
+
+@dataclass(frozen=True, kw_only=True)
+class SWAAConfig:
+    """How a full-attention model is made to slide.
+
+    >>> SWAAConfig(window=2048, sink_tokens=64, full_layers="odd", full_decode=True)
+    SWAAConfig(window=2048, sink_tokens=64, full_layers='odd', full_decode=True, dense_tail=0)
+
+    Attributes:
+        window: keys a sliding row sees, itself included (tokens); ``None`` leaves every layer full.
+        sink_tokens: first real tokens of each sequence, always visible.
+        full_layers: layers left as they were, by index or by rule.
+        full_decode: whether generated tokens see every key: in every layer, in none, or in the
+            layers named by index or by rule. The prompt slides all the same.
+        dense_tail: the last N prompt tokens see every key, in every layer.
+
+    Raises:
+        TypeError: for a value of the wrong type.
+        ValueError: for a value out of range or an unknown rule.
+    """
+
+    window: int | None
+    sink_tokens: int = 0
+    full_layers: LayerSelection = ()
+    full_decode: bool | LayerSelection = False
+    dense_tail: int = 0
+
+    def __post_init__(self) -> None:
+        if self.window is not None:
+            _check_count("window", self.window, 1, "keys; None leaves every layer full")
+        _check_count("sink_tokens", self.sink_tokens, 0, "tokens")
+        _check_count("dense_tail", self.dense_tail, 0, "prompt tokens")
+        object.__setattr__(self, "full_layers", parse_layers(self.full_layers, name="full_layers"))
+        if not isinstance(self.full_decode, bool):
+            layers = parse_layers(self.full_decode, name="full_decode")
+            object.__setattr__(self, "full_decode", layers or False)
+
+    def layers(self, num_layers: int) -> tuple[LayerPlan, ...]:
+        """The plan of each of a model's layers: the only place where options become numbers.
+
+        Args:
+            num_layers: decoder layers of the model.
+
+        Warns:
+            UserWarning: naming listed layers that the model does not have.
+        """
+        full = set(resolve_layers(self.full_layers, num_layers, name="full_layers"))
+        if isinstance(self.full_decode, bool):
+            decode = set(range(num_layers)) if self.full_decode else set()
+        else:
+            decode = set(resolve_layers(self.full_decode, num_layers, name="full_decode"))
+        return tuple(
+            LayerPlan(window=None)
+            if self.window is None or index in full
+            else LayerPlan(
+                window=self.window,
+                sink_tokens=self.sink_tokens,
+                full_decode=index in decode,
+                dense_tail=self.dense_tail,
+            )
+            for index in range(num_layers)
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values, with the format's ``version``."""
+        values: dict[str, Any] = {"version": CONFIG_VERSION}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            values[field.name] = list(value) if isinstance(value, tuple) else value
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SWAAConfig:
+        """Read :meth:`to_dict`'s form, or the keys of the paper's own code.
+
+        Raises:
+            TypeError: when ``values`` is no mapping.
+            ValueError: for unknown keys, a newer ``version``, or values out of range.
+        """
+        if not isinstance(values, Mapping):
+            raise TypeError(f"expected a JSON object with the key 'window', got {values!r:.80}")
+        if AUTHORS_KEYS.keys() & values.keys():
+            return cls(**_from_authors(values))
+        known = [field.name for field in fields(cls)]
+        _check_version(values.get("version", CONFIG_VERSION))
+        unknown = sorted(map(str, values.keys() - {"version", *known}))
+        if unknown:
+            raise ValueError(f"unknown keys {', '.join(unknown)}; known are {', '.join(known)}")
+        if "window" not in values:
+            raise ValueError("the key 'window' is missing; give a number of keys, or null")
+        return cls(**{name: values[name] for name in known if name in values})
+
+    def save(self, path: str | Path) -> None:
+        """Write the configuration as JSON."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> SWAAConfig:
+        """Read a JSON file written by :meth:`save`, a recipe file, or the paper's settings.
+
+        Args:
+            path: the file; ``file#index`` names one of the settings in a settings list.
+
+        Raises:
+            FileNotFoundError: when there is no such file.
+            ValueError: for a file that is no configuration; the message names the file.
+        """
+        name, values = _read_json(str(path))
+        try:
+            return cls.from_dict(_select(values, str(path)))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name}: {error}") from None
+
+    def describe(self) -> str:
+        """One line for people: ``window 2048, 64 sinks, full layers odd, full decode``."""
+        if self.window is None:
+            return "full attention"
+        parts = [f"window {self.window}", f"{self.sink_tokens} sinks"]
+        if self.full_layers:
+            parts.append(f"full layers {_words(self.full_layers)}")
+        if self.full_decode:
+            layers = "" if self.full_decode is True else f" in layers {_words(self.full_decode)}"
+            parts.append(f"full decode{layers}")
+        if self.dense_tail:
+            parts.append(f"dense tail {self.dense_tail}")
+        return ", ".join(parts)
+
+
+def _words(layers: LayerSelection) -> str:
+    return layers if isinstance(layers, str) else ",".join(map(str, layers))
+
+
+def _check_count(name: str, value: object, least: int, unit: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is {value!r}; expected a whole number of {unit}")
+    if value < least:
+        raise ValueError(f"{name} is {value}; expected at least {least} {unit}")
+
+
+def _check_version(version: object) -> None:
+    if version != CONFIG_VERSION:
+        raise ValueError(
+            f"format version {version!r}; this swaa reads version {CONFIG_VERSION}:"
+            " upgrade swaa to read a newer file"
+        )
+
+
+def _from_authors(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The paper's keys as ours; a window of None or 0 is their way to say full attention."""
+    unknown = sorted(map(str, values.keys() - AUTHORS_KEYS.keys()))
+    if unknown:
+        raise ValueError(
+            f"unknown keys {', '.join(unknown)} beside the paper's {', '.join(AUTHORS_KEYS)}"
+        )
+    renamed = {AUTHORS_KEYS[key]: value for key, value in values.items()}
+    return {
+        "window": renamed.get("window") or None,
+        "sink_tokens": renamed.get("sink_tokens") or 0,
+        "full_layers": renamed.get("full_layers") or (),
+        "full_decode": renamed.get("full_decode") or False,
+    }
+
+
+def _read_json(path: str) -> tuple[str, Any]:
+    name, _, index = path.rpartition("#")
+    name = name if name and index.isdecimal() else path
+    try:
+        return name, json.loads(Path(name).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{name} is not JSON: {error}") from None
+
+
+def _select(values: Any, path: str) -> Any:
+    """One configuration out of a file's content: itself, a recipe's, or one of a settings list."""
+    if not isinstance(values, list):
+        return values.get("config", values) if isinstance(values, dict) else values
+    name, _, index = path.rpartition("#")
+    if not name or not index.isdecimal():
+        if len(values) != 1:
+            raise ValueError(f"holds {len(values)} settings; name one by '{path}#0' and so on")
+        name, index = path, "0"
+    if int(index) >= len(values):
+        raise ValueError(f"holds {len(values)} settings; there is no '#{index}'")
+    entry = values[int(index)]
+    return entry.get("swaa_config", entry) if isinstance(entry, dict) else entry
