@@ -1,0 +1,138 @@
+"""Flags shared by every verb that takes a recipe, and the configuration they make."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import Any
+
+from swaa.config import SWAAConfig
+from swaa.layers import LayerSelection, parse_layers
+
+DEFAULT_RECIPE = "balanced"
+"""The recipe of a command that was given none."""
+
+_FLAGS = ("window", "sink_tokens", "full_layers", "full_decode", "dense_tail")
+
+
+def add_config_options(
+    parser: argparse.ArgumentParser, *, default: str | None = DEFAULT_RECIPE
+) -> None:
+    """Add ``--recipe`` and the five knobs that override it.
+
+    Args:
+        parser: of a verb; its parsed arguments go to :func:`config_from`.
+        default: the recipe that the help names; ``None``: the flag says nothing of a default.
+    """
+    group = parser.add_argument_group("configuration", "a recipe, and knobs on top of it")
+    said = f" (default: {default})" if default else ""
+    group.add_argument(
+        "--recipe",
+        metavar="R",
+        help=f"name (see 'swaa recipes'), JSON file, or file#index of a settings list{said}",
+    )
+    group.add_argument(
+        "--window",
+        metavar="N",
+        help="keys a sliding row sees, itself included (tokens), or none (default: the recipe's)",
+    )
+    group.add_argument(
+        "--sink-tokens",
+        metavar="N",
+        help="first tokens of each sequence, always visible (default: the recipe's)",
+    )
+    group.add_argument(
+        "--full-layers",
+        metavar="L",
+        help="layers left full: 1,3,5 or a rule such as odd, every:4+1, middle:1/4, or none"
+        " (default: the recipe's)",
+    )
+    group.add_argument(
+        "--full-decode",
+        metavar="L",
+        help="layers in which generated tokens see every key: all, none, 1,3,5 or a rule"
+        " (default: the recipe's)",
+    )
+    group.add_argument(
+        "--dense-tail",
+        metavar="N",
+        help="last prompt tokens that see every key (default: the recipe's)",
+    )
+
+
+def config_from(
+    args: argparse.Namespace, *, default: SWAAConfig | str = DEFAULT_RECIPE
+) -> SWAAConfig:
+    """The configuration that the flags of :func:`add_config_options` name.
+
+    Args:
+        args: parsed arguments.
+        default: recipe or configuration when ``--recipe`` is not given, for instance the one
+            that a checkpoint carries.
+
+    Raises:
+        ValueError: naming the flag, for a value that cannot be read or would be ignored.
+        FileNotFoundError: for a recipe file that is not there.
+    """
+    from swaa.recipes import resolve
+
+    base = resolve(args.recipe if args.recipe is not None else default)
+    changes = _changes(args)
+    config = dataclasses.replace(base, **changes)
+    ignored = [name for name in changes if name != "window" and config.window is None]
+    if ignored:
+        raise ValueError(
+            f"{_flag(ignored[0])} would do nothing: the window is none, every layer is full;"
+            " give --window too"
+        )
+    return config
+
+
+def name_from(args: argparse.Namespace, *, default: str = DEFAULT_RECIPE) -> str:
+    """What to call the configuration in tables and results: ``balanced window=512``.
+
+    Args:
+        args: parsed arguments.
+        default: name when ``--recipe`` is not given.
+    """
+    given = [f"{name}={getattr(args, name)}" for name in _FLAGS if getattr(args, name) is not None]
+    return " ".join([args.recipe if args.recipe is not None else default, *given])
+
+
+def _changes(args: argparse.Namespace) -> dict[str, Any]:
+    changes: dict[str, Any] = {}
+    if args.window is not None:
+        changes["window"] = None if args.window == "none" else _count(args.window, "window", 1)
+    for name in ("sink_tokens", "dense_tail"):
+        if getattr(args, name) is not None:
+            changes[name] = _count(getattr(args, name), name, 0)
+    if args.full_layers is not None:
+        changes["full_layers"] = _layers(args.full_layers, "full_layers")
+    if args.full_decode is not None:
+        everywhere = args.full_decode == "all"
+        changes["full_decode"] = everywhere or _layers(args.full_decode, "full_decode")
+    return changes
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _count(text: str, name: str, least: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = least - 1
+    if value < least:
+        also = " or none" if name == "window" else ""
+        raise ValueError(f"{_flag(name)} {text}: expected a whole number of at least {least}{also}")
+    return value
+
+
+def _layers(text: str, name: str) -> LayerSelection:
+    if text == "none":
+        return ()
+    items = [item.strip() for item in text.split(",")]
+    if all(item.lstrip("-").isdecimal() for item in items):
+        return parse_layers([int(item) for item in items], name=_flag(name))
+    return parse_layers(text, name=_flag(name))
