@@ -1,0 +1,130 @@
+"""The shipped recipes: named configurations, their sources and what they were measured on."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib.resources
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from swaa.config import SWAAConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A named configuration.
+
+    Attributes:
+        name: what to type.
+        description: what it does and when to choose it.
+        config: the five knobs.
+        source: who proposed it: rows of a paper's table, or own runs.
+        measured_on: results, one a line, each beside full attention's; empty: none.
+    """
+
+    name: str
+    description: str
+    config: SWAAConfig
+    source: str
+    measured_on: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in the recipe's JSON file."""
+        return {
+            "name": self.name,
+            "description": self.description,
+            "config": self.config.to_dict(),
+            "provenance": {"source": self.source, "measured_on": list(self.measured_on)},
+        }
+
+
+@functools.cache
+def list_recipes() -> tuple[Recipe, ...]:
+    """The shipped recipes, ours before the paper's, by name."""
+    files = importlib.resources.files(__name__).iterdir()
+    recipes = [_parse(file.read_text("utf-8")) for file in files if file.name.endswith(".json")]
+    return tuple(
+        sorted(recipes, key=lambda recipe: (recipe.name.startswith("paper-"), recipe.name))
+    )
+
+
+def find_recipe(name: str) -> Recipe:
+    """The shipped recipe of that name.
+
+    Raises:
+        ValueError: for an unknown name, with the known ones and the closest.
+    """
+    known = {recipe.name: recipe for recipe in list_recipes()}
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, n=1)
+    meant = f"; did you mean {near[0]!r}?" if near else "."
+    raise ValueError(
+        f"unknown recipe {name!r}{meant} Give one of {', '.join(known)}, or a path to a JSON file"
+    )
+
+
+def load_recipe(name_or_path: str | os.PathLike[str]) -> SWAAConfig:
+    """The configuration that a name or a file stands for.
+
+    Args:
+        name_or_path: name of a shipped recipe; path of a JSON file (a saved configuration, a
+            recipe, or the paper's own settings); ``file#index`` for one of several settings.
+
+    Raises:
+        TypeError: for anything but text or a path.
+        ValueError: for an unknown name, or a file that is no configuration.
+        FileNotFoundError: for a path without a file.
+    """
+    if not isinstance(name_or_path, (str, os.PathLike)):
+        raise TypeError(f"expected the name of a recipe or a path, got {name_or_path!r:.80}")
+    text = os.fspath(name_or_path)
+    if text in {recipe.name for recipe in list_recipes()}:
+        return find_recipe(text).config
+    file = text.rpartition("#")[0] or text
+    if Path(file).is_file():
+        return SWAAConfig.load(text)
+    if isinstance(name_or_path, os.PathLike) or file.endswith(".json") or os.sep in file:
+        raise FileNotFoundError(
+            f"no recipe file {file}; give a JSON file, or a name that 'swaa recipes' lists"
+        )
+    return find_recipe(text).config
+
+
+def resolve(
+    recipe: SWAAConfig | Recipe | Mapping[str, Any] | str | os.PathLike[str],
+) -> SWAAConfig:
+    """The configuration behind anything that names one.
+
+    Args:
+        recipe: a configuration, a recipe, a mapping in either JSON form, or what
+            :func:`load_recipe` takes.
+
+    Raises:
+        TypeError: for anything else.
+        ValueError: for an unknown name or an invalid configuration.
+        FileNotFoundError: for a path without a file.
+    """
+    if isinstance(recipe, SWAAConfig):
+        return recipe
+    if isinstance(recipe, Recipe):
+        return recipe.config
+    if isinstance(recipe, Mapping):
+        return SWAAConfig.from_dict(recipe)
+    return load_recipe(recipe)
+
+
+def _parse(text: str) -> Recipe:
+    values = json.loads(text)
+    return Recipe(
+        name=values["name"],
+        description=values["description"],
+        config=SWAAConfig.from_dict(values["config"]),
+        source=values["provenance"]["source"],
+        measured_on=tuple(values["provenance"]["measured_on"]),
+    )
