@@ -1,0 +1,106 @@
+"""The attention function that Transformers calls in every layer of an adapted model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from swaa.attention.api import choose_backend, load_backend, make_call, require_backend
+from swaa.attention.call import AttentionCall
+from swaa.config import LayerPlan
+from swaa.integrations.transformers.mask import FEW_ROWS, RowInfo
+
+FOREIGN_ARGUMENTS = {
+    "s_aux": "learned sink logits",
+    "softcap": "soft-capped scores",
+    "position_bias": "a bias on the scores",
+    "indices": "a sparse indexer",
+    "block_indices": "a sparse indexer",
+}
+"""Arguments of an attention call that change its result and that swaa cannot honour."""
+
+
+@dataclass
+class LayerAttention:
+    """What an adapted attention module carries: its layer's plan and the backend to ask for.
+
+    ``"auto"`` is resolved once per kind of call (device, dtype, phase), then remembered.
+    """
+
+    plan: LayerPlan
+    backend: str
+    chosen: dict[Any, str] = field(default_factory=dict)
+
+    def run(self, call: AttentionCall) -> Tensor:
+        """Serve the call by the chosen backend."""
+        kind = (
+            call.q.device.type,
+            call.q.dtype,
+            call.q.shape[1] <= FEW_ROWS,
+            call.packed,
+            call.left is None,
+            call.full_from is None,
+            isinstance(call.kv_start, int),
+            isinstance(call.q_start, int),
+            torch.is_grad_enabled() and call.q.requires_grad,
+        )
+        if kind not in self.chosen:
+            if self.backend == "auto":
+                self.chosen[kind] = choose_backend(call).name
+            else:
+                require_backend(self.backend, call)
+                self.chosen[kind] = self.backend
+        return load_backend(self.chosen[kind]).attend(call).output
+
+
+def swaa_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of one layer, by the interface of AttentionInterface.
+
+    Args:
+        module: the attention module; carries :class:`LayerAttention` as ``swaa_layer``.
+        query: ``[batch, heads, queries, head_dim]``.
+        key: ``[batch, kv_heads, keys, head_dim]``.
+        value: as ``key``.
+        attention_mask: the :class:`RowInfo` of this forward pass.
+        dropout: must be zero.
+        scaling: factor of the scores.
+        kwargs: whatever the model passes beside; what would change the result is refused.
+
+    Returns:
+        ``[batch, queries, heads, head_dim]``, and None for the weights.
+
+    Raises:
+        ValueError: for arguments that cannot be honoured; none is ignored.
+    """
+    layer: LayerAttention | None = getattr(module, "swaa_layer", None)
+    if layer is None:
+        raise ValueError(
+            "attn_implementation 'swaa' is set, but the model is not adapted: call swaa.adapt(model)"
+        )
+    if not isinstance(attention_mask, RowInfo):
+        raise ValueError(
+            "an adapted model makes its own mask; pass a 2-D attention_mask for padding, or none"
+        )
+    if dropout:
+        raise ValueError(f"attention dropout is {dropout}; set config.attention_dropout to 0")
+    for name, what in FOREIGN_ARGUMENTS.items():
+        if kwargs.get(name) is not None:
+            raise ValueError(f"layer {module.layer_idx} uses {what} ({name}), which swaa lacks")
+    arguments = attention_mask.arguments(layer.plan, key.shape[2], kwargs.get("position_ids"))
+    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+    if "cu_seqlens_q" in arguments:
+        q, k, v = (x.reshape(1, -1, *x.shape[2:]) for x in (q, k, v))
+    output = layer.run(make_call(q, k, v, scale=scaling, **arguments))
+    return output.reshape(query.shape[0], query.shape[2], *output.shape[2:]), None

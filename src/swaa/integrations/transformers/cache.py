@@ -1,0 +1,168 @@
+"""A cache that frees what no row will see: sliding layers keep their sinks and their window."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedConfig
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer
+
+from swaa.config import LayerPlan
+from swaa.integrations.transformers.mask import RowInfo, last_rows
+
+
+class RollingLayer(DynamicLayer):
+    """Keys and values of one layer that slides in decoding: first sinks, then the window.
+
+    It holds ``sink_tokens + window`` slots per sequence once that many tokens have come: freed
+    while prefill still runs, or, with a dense tail, once the last prompt row is computed. What it
+    keeps is copied, so that the prompt's tensors go. A sequence shorter than the others (left
+    padding) lies right-aligned: slot ``max(0, start - evicted)`` is its first real token.
+
+    Attributes:
+        evicted: slots dropped so far; what is kept begins that many slots late.
+        cumulative_length: tokens seen, padding included.
+    """
+
+    is_croppable = False
+
+    def __init__(self, plan: LayerPlan) -> None:
+        super().__init__()
+        assert plan.window is not None
+        self.sink_tokens = plan.sink_tokens
+        self.capacity = plan.sink_tokens + plan.window
+        self.holds_prompt = plan.dense_tail > 0
+        self.cumulative_length = 0
+        self.evicted = 0
+        self.record_past = False
+        self._starts: Tensor | None = None
+        self._prompt_done = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append, hand everything to this pass's attention, then free what may go.
+
+        Args:
+            key_states: ``[batch, kv_heads, tokens, head_dim]``.
+            value_states: as ``key_states``.
+            args: not used.
+            kwargs: not used.
+        """
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        rows = last_rows()
+        if rows is None or rows.q_offset != self.cumulative_length or rows.batch != len(key_states):
+            raise ValueError("a cache of swaa serves adapted models only: call swaa.adapt(model)")
+        self._starts = rows.starts
+        keys = torch.cat([self.keys, key_states], dim=-2)
+        values = torch.cat([self.values, value_states], dim=-2)
+        self.cumulative_length += key_states.shape[-2]
+        self._prompt_done = not self.holds_prompt or self._past_prompt(rows)
+        if self.record_past:  # a crop follows, which trims
+            self.keys, self.values = keys, values
+        else:
+            self._trim(keys, values)
+        return keys, values
+
+    def _past_prompt(self, rows: RowInfo) -> bool:
+        prompt = rows.phase.prompt_length
+        if prompt is None:
+            return False
+        return self.cumulative_length >= int(torch.as_tensor(prompt).max())
+
+    def _trim(self, keys: Tensor, values: Tensor) -> None:
+        surplus = keys.shape[-2] - self.capacity
+        if surplus <= 0 or not self._prompt_done:
+            self.keys, self.values = keys, values
+            return
+        self.keys, self.values = (self._kept(x, surplus) for x in (keys, values))
+        self.evicted += surplus
+
+    def _kept(self, x: Tensor, surplus: int) -> Tensor:
+        """Sinks and window of ``[batch, kv_heads, slots, head_dim]``, as a copy."""
+        sinks = self.sink_tokens
+        if self._starts is None:
+            return torch.cat([x[:, :, :sinks], x[:, :, surplus + sinks :]], dim=-2)
+        first = (self._starts.to(x.device) - self.evicted).clamp(min=0)[:, None].long()
+        slots = torch.arange(self.capacity, device=x.device)[None]
+        long_enough = first <= surplus
+        kept = torch.where((slots < sinks) & long_enough, first + slots, slots + surplus)
+        return x.gather(2, kept[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
+
+    def activate_past_recording(self) -> None:
+        """Keep everything until the next :meth:`crop` (assisted decoding)."""
+        self.record_past = True
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take back the last tokens, a negative number, then free what may go."""
+        count = abs(int(tokens_to_remove))  # a tensor in some versions
+        if not self.is_initialized or (not count and not self.record_past):
+            return
+        kept = self.keys.shape[-2] - count
+        if self.evicted and not self.record_past:
+            raise ValueError(
+                "this cache has freed keys and cannot be cropped: record the past from the start,"
+                " or keep every key with full_decode=True"
+            )
+        self.cumulative_length -= count
+        self._trim(self.keys[:, :, :kept], self.values[:, :, :kept])
+
+    def reset(self) -> None:
+        """Forget everything."""
+        super().reset()
+        self.evicted = 0
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Slots that the next pass will see, and slots freed before them."""
+        return self.cumulative_length - self.evicted + query_length, self.evicted
+
+    def get_seq_length(self) -> int:
+        """Tokens seen, those whose keys are gone included."""
+        return self.cumulative_length
+
+
+class SWAACache(DynamicCache):
+    """The model's own dynamic cache, with a :class:`RollingLayer` where keys may go.
+
+    ``generate`` of an adapted model makes one by itself.
+
+    Args:
+        config: the model's configuration.
+        plans: the plan of each layer.
+    """
+
+    def __init__(self, config: PreTrainedConfig, plans: Sequence[LayerPlan]) -> None:
+        super().__init__(config=config)
+        for index, (layer, plan) in enumerate(zip(self.layers, plans, strict=True)):
+            if type(layer) is DynamicLayer and not plan.keeps_all_keys:
+                self.layers[index] = RollingLayer(plan)
+        self._bytes = [0] * len(self.layers)
+        self.peak_kv_bytes = 0
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Store a layer's new keys and values; see :meth:`transformers.Cache.update`."""
+        keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        held = sum(self._bytes) - self._bytes[layer_idx]
+        self.peak_kv_bytes = max(self.peak_kv_bytes, held + keys.nbytes + values.nbytes)
+        self._bytes[layer_idx] = layer_bytes(self.layers[layer_idx])
+        return keys, values
+
+    def kv_bytes(self) -> int:
+        """Bytes of keys and values held now."""
+        return sum(layer_bytes(layer) for layer in self.layers)
+
+    def has_evicted(self) -> bool:
+        """Whether keys that a full row would need are gone."""
+        return any(isinstance(layer, RollingLayer) and layer.evicted for layer in self.layers)
+
+
+def layer_bytes(layer: CacheLayerMixin) -> int:
+    """Bytes of the keys and values that a cache layer holds; 0 for layers that hold none."""
+    tensors = (getattr(layer, "keys", None), getattr(layer, "values", None))
+    return sum(x.nbytes for x in tensors if isinstance(x, Tensor))

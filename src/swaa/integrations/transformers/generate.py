@@ -1,0 +1,90 @@
+"""``generate`` of an adapted model: declares the prompt length and brings a cache that frees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import Cache, PreTrainedModel
+
+from swaa.config import LayerPlan
+from swaa.integrations.transformers.cache import SWAACache
+from swaa.phase import Phase, current_phase, declare
+
+
+class Generate:
+    """Stands in for ``model.generate`` on the instance; the class stays as it is.
+
+    Args:
+        model: the adapted model.
+        plans: the plan of each layer.
+    """
+
+    def __init__(self, model: PreTrainedModel, plans: Sequence[LayerPlan]) -> None:
+        self.model = model
+        self.plans = tuple(plans)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model's own ``generate``; same arguments, same result."""
+        inputs = args[0] if args else kwargs.get("inputs")
+        tokens = _prompt_tokens(inputs, kwargs)
+        cache = kwargs.get("past_key_values")
+        if cache is None and self._takes_cache(args, kwargs):
+            kwargs["past_key_values"] = SWAACache(self.model.config, self.plans)
+        elif isinstance(cache, SWAACache):
+            self._make_room_for_tail(cache, inputs, kwargs, tokens)
+        outer = current_phase()
+        if outer.generating and isinstance(outer.prompt_length, int):
+            # An assistant model drafts inside another model's generate: what follows that prompt
+            # is answer to it too.
+            tokens = min(tokens, outer.prompt_length)
+        with declare(Phase(prompt_length=tokens, generating=True)):
+            return type(self.model).generate(self.model, *args, **kwargs)
+
+    def batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Stands in for ``generate_batch``, whose masks know neither sinks nor phases."""
+        raise ValueError(
+            "continuous batching (generate_batch) of Transformers builds masks of its own and cannot"
+            " serve an adapted model; use generate, or a serving engine"
+        )
+
+    def _takes_cache(self, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+        config = kwargs.get("generation_config") or (args[1] if len(args) > 1 else None)
+        sources = [kwargs, vars(config or {}) if config else {}, vars(self.model.generation_config)]
+        for option in ("use_cache", "cache_implementation"):
+            value = next((s[option] for s in sources if s.get(option) is not None), None)
+            if option == "use_cache" and value is False:
+                return False
+            if option == "cache_implementation" and value is not None:
+                if value == "paged":
+                    self.batch()
+                return False
+        return True
+
+    def _make_room_for_tail(
+        self, cache: SWAACache, inputs: Any, kwargs: dict[str, Any], tokens: int
+    ) -> None:
+        """A later turn's dense tail needs every key: recompute the prompt if some are gone."""
+        if not (cache.has_evicted() and any(plan.dense_tail for plan in self.plans)):
+            return
+        ids = inputs if inputs is not None else kwargs.get("input_ids")
+        if ids is None or ids.shape[1] != tokens:
+            raise ValueError(
+                "the dense tail of this turn needs keys that the cache has freed: pass the whole"
+                " conversation as input_ids, so that the prompt can be recomputed"
+            )
+        cache.reset()
+
+
+def _prompt_tokens(inputs: Any, kwargs: dict[str, Any]) -> int:
+    """Slots of the prompt, as generate counts them: the mask spans what the cache already holds."""
+    mask, embeds = kwargs.get("attention_mask"), kwargs.get("inputs_embeds")
+    ids = inputs if inputs is not None else kwargs.get("input_ids")
+    if mask is not None:
+        return mask.shape[1]
+    if embeds is not None:
+        return embeds.shape[1]
+    if ids is not None:
+        return ids.shape[1]
+    cache = kwargs.get("past_key_values")
+    return 1 + (cache.get_seq_length() if isinstance(cache, Cache) else 0)

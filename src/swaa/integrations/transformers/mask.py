@@ -1,0 +1,317 @@
+"""What a model hands to every layer as its ``attention_mask``: the numbers of the rule, no matrix.
+
+Transformers asks a registered mask function once per forward pass and passes whatever it returns
+to each layer. Ours returns a :class:`RowInfo`; each layer's attention makes its arguments of it.
+"""
+
+from __future__ import annotations
+
+import copy
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from swaa.attention.mask import Position
+from swaa.config import LayerPlan
+from swaa.phase import Phase, current_phase
+
+FEW_ROWS = 16
+"""Forward passes of at most this many rows keep a tensor offset as it is (static cache decoding)."""
+
+_LAST: ContextVar[RowInfo | None] = ContextVar("swaa_rows", default=None)
+
+
+class RowInfo:
+    """Slots, padding and phase of one forward pass's query rows.
+
+    Slots count padding and everything ever cached. A layer whose cache has let keys go sees
+    ``total - keys`` slots fewer; :meth:`arguments` shifts the numbers by them.
+
+    Attributes:
+        batch: sequences.
+        queries: query rows.
+        q_offset: slot of the first row; a tensor with a static cache.
+        starts: int32 ``[batch]``, slot of each first real token; None without padding.
+        native_window: window of a layer that slid before it was adapted, which it keeps.
+        kv_offset: slots that a natively sliding layer's cache has dropped.
+        phase: what was declared about the rows.
+    """
+
+    ndim = 4  # Transformers takes a mask of 4 dimensions as ready made
+
+    def __init__(
+        self,
+        *,
+        batch: int,
+        queries: int,
+        q_offset: Position,
+        starts: Tensor | None,
+        native_window: int | None,
+        kv_offset: int,
+        phase: Phase,
+        device: torch.device,
+    ) -> None:
+        self.batch = batch
+        self.queries = queries
+        self.q_offset = q_offset
+        self.starts = starts
+        self.native_window = native_window
+        self.kv_offset = kv_offset
+        self.phase = phase
+        self.device = device
+        self._memo: dict[Any, Any] = {}
+
+    def contiguous(self) -> RowInfo:
+        """Itself: generate asks it of a mask made ahead of a compiled forward pass."""
+        return self
+
+    def to(self, device: Any = None, *args: Any, **kwargs: Any) -> RowInfo:
+        """A copy on another device: accelerate moves a layer's arguments so."""
+        if device is None or isinstance(device, torch.dtype) or device == self.device:
+            return self
+        moved = copy.copy(self)
+        moved._memo = {}
+        moved.device = torch.device(device)
+        moved.starts = _moved(self.starts, device)
+        moved.q_offset = _moved(self.q_offset, device)
+        moved.phase = self.phase._replace(
+            prompt_length=_moved(self.phase.prompt_length, device),
+            rows=_moved(self.phase.rows, device),
+        )
+        return moved
+
+    def arguments(
+        self, plan: LayerPlan, keys: int, position_ids: Tensor | None = None
+    ) -> dict[str, Any]:
+        """Keyword arguments of :func:`swaa.swaa_attention` for one layer.
+
+        Args:
+            plan: what the layer does; ignored by a natively sliding layer.
+            keys: key slots that the layer's cache hands over.
+            position_ids: logical positions ``[1 or batch, queries]``; where they restart, packed
+                sequences begin.
+
+        Raises:
+            ValueError: when the plan depends on the prompt's end and nobody declared it.
+        """
+        if self.native_window is not None:
+            plan = LayerPlan(window=self.native_window)
+        key = (plan, keys)
+        if key not in self._memo:
+            self._memo[key] = self._arguments(plan, keys, position_ids)
+        return self._memo[key]
+
+    def _arguments(
+        self, plan: LayerPlan, keys: int, position_ids: Tensor | None
+    ) -> dict[str, Any]:
+        if plan.needs_prompt_length and self.phase.rows is None:
+            require_prompt_length(self.phase)
+        documents = self._documents(keys, position_ids)
+        if documents is not None:
+            return self._packed(plan, documents)
+        gone = self._slots_gone(keys)
+        arguments: dict[str, Any] = {
+            "window": plan.window,
+            "sink_tokens": plan.sink_tokens,
+            "q_start": self._first_row(gone),
+            "kv_start": None
+            if self.starts is None
+            else (self.starts - gone).clamp(min=0).to(torch.int32),
+        }
+        if plan.needs_prompt_length and self.phase.rows is not None:
+            rows = self._full_rows(plan, self.phase.rows, None)
+            arguments["left"] = self._left(plan, rows, gone)
+        elif plan.needs_prompt_length:
+            assert self.phase.prompt_length is not None
+            full_from, full_until = full_rows(plan, self.phase.prompt_length)
+            arguments["full_from"] = _shifted(full_from, gone)
+            arguments["full_until"] = _shifted(full_until, gone)
+        return arguments
+
+    def _slots_gone(self, keys: int) -> int:
+        if self.native_window is not None:
+            return self.kv_offset
+        if isinstance(self.q_offset, Tensor):
+            return 0  # a static cache keeps every slot
+        return max(0, self.q_offset + self.queries - keys)
+
+    def _first_row(self, gone: int) -> Position:
+        if isinstance(self.q_offset, Tensor):
+            return (self.q_offset - gone).to(torch.int32).expand(self.batch)
+        return self.q_offset - gone
+
+    def _full_rows(self, plan: LayerPlan, answer: Tensor, documents: Tensor | None) -> Tensor:
+        """Rows that see everything: answers by full decode, and the tail before each answer."""
+        if answer.shape != (self.batch, self.queries):
+            raise ValueError(
+                f"attention_rows got shape {tuple(answer.shape)} for a forward pass of"
+                f" {(self.batch, self.queries)} tokens"
+            )
+        full = answer & plan.full_decode
+        if plan.dense_tail:
+            full = full | tail_rows(answer, plan.dense_tail, documents)
+        return full
+
+    def _left(self, plan: LayerPlan, full: Tensor, gone: int) -> Tensor:
+        assert plan.window is not None
+        first = self._first_row(gone)
+        slots = torch.arange(self.queries, device=full.device)[None]
+        slots = slots + (first[:, None] if isinstance(first, Tensor) else first)
+        starts = 0 if self.starts is None else (self.starts - gone).clamp(min=0)[:, None]
+        return torch.where(full, starts, slots - plan.window + 1).to(torch.int32)
+
+    def _documents(self, keys: int, position_ids: Tensor | None) -> Tensor | None:
+        """Document number of each token ``[batch, tokens]``, or None unless sequences are packed."""
+        fresh = isinstance(self.q_offset, int) and self.q_offset == 0 and keys == self.queries
+        if self.phase.generating or self.starts is not None or position_ids is None or not fresh:
+            return None
+        if "documents" not in self._memo:
+            restarts = torch.diff(position_ids, dim=-1) != 1
+            documents = torch.nn.functional.pad(restarts.cumsum(-1), (1, 0))
+            packed = self.queries > 1 and bool(restarts.any())
+            self._memo["documents"] = documents.expand(self.batch, -1) if packed else None
+        return self._memo["documents"]
+
+    def _packed(self, plan: LayerPlan, documents: Tensor) -> dict[str, Any]:
+        """Arguments of a batch of packed rows, flattened to one row of ``batch * tokens``."""
+        first = torch.ones_like(documents, dtype=torch.bool)
+        first[:, 1:] = documents[:, 1:] != documents[:, :-1]
+        ends = torch.nonzero(first.flatten()).flatten()
+        total = torch.tensor([documents.numel()], device=ends.device)
+        offsets = torch.cat([ends, total]).to(torch.int32)
+        arguments: dict[str, Any] = {
+            "window": plan.window,
+            "sink_tokens": plan.sink_tokens,
+            "cu_seqlens_q": offsets,
+            "cu_seqlens_k": offsets,
+        }
+        if plan.needs_prompt_length:
+            if self.phase.rows is None:
+                raise ValueError(
+                    "packed sequences have no single prompt length: declare the answer rows with"
+                    " 'with swaa.attention_rows(labels != -100):'"
+                )
+            assert plan.window is not None
+            full = self._full_rows(plan, self.phase.rows, documents).flatten()
+            lengths = offsets.diff().long()
+            starts = torch.repeat_interleave(offsets[:-1].long(), lengths)
+            local = torch.arange(documents.numel(), device=starts.device) - starts
+            left = torch.where(full, 0, local - plan.window + 1)
+            arguments["left"] = left.to(torch.int32)[None]
+        return arguments
+
+
+def full_rows(plan: LayerPlan, prompt_length: Position) -> tuple[Position, Position | None]:
+    """``[full_from, full_until)`` of a layer, for one prompt length or one per sequence."""
+    if isinstance(prompt_length, int):
+        first, until = plan.full_rows(prompt_length)
+        assert first is not None
+        return first, until
+    first = (prompt_length - plan.dense_tail).clamp(min=0)
+    return first.to(torch.int32), None if plan.full_decode else prompt_length.to(torch.int32)
+
+
+def tail_rows(answer: Tensor, dense_tail: int, documents: Tensor | None) -> Tensor:
+    """Rows at most ``dense_tail`` before the next answer token of their own sequence.
+
+    With a tail of 2 (``a`` is an answer)::
+
+        . . . . a a . . . a
+        0 0 1 1 0 0 0 1 1 0
+
+    Args:
+        answer: bool ``[batch, tokens]``.
+        dense_tail: rows before each answer span.
+        documents: document numbers ``[batch, tokens]``; a tail does not cross into another one.
+    """
+    tokens = answer.shape[1]
+    slots = torch.arange(tokens, device=answer.device).expand_as(answer)
+    following = torch.where(answer, slots, tokens).flip(-1).cummin(-1).values.flip(-1)
+    near = ~answer & (following - slots <= dense_tail) & (following < tokens)
+    if documents is None:
+        return near
+    return near & (documents.gather(1, following.clamp(max=tokens - 1)) == documents)
+
+
+def require_prompt_length(phase: Phase) -> None:
+    """Raise unless the phase says where the prompt ends."""
+    if phase.prompt_length is None:
+        raise ValueError(
+            "the prompt length is not declared, and full decode or a dense tail depends on it:"
+            " call model.generate(...), or wrap the call in 'with swaa.prompt_length(n):'"
+            " or 'with swaa.attention_rows(rows):'"
+        )
+
+
+def last_rows() -> RowInfo | None:
+    """The rows of the forward pass under way, for a cache that must know their padding."""
+    return _LAST.get()
+
+
+def swaa_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: Position = 0,
+    kv_offset: int = 0,
+    attention_mask: Any = None,
+    local_size: int | None = None,
+    use_vmap: bool = False,
+    device: torch.device | str = "cpu",
+    **_: Any,  # mask_function, dtype, config, ...: the interface passes them, the rule needs none
+) -> RowInfo:
+    """The mask function that Transformers calls; see AttentionMaskInterface.
+
+    Raises:
+        ValueError: for masks with holes, and for models that overlay masks of their own.
+    """
+    if isinstance(attention_mask, RowInfo):  # made ahead of a compiled forward pass
+        _LAST.set(attention_mask)
+        return attention_mask
+    if use_vmap:
+        raise ValueError("this model overlays a mask of its own, which swaa cannot keep")
+    if isinstance(q_offset, Tensor) and q_length > FEW_ROWS:
+        q_offset = int(q_offset)
+    starts = None if attention_mask is None else _padding(attention_mask, q_length)
+    rows = RowInfo(
+        batch=batch_size,
+        queries=q_length,
+        q_offset=q_offset,
+        starts=starts,
+        native_window=local_size,
+        kv_offset=kv_offset,
+        phase=current_phase(),
+        device=torch.device(device),
+    )
+    if local_size is None:
+        _LAST.set(rows)
+    return rows
+
+
+def _padding(mask: Tensor, q_length: int) -> Tensor | None:
+    """First real slot ``[batch]`` of a padding mask ``[batch, slots]``; None without left padding."""
+    real = mask.bool()
+    starts = (real.long().cumsum(-1) == 0).sum(-1)
+    if q_length > FEW_ROWS or q_length == mask.shape[-1]:
+        # Once per prompt, not per token: it reads from the device.
+        inside = real.long().sum(-1) + starts
+        ends = mask.shape[-1] - (real.flip(-1).long().cumsum(-1) == 0).sum(-1)
+        if bool(((inside != ends) & (ends > 0)).any()):
+            raise ValueError(
+                "the attention mask has holes; swaa serves left and right padding only"
+            )
+        if not bool(starts.any()):
+            return None
+    return starts.to(torch.int32)
+
+
+def _shifted(value: Position | None, gone: int) -> Position | None:
+    if value is None or not gone:
+        return value
+    return (value - gone).clamp(min=0) if isinstance(value, Tensor) else max(0, value - gone)
+
+
+def _moved(value: Any, device: Any) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value

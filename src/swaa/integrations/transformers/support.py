@@ -1,0 +1,133 @@
+"""Which models can be adapted, layer by layer, and the reason for each that cannot."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from typing import NamedTuple
+
+from torch import nn
+from transformers import PreTrainedModel
+
+
+class UnsupportedModelError(ValueError):
+    """The model cannot be adapted; the message says why."""
+
+
+class Layers(NamedTuple):
+    """A model's attention layers.
+
+    Attributes:
+        count: decoder layers, whatever they are made of.
+        full: index and attention module of each softmax layer with full attention.
+        native: index and module of each layer that slides already; it stays as it is.
+    """
+
+    count: int
+    full: dict[int, nn.Module]
+    native: dict[int, nn.Module]
+
+
+ADAPTABLE_TYPE = "full_attention"
+NATIVE_TYPE = "sliding_attention"
+FOREIGN_TYPES = ("linear_attention", "conv", "mamba", "moe", "mlp", "recurrent")
+"""Layer types without keys and values: they stay as they are."""
+
+
+def find_layers(model: PreTrainedModel) -> Layers:
+    """Find the layers to adapt.
+
+    Raises:
+        TypeError: for anything but a loaded Transformers model.
+        UnsupportedModelError: with the reason, for a model that swaa would answer wrongly.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise TypeError(f"expected a loaded Transformers model, got {type(model).__name__}")
+    refuse_unsupported(model)
+    config = model.config
+    count = config.num_hidden_layers
+    types = getattr(config, "layer_types", None)
+    if types is None:
+        window = getattr(config, "sliding_window", None)
+        types = [ADAPTABLE_TYPE if window is None else NATIVE_TYPE] * count
+    unknown = sorted(set(types) - {ADAPTABLE_TYPE, NATIVE_TYPE, *FOREIGN_TYPES})
+    if unknown:
+        raise UnsupportedModelError(f"{_name(model)} has layers of type {', '.join(unknown)}")
+    modules = attention_modules(model)
+    full = {i: m for i, m in modules.items() if types[i] == ADAPTABLE_TYPE}
+    native = {i: m for i, m in modules.items() if types[i] == NATIVE_TYPE}
+    missing = [i for i, kind in enumerate(types) if kind == ADAPTABLE_TYPE and i not in full]
+    if missing:
+        raise UnsupportedModelError(f"{_name(model)}: no attention module found in layer {missing[0]}")
+    if not full:
+        raise UnsupportedModelError(
+            f"{_name(model)} has no full-attention layer: every layer slides or has no attention"
+        )
+    return Layers(count, full, native)
+
+
+def attention_modules(model: PreTrainedModel) -> dict[int, nn.Module]:
+    """Softmax attention modules by layer index: those that their code sends to the interface."""
+    found: dict[int, nn.Module] = {}
+    for name, module in model.named_modules():
+        index = getattr(module, "layer_idx", None)
+        if not isinstance(index, int) or not _dispatches(type(module)):
+            continue
+        if index in found:
+            raise UnsupportedModelError(
+                f"{_name(model)} has two attention modules in layer {index} (one is {name})"
+            )
+        found[index] = module
+    return found
+
+
+def refuse_unsupported(model: PreTrainedModel) -> None:
+    """Raise :class:`UnsupportedModelError` for what the mask or the kernels cannot honour."""
+    config, name = model.config, _name(model)
+    if config.is_encoder_decoder:
+        raise UnsupportedModelError(f"{name} is an encoder-decoder; swaa adapts decoders")
+    if config.get_text_config() is not config:
+        raise UnsupportedModelError(
+            f"{name} is a composite of several models; swaa adapts text-only decoders"
+        )
+    if not hasattr(model, "generate"):
+        raise UnsupportedModelError(f"{name} has no language model head; load it for causal LM")
+    if not getattr(config, "is_causal", True):
+        raise UnsupportedModelError(f"{name} attends in both directions")
+    if getattr(config, "attn_logit_softcapping", None):
+        raise UnsupportedModelError(f"{name} soft-caps its scores (attn_logit_softcapping)")
+    for option in ("index_topk", "sparse_attention_config"):
+        if getattr(config, option, None):
+            raise UnsupportedModelError(f"{name} selects keys by a sparse indexer ({option})")
+    if getattr(config, "attention_chunk_size", None):
+        raise UnsupportedModelError(f"{name} attends within chunks (attention_chunk_size)")
+    if getattr(config, "kv_lora_rank", None):
+        raise UnsupportedModelError(f"{name} compresses its keys (multi-head latent attention)")
+    for where, parameter in model.named_parameters():
+        if where.rpartition(".")[2] in ("sinks", "sink", "attention_sink_bias"):
+            raise UnsupportedModelError(
+                f"{name} has learned sink logits ({where}, shape {tuple(parameter.shape)})"
+            )
+    if not attention_modules_exist(model):
+        raise UnsupportedModelError(
+            f"{name} does not send its attention through Transformers' AttentionInterface"
+        )
+
+
+def attention_modules_exist(model: PreTrainedModel) -> bool:
+    """Whether any module's code asks the attention interface for its function."""
+    return any(_dispatches(type(module)) for module in model.modules())
+
+
+def _dispatches(cls: type) -> bool:
+    forward = getattr(cls, "forward", None)
+    if forward is None or sys.modules.get(cls.__module__) is None:
+        return False
+    try:
+        return "ALL_ATTENTION_FUNCTIONS.get_interface(" in inspect.getsource(forward)
+    except (OSError, TypeError):
+        return False
+
+
+def _name(model: PreTrainedModel) -> str:
+    return type(model).__name__
