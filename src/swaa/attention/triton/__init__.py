@@ -1,0 +1,53 @@
+"""Our own kernels, NVIDIA Ampere to Blackwell and AMD: prefill, decode, backward."""
+
+from __future__ import annotations
+
+import torch
+import triton
+
+from swaa.attention.call import AttentionCall, AttentionOutput
+from swaa.attention.triton import decode, prefill
+
+FEW_ROWS = 16
+"""Calls of at most this many query rows per sequence are decoding, served by split keys."""
+HEAD_DIM_LIMIT = 256
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+serves_cpu = False
+"""Whether CPU calls run in Triton's interpreter. Tests switch it on; it is far too slow for
+``backend="auto"`` to find it on its own. TRITON_INTERPRET=1 must be set before triton is imported."""
+
+
+def refusal(call: AttentionCall) -> str | None:
+    """Why these kernels cannot serve the call, or None."""
+    reason = _refused_tensors(call)
+    if reason is not None:
+        return reason
+    return decode.refusal(call) if call.paged else prefill.refusal(call)
+
+
+def attend(call: AttentionCall) -> AttentionOutput:
+    """Attention by the decode kernel for few rows or paged keys, else by the prefill kernel."""
+    return decode.attend(call) if _is_decode(call) else prefill.attend(call)
+
+
+def _is_decode(call: AttentionCall) -> bool:
+    few = call.q.shape[1] <= FEW_ROWS and not prefill.needs_gradient(call)
+    return call.paged or (few and decode.refusal(call) is None)
+
+
+def _refused_tensors(call: AttentionCall) -> str | None:
+    if not (call.q.is_cuda or (serves_cpu and triton.knobs.runtime.interpret)):
+        return f"its kernels need a GPU, the tensors are on {call.q.device}"
+    if call.q.dtype not in DTYPES:
+        return f"{call.q.dtype} is none of float16, bfloat16, float32"
+    head_dim = call.q.shape[3]
+    if head_dim > HEAD_DIM_LIMIT or head_dim % 8:
+        return f"head_dim {head_dim} is no multiple of 8 up to {HEAD_DIM_LIMIT}"
+    if call.v.shape[3] != head_dim:
+        return f"values of head_dim {call.v.shape[3]} beside keys of {head_dim}"
+    if call.scale <= 0:
+        return f"the scale is {call.scale}; it must be positive"
+    if any(x.stride(3) != 1 for x in (call.q, call.k, call.v)):
+        return "the channels of q, k and v must lie side by side (stride 1)"
+    return None

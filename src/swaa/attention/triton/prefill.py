@@ -1,0 +1,360 @@
+"""The prefill forward: one program per query tile and head, sinks and window in one pass.
+
+A tile's keys fall into three kinds of blocks: sinks (where they lie apart from the window), edges
+(some rows see a key and others do not) and the interior, which every row sees whole and which
+needs no mask. Keys between the sinks and the window are never loaded.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from swaa.attention.call import AttentionCall, AttentionOutput
+from swaa.attention.triton.sequences import (
+    LENGTHS,
+    Numbers,
+    left_range,
+    load_tile,
+    number,
+    numbers_of,
+    row_lefts,
+    sequence_of_slot,
+    span,
+)
+from swaa.attention.triton.tiles import Tile, tile_for
+
+LN_2 = tl.constexpr(0.6931471805599453)
+LOG2_E = 1.4426950408889634
+
+
+def refusal(call: AttentionCall) -> str | None:
+    """Why this kernel cannot serve the call, or None."""
+    return "its prefill reads no pages" if call.paged else None
+
+
+def needs_gradient(call: AttentionCall) -> bool:
+    """Whether somebody may ask for the gradient of this call."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in (call.q, call.k, call.v))
+
+
+def attend(call: AttentionCall) -> AttentionOutput:
+    """Attention of many query rows; differentiable."""
+    numbers = numbers_of(call)
+    if needs_gradient(call):
+        from swaa.attention.triton.backward import DifferentiableAttention
+
+        return AttentionOutput(
+            *DifferentiableAttention.apply(call.q, call.k, call.v, numbers, call.scale)
+        )
+    return AttentionOutput(*forward(call.q, call.k, call.v, numbers, call.scale))
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, numbers: Numbers, scale: float, tile: Tile | None = None
+) -> tuple[Tensor, Tensor]:
+    """Output and log-sum-exp of the rows of ``q``.
+
+    Args:
+        q: ``[batch, queries, heads, head_dim]``.
+        k: ``[batch, keys, kv_heads, head_dim]``.
+        v: as ``k``.
+        numbers: the mask and the layout.
+        scale: factor of the scores.
+        tile: tile sizes; default the table's.
+
+    Returns:
+        The output, contiguous, shaped as ``q``, and the lse, float32 ``[batch, heads, queries]``.
+    """
+    batch, queries, heads, head_dim = q.shape
+    output = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    lse = torch.empty(batch, heads, queries, dtype=torch.float32, device=q.device)
+    if q.numel() == 0:
+        return output, lse
+    if k.numel() == 0 or numbers.sequences == 0:
+        return output.zero_(), lse.fill_(float("-inf"))
+    tile = tile or tile_for("prefill", q.device, q.dtype, head_dim)
+    block_d = triton.next_power_of_2(head_dim)
+    tma = tile.tma and all(reachable_by_tma(x) for x in (k, v))
+    slots = numbers.query_slots(tile.block_m)
+    prefill_kernel[(slots * batch * heads,)](
+        q,
+        descriptor(k, tile.block_n, block_d) if tma else k,
+        descriptor(v, tile.block_n, block_d) if tma else v,
+        output,
+        lse,
+        *q.stride()[:3],
+        *k.stride()[:3],
+        *v.stride()[:3],
+        *output.stride()[:3],
+        numbers.p_cu_q,
+        numbers.p_cu_k,
+        numbers.p_left,
+        numbers.stride_left,
+        numbers.sequences,
+        batch,
+        numbers.queries,
+        numbers.keys,
+        numbers.q_start,
+        numbers.kv_start,
+        numbers.kv_lens,
+        numbers.full_from,
+        numbers.full_until,
+        numbers.window,
+        numbers.sink_tokens,
+        scale * LOG2_E,
+        HEADS=heads,
+        GROUP=heads // k.shape[2],
+        D=head_dim,
+        BLOCK_D=block_d,
+        BLOCK_M=tile.block_m,
+        BLOCK_N=tile.block_n,
+        TMA=tma,
+        CLEAN=tma and (numbers.packed or isinstance(numbers.kv_lens, Tensor)),
+        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+        **compile_options(tile),
+    )
+    return output, lse
+
+
+def compile_options(tile: Tile) -> dict[str, int]:
+    """The tile's warps, stages and registers as launch options."""
+    options = {"num_warps": tile.warps, "num_stages": tile.stages}
+    return options | {"maxnreg": tile.registers} if tile.registers else options
+
+
+def reachable_by_tma(x: Tensor) -> bool:
+    """Whether the copy engine can address a tensor: 16-byte steps from a 16-byte boundary."""
+    step = 16 // x.element_size()
+    return x.data_ptr() % 16 == 0 and all(stride % step == 0 for stride in x.stride()[:3])
+
+
+def descriptor(x: Tensor, block: int, block_d: int) -> object:
+    """A copy-engine descriptor of blocks of ``block`` tokens of one head."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, block, 1, block_d])
+
+
+@triton.jit(do_not_specialize=LENGTHS)
+def prefill_kernel(
+    p_q,
+    k,
+    v,
+    p_o,
+    p_lse,
+    stride_qb,
+    stride_qt,
+    stride_qh,
+    stride_kb,
+    stride_kt,
+    stride_kh,
+    stride_vb,
+    stride_vt,
+    stride_vh,
+    stride_ob,
+    stride_ot,
+    stride_oh,
+    p_cu_q,
+    p_cu_k,
+    p_left,
+    stride_left,
+    sequences,
+    batch,
+    queries,
+    keys,
+    q_start,
+    kv_start,
+    kv_lens,
+    full_from,
+    full_until,
+    window,
+    sink_tokens,
+    scale_log2,
+    HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    TMA: tl.constexpr,
+    CLEAN: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One query tile of one head; late tiles first, for late rows may be full and see the most."""
+    pid = tl.program_id(0)
+    head = pid % HEADS
+    slot = tl.num_programs(0) // HEADS - 1 - pid // HEADS
+    if p_cu_q is not None:
+        b = tl.full([], 0, tl.int32)
+        s, tile = sequence_of_slot(p_cu_q, slot, sequences, BLOCK_M)
+        q_first, q_count = span(p_cu_q, s, sequences, queries)
+        k_first, k_count = span(p_cu_k, s, sequences, keys)
+        k_count = tl.where(s < sequences, k_count, 0)
+        s = tl.minimum(s, sequences - 1)
+        row = tile * BLOCK_M
+        position = number(q_start, s)
+        position = tl.where(position < 0, k_count - q_count, position) + row
+    else:
+        b = slot % batch
+        s = b
+        row = slot // batch * BLOCK_M
+        q_first = 0
+        q_count = queries
+        k_first = 0
+        k_count = tl.minimum(number(kv_lens, s), keys)
+        position = number(q_start, s) + row
+    if row >= q_count:
+        return
+    start = number(kv_start, s)
+
+    rows = tl.arange(0, BLOCK_M)
+    positions = position + rows
+    last = position + tl.minimum(BLOCK_M, q_count - row) - 1
+    if p_left is not None:
+        p_rows = p_left + b.to(tl.int64) * stride_left + q_first + row
+    else:
+        p_rows = p_left
+    full_first = number(full_from, s)
+    full_end = number(full_until, s)
+    lefts = row_lefts(p_rows, positions, rows < q_count - row, window, full_first, full_end, start)
+    low, high = left_range(
+        p_left, lefts, rows < q_count - row, position, last, window, full_first, full_end, start
+    )
+    end = tl.minimum(last + 1, k_count)
+    sink_end = start + sink_tokens
+    low = tl.where(low <= sink_end, start, low)  # one contiguous range: no sinks apart
+    # Blocks, in keys: [start, sink_end) | edge [low, inner) | [inner, inner_end) | edge [.., end)
+    apart = tl.where(low > start, tl.minimum(sink_end, end) - start, 0)
+    sinks = tl.cdiv(tl.maximum(apart, 0), BLOCK_N)
+    blocks = tl.cdiv(tl.maximum(end - low, 0), BLOCK_N)
+    edge = tl.minimum(tl.cdiv(high - low, BLOCK_N), blocks)
+    inner = tl.maximum((tl.minimum(position + 1, end) - low) // BLOCK_N - edge, 0)
+    after = blocks - edge - inner
+
+    token = q_first + row
+    b_q = load_tile(
+        p_q,
+        b,
+        token,
+        q_count - row,
+        head,
+        stride_qb,
+        stride_qt,
+        stride_qh,
+        BLOCK_M,
+        D,
+        BLOCK_D,
+        False,
+        False,
+    )
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    top = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    kv_head = head // GROUP
+    for block in tl.range(0, inner):
+        first = low + (edge + block) * BLOCK_N
+        b_k = load_tile(
+            k,
+            b,
+            k_first + first,
+            k_count - first,
+            kv_head,
+            stride_kb,
+            stride_kt,
+            stride_kh,
+            BLOCK_N,
+            D,
+            BLOCK_D,
+            TMA,
+            True,
+        )
+        scores = tl.dot(b_q, b_k.T, input_precision=PRECISION)
+        new = tl.maximum(top, tl.max(scores, 1) * scale_log2)
+        weights = tl.exp2(scores * scale_log2 - new[:, None])
+        shrink = tl.exp2(top - new)
+        total = total * shrink + tl.sum(weights, 1)
+        acc = acc * shrink[:, None]
+        b_v = load_tile(
+            v,
+            b,
+            k_first + first,
+            k_count - first,
+            kv_head,
+            stride_vb,
+            stride_vt,
+            stride_vh,
+            BLOCK_N,
+            D,
+            BLOCK_D,
+            TMA,
+            True,
+        )
+        acc = tl.dot(weights.to(b_v.dtype), b_v, acc, input_precision=PRECISION)
+        top = new
+
+    for block in tl.range(0, sinks + edge + after):
+        first = low + (block - sinks + tl.where(block < sinks + edge, 0, inner)) * BLOCK_N
+        first = tl.where(block < sinks, start + block * BLOCK_N, first)
+        limit = tl.where(block < sinks, tl.minimum(sink_end, end), end)
+        j = first + tl.arange(0, BLOCK_N)
+        b_k = load_tile(
+            k,
+            b,
+            k_first + first,
+            k_count - first,
+            kv_head,
+            stride_kb,
+            stride_kt,
+            stride_kh,
+            BLOCK_N,
+            D,
+            BLOCK_D,
+            TMA,
+            False,
+        )
+        scores = tl.dot(b_q, b_k.T, input_precision=PRECISION)
+        kept = (j[None, :] >= lefts[:, None]) | (j[None, :] < sink_end)
+        m_seen = kept & (j[None, :] <= positions[:, None]) & (j[None, :] < limit)
+        scores = tl.where(m_seen, scores, float("-inf"))
+        new = tl.maximum(top, tl.max(scores, 1) * scale_log2)
+        base = tl.where(new == float("-inf"), 0.0, new)  # rows that have seen nothing yet
+        weights = tl.exp2(scores * scale_log2 - base[:, None])
+        shrink = tl.exp2(top - base)
+        total = total * shrink + tl.sum(weights, 1)
+        acc = acc * shrink[:, None]
+        b_v = load_tile(
+            v,
+            b,
+            k_first + first,
+            k_count - first,
+            kv_head,
+            stride_vb,
+            stride_vt,
+            stride_vh,
+            BLOCK_N,
+            D,
+            BLOCK_D,
+            TMA,
+            False,
+        )
+        if CLEAN:  # a key that does not exist has weight 0, but 0 * NaN is NaN
+            b_v = tl.where(j[:, None] < k_count, b_v, 0.0)
+        acc = tl.dot(weights.to(b_v.dtype), b_v, acc, input_precision=PRECISION)
+        top = new
+
+    m_rows = rows < q_count - row
+    empty = total == 0.0
+    acc = acc / tl.where(empty, 1.0, total)[:, None]
+    lse = tl.where(empty, float("-inf"), (top + tl.log2(tl.where(empty, 1.0, total))) * LN_2)
+    p_lse_rows = p_lse + (b.to(tl.int64) * HEADS + head) * queries + token
+    tl.store(p_lse_rows + rows, lse, mask=m_rows)
+    columns = tl.arange(0, BLOCK_D)
+    p_o_tile = p_o + b.to(tl.int64) * stride_ob + token.to(tl.int64) * stride_ot + head * stride_oh
+    tl.store(
+        p_o_tile + rows[:, None] * stride_ot + columns[None, :],
+        acc.to(p_o.dtype.element_ty),
+        mask=m_rows[:, None] & (columns[None, :] < D),
+    )

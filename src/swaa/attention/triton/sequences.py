@@ -1,0 +1,208 @@
+"""Where a kernel's sequences lie: the numbers of a call as kernel arguments, and their reading.
+
+A position that all sequences share travels as an int, one per sequence as a tensor: nothing is
+copied to the device and no length is read on the host. Packed sequences get their tiles from
+offsets alone: sequence ``s`` owns the tile slots from ``cu[s] // BLOCK + s``, at least as many as it
+has tiles; slots behind its last tile stay idle. Tokens behind the last sequence make one more,
+without keys, so that their rows are written too.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from swaa.attention.call import AttentionCall
+
+NEVER = tl.constexpr(2**31 - 1)
+"""A position that no row reaches."""
+UNBOUNDED = 2**30
+"""A window wider than any sequence."""
+
+LENGTHS = (
+    "stride_left",
+    "sequences",
+    "batch",
+    "queries",
+    "keys",
+    "q_start",
+    "kv_start",
+    "kv_lens",
+    "full_from",
+    "full_until",
+    "window",
+    "sink_tokens",
+)
+"""Arguments by whose values no kernel may be compiled anew."""
+
+
+class Numbers(NamedTuple):
+    """The mask and the layout of a call, without its q, k and v.
+
+    Attributes:
+        p_cu_q: int32 ``[sequences + 1]`` offsets of packed queries, or None.
+        p_cu_k: as ``p_cu_q`` for keys.
+        p_left: int32 ``[batch or 1, queries]``, the declared left of each row, or None.
+        stride_left: elements from one batch entry of ``p_left`` to the next.
+        sequences: how many sequences there are.
+        queries: query slots per batch entry.
+        keys: key slots per batch entry.
+        q_start: position of the first row; packed: -1 when the queries are the last tokens.
+        kv_start: position of the first real key.
+        kv_lens: keys that exist (not read when packed).
+        full_from: first position of the full rows.
+        full_until: position behind the full rows.
+        window: keys of a sliding row.
+        sink_tokens: keys at the start that every row sees.
+    """
+
+    p_cu_q: Tensor | None
+    p_cu_k: Tensor | None
+    p_left: Tensor | None
+    stride_left: int
+    sequences: int
+    queries: int
+    keys: int
+    q_start: int | Tensor
+    kv_start: int | Tensor
+    kv_lens: int | Tensor
+    full_from: int | Tensor
+    full_until: int | Tensor
+    window: int
+    sink_tokens: int
+
+    @property
+    def packed(self) -> bool:
+        """Whether sequences lie one after the other in a batch of one."""
+        return self.p_cu_q is not None
+
+    def query_slots(self, block: int) -> int:
+        """Tile slots of ``block`` query rows, per batch entry."""
+        return self._slots(self.queries, block)
+
+    def key_slots(self, block: int) -> int:
+        """Tile slots of ``block`` keys, per batch entry."""
+        return self._slots(self.keys, block)
+
+    def _slots(self, tokens: int, block: int) -> int:
+        if self.packed:
+            return tokens // block + self.sequences + 1
+        return triton.cdiv(tokens, block)
+
+
+def numbers_of(call: AttentionCall) -> Numbers:
+    """The numbers of a call that is not paged."""
+    queries, keys = call.q.shape[1], call.k.shape[1]
+    left = call.left
+    return Numbers(
+        p_cu_q=call.cu_seqlens_q,
+        p_cu_k=call.cu_seqlens_k,
+        p_left=left,
+        stride_left=0 if left is None or left.shape[0] == 1 else left.stride(0),
+        sequences=call.q.shape[0] if call.cu_seqlens_q is None else len(call.cu_seqlens_q) - 1,
+        queries=queries,
+        keys=keys,
+        q_start=-1 if call.q_start is None else call.q_start,
+        kv_start=call.kv_start,
+        kv_lens=keys if call.kv_lens is None else call.kv_lens,
+        full_from=NEVER.value if call.full_from is None else call.full_from,
+        full_until=NEVER.value if call.full_until is None else call.full_until,
+        window=UNBOUNDED if call.window is None else min(call.window, UNBOUNDED),
+        sink_tokens=min(call.sink_tokens, UNBOUNDED),
+    )
+
+
+@triton.jit
+def number(value, s):
+    """Number of sequence ``s``: shared by all (a scalar) or its own (behind a pointer)."""
+    if value.dtype.is_ptr():
+        return tl.load(value + s).to(tl.int32)
+    else:  # noqa: RET505 - decided at compile time: the other branch must not be built
+        return value.to(tl.int32)
+
+
+@triton.jit
+def sequence_of_slot(p_cu, slot, sequences, tokens, BLOCK: tl.constexpr):
+    """Packed: the sequence that owns a tile slot, and the slot's place among its tiles."""
+    low = 0
+    high = sequences  # the sequence of the tokens behind the last one
+    while low < high:
+        middle = (low + high + 1) // 2
+        if tl.load(p_cu + middle).to(tl.int32) // BLOCK + middle <= slot:
+            low = middle
+        else:
+            high = middle - 1
+    first = tl.load(p_cu + low).to(tl.int32)
+    return low, slot - (first // BLOCK + low)
+
+
+@triton.jit
+def span(p_cu, s, sequences, tokens):
+    """Packed: first token and number of tokens of sequence ``s``."""
+    first = tl.load(p_cu + s).to(tl.int32)
+    end = tl.load(p_cu + s + 1, mask=s < sequences, other=tokens).to(tl.int32)
+    return first, end - first
+
+
+@triton.jit
+def row_lefts(p_left, positions, m_rows, window, full_from, full_until, start):
+    """``left`` of each row: declared behind ``p_left`` (which points at the first row), or made."""
+    if p_left is not None:
+        rows = tl.arange(0, positions.shape[0])
+        return tl.load(p_left + rows, mask=m_rows, other=0).to(tl.int32)
+    else:  # noqa: RET505
+        full = (positions >= full_from) & (positions < full_until)
+        return tl.where(full, start, positions - window + 1)
+
+
+@triton.jit
+def left_range(p_left, lefts, m_rows, first, last, window, full_from, full_until, start):
+    """Smallest and largest ``left`` of the rows at positions ``[first, last]``, from ``start`` up."""
+    if p_left is not None:
+        low = tl.min(tl.where(m_rows, lefts, NEVER))
+        high = tl.max(tl.where(m_rows, lefts, -NEVER))
+    else:
+        full_first = tl.maximum(full_from, first)
+        full_last = tl.minimum(full_until - 1, last)
+        some_full = full_first <= full_last
+        all_full = (full_first == first) & (full_last == last)
+        low = tl.where(some_full, start, first - window + 1)
+        high = tl.where(all_full, start, last - window + 1)
+    return tl.maximum(low, start), tl.maximum(high, start)
+
+
+@triton.jit
+def load_tile(
+    source,
+    b,
+    first,
+    count,
+    head,
+    stride_b,
+    stride_t,
+    stride_h,
+    BLOCK: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    TMA: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
+    """Tokens ``[first, first + BLOCK)`` of one head, ``[BLOCK, BLOCK_D]``; zero from ``count`` on.
+
+    ``TMA`` reads through a descriptor, which stops at the end of the tensor only: rows from
+    ``count`` on then hold whatever lies there. ``WHOLE`` promises that all rows exist.
+    """
+    if TMA:
+        return source.load([b, first, head, 0]).reshape(BLOCK, BLOCK_D)
+    rows = tl.arange(0, BLOCK)
+    columns = tl.arange(0, BLOCK_D)
+    base = source + b.to(tl.int64) * stride_b + first.to(tl.int64) * stride_t + head * stride_h
+    pointers = base + rows[:, None] * stride_t + columns[None, :]
+    if WHOLE:
+        if BLOCK_D == D:
+            return tl.load(pointers)
+        return tl.load(pointers, mask=columns[None, :] < D, other=0.0)
+    return tl.load(pointers, mask=(rows[:, None] < count) & (columns[None, :] < D), other=0.0)
