@@ -19,6 +19,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton import knobs
 
 from swaa.attention.call import AttentionCall, AttentionOutput
 from swaa.attention.mask import Position
@@ -43,7 +44,7 @@ def refusal(call: AttentionCall) -> str | None:
     """Why the decode kernel cannot serve the call, or None when it can."""
     if call.q.dtype not in DTYPES:
         return f"dtype {call.q.dtype} is none of float16, bfloat16, float32"
-    if not call.q.is_cuda and not triton.knobs.runtime.interpret:
+    if not call.q.is_cuda and not knobs.runtime.interpret:
         return f"needs a GPU, got tensors on {call.q.device}"
     if call.k.shape[3] != call.v.shape[3]:
         return f"head_dim of k is {call.k.shape[3]} and of v {call.v.shape[3]}; they must agree"
