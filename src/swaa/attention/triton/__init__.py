@@ -14,8 +14,8 @@ HEAD_DIM_LIMIT = 256
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 serves_cpu = False
-"""Whether CPU calls run in Triton's interpreter. Tests switch it on; it is far too slow for
-``backend="auto"`` to find it on its own. TRITON_INTERPRET=1 must be set before triton is imported."""
+"""Whether CPU calls run in Triton's interpreter: tests switch it on. It is far too slow for
+``backend="auto"`` to find it by itself, and needs TRITON_INTERPRET=1 before triton's import."""
 
 
 def refusal(call: AttentionCall) -> str | None:

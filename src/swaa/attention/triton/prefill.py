@@ -15,19 +15,22 @@ from torch import Tensor
 from swaa.attention.call import AttentionCall, AttentionOutput
 from swaa.attention.triton.sequences import (
     LENGTHS,
+    LOG2_E,
     Numbers,
+    key_blocks,
     left_range,
     load_tile,
+    masked_block,
     number,
     numbers_of,
+    place,
     row_lefts,
-    sequence_of_slot,
-    span,
+    tile_of_slot,
+    visible,
 )
 from swaa.attention.triton.tiles import Tile, tile_for
 
 LN_2 = tl.constexpr(0.6931471805599453)
-LOG2_E = 1.4426950408889634
 
 
 def refusal(call: AttentionCall) -> str | None:
@@ -104,7 +107,7 @@ def forward(
         numbers.full_until,
         numbers.window,
         numbers.sink_tokens,
-        scale * LOG2_E,
+        scale * LOG2_E.value,
         HEADS=heads,
         GROUP=heads // k.shape[2],
         D=head_dim,
@@ -182,59 +185,42 @@ def prefill_kernel(
     TMA: tl.constexpr,
     CLEAN: tl.constexpr,
     PRECISION: tl.constexpr,
-):
+) -> None:
     """One query tile of one head; late tiles first, for late rows may be full and see the most."""
     pid = tl.program_id(0)
     head = pid % HEADS
     slot = tl.num_programs(0) // HEADS - 1 - pid // HEADS
     if p_cu_q is not None:
         b = tl.full([], 0, tl.int32)
-        s, tile = sequence_of_slot(p_cu_q, slot, sequences, BLOCK_M)
-        q_first, q_count = span(p_cu_q, s, sequences, queries)
-        k_first, k_count = span(p_cu_k, s, sequences, keys)
-        k_count = tl.where(s < sequences, k_count, 0)
-        s = tl.minimum(s, sequences - 1)
-        row = tile * BLOCK_M
-        position = number(q_start, s)
-        position = tl.where(position < 0, k_count - q_count, position) + row
+        s, row = tile_of_slot(p_cu_q, slot, sequences, BLOCK_M)
     else:
         b = slot % batch
         s = b
         row = slot // batch * BLOCK_M
-        q_first = 0
-        q_count = queries
-        k_first = 0
-        k_count = tl.minimum(number(kv_lens, s), keys)
-        position = number(q_start, s) + row
+    q_first, q_count, k_first, k_count, position = place(
+        p_cu_q, p_cu_k, b, s, sequences, queries, keys, q_start, kv_lens
+    )
     if row >= q_count:
         return
+    s = tl.minimum(s, sequences - 1)
     start = number(kv_start, s)
-
-    rows = tl.arange(0, BLOCK_M)
-    positions = position + rows
-    last = position + tl.minimum(BLOCK_M, q_count - row) - 1
-    if p_left is not None:
-        p_rows = p_left + b.to(tl.int64) * stride_left + q_first + row
-    else:
-        p_rows = p_left
     full_first = number(full_from, s)
     full_end = number(full_until, s)
-    lefts = row_lefts(p_rows, positions, rows < q_count - row, window, full_first, full_end, start)
-    low, high = left_range(
-        p_left, lefts, rows < q_count - row, position, last, window, full_first, full_end, start
-    )
-    end = tl.minimum(last + 1, k_count)
-    sink_end = start + sink_tokens
-    low = tl.where(low <= sink_end, start, low)  # one contiguous range: no sinks apart
-    # Blocks, in keys: [start, sink_end) | edge [low, inner) | [inner, inner_end) | edge [.., end)
-    apart = tl.where(low > start, tl.minimum(sink_end, end) - start, 0)
-    sinks = tl.cdiv(tl.maximum(apart, 0), BLOCK_N)
-    blocks = tl.cdiv(tl.maximum(end - low, 0), BLOCK_N)
-    edge = tl.minimum(tl.cdiv(high - low, BLOCK_N), blocks)
-    inner = tl.maximum((tl.minimum(position + 1, end) - low) // BLOCK_N - edge, 0)
-    after = blocks - edge - inner
-
     token = q_first + row
+    if p_left is not None:
+        p_left += b.to(tl.int64) * stride_left + token
+
+    rows = tl.arange(0, BLOCK_M)
+    m_rows = rows < q_count - row
+    first = position + row
+    last = first + tl.minimum(BLOCK_M, q_count - row) - 1
+    positions = first + rows
+    lefts = row_lefts(p_left, positions, m_rows, window, full_first, full_end, start)
+    low, high = left_range(p_left, lefts, m_rows, first, last, window, full_first, full_end, start)
+    low, sinks, before, inner, after, sink_end, end = key_blocks(
+        low, high, first, last, start, sink_tokens, k_count, BLOCK_N
+    )
+
     b_q = load_tile(
         p_q,
         b,
@@ -255,12 +241,12 @@ def prefill_kernel(
     total = tl.zeros([BLOCK_M], tl.float32)
     kv_head = head // GROUP
     for block in tl.range(0, inner):
-        first = low + (edge + block) * BLOCK_N
+        key = low + (before + block) * BLOCK_N
         b_k = load_tile(
             k,
             b,
-            k_first + first,
-            k_count - first,
+            k_first + key,
+            k_count - key,
             kv_head,
             stride_kb,
             stride_kt,
@@ -280,8 +266,8 @@ def prefill_kernel(
         b_v = load_tile(
             v,
             b,
-            k_first + first,
-            k_count - first,
+            k_first + key,
+            k_count - key,
             kv_head,
             stride_vb,
             stride_vt,
@@ -295,16 +281,14 @@ def prefill_kernel(
         acc = tl.dot(weights.to(b_v.dtype), b_v, acc, input_precision=PRECISION)
         top = new
 
-    for block in tl.range(0, sinks + edge + after):
-        first = low + (block - sinks + tl.where(block < sinks + edge, 0, inner)) * BLOCK_N
-        first = tl.where(block < sinks, start + block * BLOCK_N, first)
-        limit = tl.where(block < sinks, tl.minimum(sink_end, end), end)
-        j = first + tl.arange(0, BLOCK_N)
+    for block in tl.range(0, sinks + before + after):
+        key, limit = masked_block(block, low, start, sinks, before, inner, sink_end, end, BLOCK_N)
+        j = key + tl.arange(0, BLOCK_N)
         b_k = load_tile(
             k,
             b,
-            k_first + first,
-            k_count - first,
+            k_first + key,
+            k_count - key,
             kv_head,
             stride_kb,
             stride_kt,
@@ -316,8 +300,7 @@ def prefill_kernel(
             False,
         )
         scores = tl.dot(b_q, b_k.T, input_precision=PRECISION)
-        kept = (j[None, :] >= lefts[:, None]) | (j[None, :] < sink_end)
-        m_seen = kept & (j[None, :] <= positions[:, None]) & (j[None, :] < limit)
+        m_seen = visible(positions[:, None], j[None, :], lefts[:, None], sink_end, limit)
         scores = tl.where(m_seen, scores, float("-inf"))
         new = tl.maximum(top, tl.max(scores, 1) * scale_log2)
         base = tl.where(new == float("-inf"), 0.0, new)  # rows that have seen nothing yet
@@ -328,8 +311,8 @@ def prefill_kernel(
         b_v = load_tile(
             v,
             b,
-            k_first + first,
-            k_count - first,
+            k_first + key,
+            k_count - key,
             kv_head,
             stride_vb,
             stride_vt,
@@ -345,7 +328,6 @@ def prefill_kernel(
         acc = tl.dot(weights.to(b_v.dtype), b_v, acc, input_precision=PRECISION)
         top = new
 
-    m_rows = rows < q_count - row
     empty = total == 0.0
     acc = acc / tl.where(empty, 1.0, total)[:, None]
     lse = tl.where(empty, float("-inf"), (top + tl.log2(tl.where(empty, 1.0, total))) * LN_2)

@@ -2,8 +2,8 @@
 
 A position that all sequences share travels as an int, one per sequence as a tensor: nothing is
 copied to the device and no length is read on the host. Packed sequences get their tiles from
-offsets alone: sequence ``s`` owns the tile slots from ``cu[s] // BLOCK + s``, at least as many as it
-has tiles; slots behind its last tile stay idle. Tokens behind the last sequence make one more,
+offsets alone: sequence ``s`` owns the tile slots from ``cu[s] // BLOCK + s``, at least as many as
+it has tiles; slots behind its last tile stay idle. Tokens behind the last sequence make one more,
 without keys, so that their rows are written too.
 """
 
@@ -21,6 +21,8 @@ NEVER = tl.constexpr(2**31 - 1)
 """A position that no row reaches."""
 UNBOUNDED = 2**30
 """A window wider than any sequence."""
+
+LOG2_E = tl.constexpr(1.4426950408889634)
 
 LENGTHS = (
     "stride_left",
@@ -90,7 +92,7 @@ class Numbers(NamedTuple):
     def _slots(self, tokens: int, block: int) -> int:
         if self.packed:
             return tokens // block + self.sequences + 1
-        return triton.cdiv(tokens, block)
+        return -(-tokens // block)
 
 
 def numbers_of(call: AttentionCall) -> Numbers:
@@ -110,13 +112,13 @@ def numbers_of(call: AttentionCall) -> Numbers:
         kv_lens=keys if call.kv_lens is None else call.kv_lens,
         full_from=NEVER.value if call.full_from is None else call.full_from,
         full_until=NEVER.value if call.full_until is None else call.full_until,
-        window=UNBOUNDED if call.window is None else min(call.window, UNBOUNDED),
+        window=min(call.window or UNBOUNDED, UNBOUNDED),
         sink_tokens=min(call.sink_tokens, UNBOUNDED),
     )
 
 
 @triton.jit
-def number(value, s):
+def number(value, s) -> tl.tensor:
     """Number of sequence ``s``: shared by all (a scalar) or its own (behind a pointer)."""
     if value.dtype.is_ptr():
         return tl.load(value + s).to(tl.int32)
@@ -125,10 +127,13 @@ def number(value, s):
 
 
 @triton.jit
-def sequence_of_slot(p_cu, slot, sequences, tokens, BLOCK: tl.constexpr):
-    """Packed: the sequence that owns a tile slot, and the slot's place among its tiles."""
+def tile_of_slot(p_cu, slot, sequences, BLOCK: tl.constexpr) -> tuple:
+    """Packed: the sequence that owns a tile slot, and the slot's first token within it.
+
+    The sequence is ``sequences`` for the tokens behind the last one.
+    """
     low = 0
-    high = sequences  # the sequence of the tokens behind the last one
+    high = sequences
     while low < high:
         middle = (low + high + 1) // 2
         if tl.load(p_cu + middle).to(tl.int32) // BLOCK + middle <= slot:
@@ -136,11 +141,11 @@ def sequence_of_slot(p_cu, slot, sequences, tokens, BLOCK: tl.constexpr):
         else:
             high = middle - 1
     first = tl.load(p_cu + low).to(tl.int32)
-    return low, slot - (first // BLOCK + low)
+    return low, (slot - (first // BLOCK + low)) * BLOCK
 
 
 @triton.jit
-def span(p_cu, s, sequences, tokens):
+def span(p_cu, s, sequences, tokens) -> tuple:
     """Packed: first token and number of tokens of sequence ``s``."""
     first = tl.load(p_cu + s).to(tl.int32)
     end = tl.load(p_cu + s + 1, mask=s < sequences, other=tokens).to(tl.int32)
@@ -148,8 +153,26 @@ def span(p_cu, s, sequences, tokens):
 
 
 @triton.jit
-def row_lefts(p_left, positions, m_rows, window, full_from, full_until, start):
-    """``left`` of each row: declared behind ``p_left`` (which points at the first row), or made."""
+def place(p_cu_q, p_cu_k, b, s, sequences, queries, keys, q_start, kv_lens) -> tuple:
+    """First token and number of the queries and of the keys of ``s``, position of its row 0."""
+    if p_cu_q is not None:
+        q_first, q_count = span(p_cu_q, s, sequences, queries)
+        k_first, k_count = span(p_cu_k, s, sequences, keys)
+        position = number(q_start, tl.minimum(s, sequences - 1))
+        position = tl.where(position < 0, k_count - q_count, position)
+        k_seen = tl.where(s < sequences, k_count, 0)
+    else:
+        q_first = tl.full([], 0, tl.int32)
+        k_first = tl.full([], 0, tl.int32)
+        q_count = queries.to(tl.int32)
+        k_seen = tl.minimum(number(kv_lens, s), keys)
+        position = number(q_start, s)
+    return q_first, q_count, k_first, k_seen, position
+
+
+@triton.jit
+def row_lefts(p_left, positions, m_rows, window, full_from, full_until, start) -> tl.tensor:
+    """``left`` of each row: declared (``p_left`` points at the first row's), or made."""
     if p_left is not None:
         rows = tl.arange(0, positions.shape[0])
         return tl.load(p_left + rows, mask=m_rows, other=0).to(tl.int32)
@@ -159,8 +182,8 @@ def row_lefts(p_left, positions, m_rows, window, full_from, full_until, start):
 
 
 @triton.jit
-def left_range(p_left, lefts, m_rows, first, last, window, full_from, full_until, start):
-    """Smallest and largest ``left`` of the rows at positions ``[first, last]``, from ``start`` up."""
+def left_range(p_left, lefts, m_rows, first, last, window, full_from, full_until, start) -> tuple:
+    """Smallest and largest ``left`` of the rows at ``[first, last]``, raised to ``start``."""
     if p_left is not None:
         low = tl.min(tl.where(m_rows, lefts, NEVER))
         high = tl.max(tl.where(m_rows, lefts, -NEVER))
@@ -172,6 +195,46 @@ def left_range(p_left, lefts, m_rows, first, last, window, full_from, full_until
         low = tl.where(some_full, start, first - window + 1)
         high = tl.where(all_full, start, last - window + 1)
     return tl.maximum(low, start), tl.maximum(high, start)
+
+
+@triton.jit
+def key_blocks(low, high, first, last, start, sink_tokens, k_count, BLOCK_N: tl.constexpr) -> tuple:
+    """Blocks of keys that the rows at positions ``[first, last]`` see, by kind.
+
+    In keys: ``[start, sink_end)`` sinks, apart from the window | ``[low, ..)`` edge: some rows see
+    a key and others do not | inner: every row sees every key | ``[.., end)`` edge again.
+
+    Returns:
+        The first key of the window, sink blocks, edge blocks before and inner blocks, edge blocks
+        after, the end of the sinks and of the keys.
+    """
+    end = tl.minimum(last + 1, k_count)
+    sink_end = start + sink_tokens
+    low = tl.where(low <= sink_end, start, low)  # one contiguous range: no sinks apart
+    apart = tl.where(low > start, tl.minimum(sink_end, end) - start, 0)
+    sinks = tl.cdiv(tl.maximum(apart, 0), BLOCK_N)
+    blocks = tl.cdiv(tl.maximum(end - low, 0), BLOCK_N)
+    before = tl.minimum(tl.cdiv(tl.maximum(high - low, 0), BLOCK_N), blocks)
+    inner = tl.maximum((tl.minimum(first + 1, end) - low) // BLOCK_N - before, 0)
+    return low, sinks, before, inner, blocks - before - inner, sink_end, end
+
+
+@triton.jit
+def masked_block(
+    block, low, start, sinks, before, inner, sink_end, end, BLOCK_N: tl.constexpr
+) -> tuple:
+    """First key of the ``block``-th block that needs a mask, and where its keys end."""
+    skipped = tl.where(block < sinks + before, 0, inner)
+    in_sinks = block < sinks
+    key = tl.where(in_sinks, start + block * BLOCK_N, low + (block - sinks + skipped) * BLOCK_N)
+    return key, tl.where(in_sinks, tl.minimum(sink_end, end), end)
+
+
+@triton.jit
+def visible(positions, j, lefts, sink_end, limit) -> tl.tensor:
+    """The rule of the mask for keys ``start <= j``, those from ``limit`` on left out."""
+    kept = (j >= lefts) | (j < sink_end)
+    return kept & (j <= positions) & (j < limit)
 
 
 @triton.jit
@@ -189,7 +252,7 @@ def load_tile(
     BLOCK_D: tl.constexpr,
     TMA: tl.constexpr,
     WHOLE: tl.constexpr,
-):
+) -> tl.tensor:
     """Tokens ``[first, first + BLOCK)`` of one head, ``[BLOCK, BLOCK_D]``; zero from ``count`` on.
 
     ``TMA`` reads through a descriptor, which stops at the end of the tensor only: rows from
