@@ -1,0 +1,222 @@
+import dataclasses
+
+import pytest
+import torch
+import transformers
+from transformers import AutoModelForCausalLM
+
+import swaa
+from swaa.attention.mask import left_bounds, visible
+from swaa.config import LayerPlan, SWAAConfig
+from swaa.integrations.transformers.cache import SWAACache
+from swaa.plan import price, visible_pairs
+from swaa.shapes import LayerShape, ModelShape, read_shape, shape_of
+
+TINY = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "pad_token_id": 0,
+    "max_position_embeddings": 512,
+}
+MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+GEMMA3 = {
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "sliding_window": 12,
+    "query_pre_attn_scalar": 8,
+}
+
+
+def _config(name, **changes):
+    return getattr(transformers, f"{name}Config")(**(TINY | changes))
+
+
+PLANS = {
+    "full": LayerPlan(window=None),
+    "window": LayerPlan(window=5),
+    "window of one key": LayerPlan(window=1),
+    "sinks": LayerPlan(window=5, sink_tokens=3),
+    "tail": LayerPlan(window=5, sink_tokens=3, dense_tail=4),
+    "decode": LayerPlan(window=5, sink_tokens=3, full_decode=True),
+    "tail and decode": LayerPlan(window=5, sink_tokens=3, full_decode=True, dense_tail=4),
+}
+
+
+@pytest.mark.parametrize("prompt_length", [1, 4, 8, 9, 21])
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS.keys())
+def test_visible_pairs_equal_the_rule(plan, prompt_length):
+    end = prompt_length + 3
+    rows = torch.arange(end)[None]
+    full_from, full_until = plan.full_rows(prompt_length)
+    left = left_bounds(rows, window=plan.window, full_from=full_from, full_until=full_until)
+    seen = visible(rows, rows, left, sink_tokens=plan.sink_tokens)[0].sum(-1)
+    for first in range(end):
+        for last in range(first, end):
+            expected = int(seen[first:last].sum())
+            assert visible_pairs(plan, prompt_length, first, last) == expected
+
+
+CACHE_CONFIGS = {
+    "full": SWAAConfig(window=None),
+    "sliding": SWAAConfig(window=16, sink_tokens=4),
+    "full decode": SWAAConfig(window=16, sink_tokens=4, full_decode=True, dense_tail=8),
+    "tail": SWAAConfig(window=16, sink_tokens=4, dense_tail=8),
+    "lean": SWAAConfig(window=16, sink_tokens=4, full_decode="middle:1/2", dense_tail=8),
+    "interleaved": SWAAConfig(window=16, sink_tokens=4, full_layers="odd"),
+}
+
+
+@pytest.mark.parametrize("name", ["Llama", "Gemma3Text"])
+@pytest.mark.parametrize("chunk", [None, 7, 40])
+@pytest.mark.parametrize("config", CACHE_CONFIGS.values(), ids=CACHE_CONFIGS.keys())
+def test_kv_bytes_are_those_of_the_real_cache(name, config, chunk):
+    changes = {} if name == "Llama" else GEMMA3
+    model = AutoModelForCausalLM.from_config(_config(name, **changes)).eval()
+    swaa.adapt(model, config, quiet=True)
+    layers = range(model.config.num_hidden_layers)
+    plans = [config.layers(len(layers))[i] for i in layers]
+    full = {i for i in layers if shape_of(model.config).layers[i].kind == "full"}
+    plans = [plan if i in full else LayerPlan(window=None) for i, plan in enumerate(plans)]
+    cache = SWAACache(model.config, plans)
+    prompt = torch.randint(1, 96, (2, 81))
+    with torch.no_grad(), swaa.prompt_length(81):
+        for part in prompt.split(chunk or 81, dim=1):
+            model(part, past_key_values=cache)
+    result = price(model.config, config, prompt_length=81, batch=2, chunk=chunk, dtype="float32")
+    assert result.cost.kv_steady_bytes == cache.kv_bytes()
+    assert result.cost.kv_peak_bytes == cache.peak_kv_bytes
+
+
+FAMILIES = {
+    "Llama": {},
+    "Mistral": {"sliding_window": None},
+    "Qwen2": {},
+    "Qwen3": {},
+    "Phi3": {},
+    "Olmo2": {},
+    "Granite": {},
+    "SmolLM3": {},
+    "Glm4": {},
+    "Gemma3Text": GEMMA3,
+    "Mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "Qwen3Moe": MOE | {"decoder_sparse_step": 2, "mlp_only_layers": [3]},
+    "Qwen2Moe": MOE | {"shared_expert_intermediate_size": 24},
+}
+
+
+@pytest.mark.parametrize(("name", "changes"), FAMILIES.items(), ids=FAMILIES.keys())
+def test_linear_weights_are_those_of_the_real_layers(name, changes):
+    config = _config(name, **changes)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    shape = shape_of(config)
+    for layer, module in zip(shape.layers, model.model.layers, strict=True):
+        used = 0
+        for weight in (weight for weight in module.parameters() if weight.dim() > 1):
+            in_use = config.num_experts_per_tok / 4 if weight.dim() == 3 else 1
+            used += weight.numel() * in_use
+        assert layer.linear_weights == used
+    assert shape.head_weights == model.lm_head.weight.numel()
+
+
+def test_flops_of_a_layer_by_hand():
+    layer = LayerShape(kind="full", heads=4, kv_heads=2, head_dim=8, linear_weights=100)
+    shape = ModelShape(model_type="tiny", layers=(layer, layer), head_weights=50)
+    result = price(shape, SWAAConfig(window=2, full_layers=(0,)), prompt_length=4, batch=3)
+    full, sliding = result.cost.layers
+    assert full.prefill_flops == 3 * 4 * 4 * 8 * (1 + 2 + 3 + 4)
+    assert sliding.prefill_flops == 3 * 4 * 4 * 8 * (1 + 2 + 2 + 2)
+    assert (full.decode_flops, sliding.decode_flops) == (3 * 4 * 4 * 8 * 5, 3 * 4 * 4 * 8 * 2)
+    assert result.cost.prefill_linear_flops == 3 * 2 * (4 * 200 + 50)
+    assert result.cost.decode_flops == full.decode_flops + sliding.decode_flops + 3 * 2 * 250
+    assert result.full.prefill_attention_flops == 2 * full.prefill_flops
+    assert result.ratios()["kv_steady_bytes"] == (4 + 2) / 8
+    assert (full.role, sliding.role) == ("full", "sliding")
+
+
+def test_hybrid_prices_its_softmax_layers_only():
+    config = transformers.Qwen3NextConfig(num_hidden_layers=8)
+    result = price(config, SWAAConfig(window=64), prompt_length=1000)
+    assert [layer.role for layer in result.cost.layers[:4]] == ["no attention"] * 3 + ["sliding"]
+    assert result.cost.layers[0].kv_bytes == 0
+    assert result.cost.layers[3].kv_tokens == 64
+    assert result.cost.prefill_linear_flops is None
+    assert "FLOPs are those of softmax attention only" in result.notes[0]
+
+
+def test_composite_is_priced_by_its_text_model():
+    text = _config("Gemma3Text", **GEMMA3)
+    composite = transformers.Gemma3Config(text_config=text.to_dict())
+    assert shape_of(composite) == shape_of(text)
+
+
+def test_notes_say_what_a_reader_would_miss():
+    gemma = _config("Gemma3Text", **GEMMA3)
+    notes = price(gemma, SWAAConfig(window=4, full_layers="odd"), prompt_length=1000).notes
+    assert any("Nothing changes" in note for note in notes)
+    assert any("longer than the 512" in note for note in notes)
+    short = price(_config("Llama"), SWAAConfig(window=4, sink_tokens=4), prompt_length=8)
+    assert short.notes == (
+        "The prompt fits into window and sinks: it is computed as with full attention.",
+    )
+    assert price(_config("Llama"), SWAAConfig(window=4), prompt_length=500).notes == ()
+
+
+def test_defaults_are_the_trained_context_and_the_checkpoints_dtype():
+    config = _config("Llama", dtype="float16")
+    result = price(config, SWAAConfig(window=4))
+    assert (result.prompt_length, result.chunk, result.dtype) == (512, 512, "float16")
+    assert dataclasses.asdict(result)["cost"]["kv_steady_bytes"] == 4 * 4 * 2 * 2 * 8 * 2
+    assert result.to_dict()["config"]["window"] == 4
+
+
+def test_a_folder_with_a_config_is_enough(tmp_path):
+    _config("Qwen3", swaa={"window": 7}).save_pretrained(tmp_path)
+    shape = read_shape(str(tmp_path))
+    assert (len(shape.layers), shape.model_type, shape.swaa) == (4, "qwen3", {"window": 7})
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (lambda: transformers.T5Config(), "is an encoder-decoder"),
+        (lambda: transformers.DeepseekV3Config(), "compresses its keys"),
+        (lambda: transformers.Llama4TextConfig(), "attends within chunks"),
+        (lambda: transformers.Gemma2Config(), "soft-caps its scores"),
+        (lambda: transformers.GptOssConfig(), "has learned sink logits"),
+        (lambda: transformers.MambaConfig(), "has no full-attention layer"),
+        (lambda: transformers.MistralConfig(sliding_window=8), "has no full-attention layer"),
+        (lambda: transformers.ViTConfig(), "is no language model"),
+        (lambda: _config("Llama", num_kv_shared_layers=2), "shares keys and values"),
+        (lambda: _config("Llama", layer_types=["hybrid"] * 4), "layers of type hybrid"),
+    ],
+)
+def test_what_cannot_be_priced_is_refused_with_the_reason(config, message):
+    with pytest.raises(ValueError, match=message):
+        price(config(), SWAAConfig(window=4))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompt_length": 0}, "prompt_length is 0; expected at least 1"),
+        ({"batch": 0}, "batch is 0"),
+        ({"chunk": 0}, "chunk is 0"),
+        ({"dtype": "int8"}, "a cache of 'int8' cannot be priced; give float32"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        price(_config("Llama"), SWAAConfig(window=4), **arguments)
+
+
+def test_unreadable_configuration_is_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "no-such-model"}')
+    with pytest.raises(ValueError, match="cannot read the configuration of"):
+        read_shape(str(tmp_path))
+    with pytest.raises(FileNotFoundError):
+        read_shape(str(tmp_path / "missing.gguf"))
