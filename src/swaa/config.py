@@ -98,7 +98,7 @@ class SWAAConfig:
         _check_count("dense_tail", self.dense_tail, 0, "prompt tokens")
         object.__setattr__(self, "full_layers", parse_layers(self.full_layers, name="full_layers"))
         if not isinstance(self.full_decode, bool):
-            layers = parse_layers(self.full_decode, name="full_decode")
+            layers = parse_layers(self.full_decode, name="full_decode", instead="True, False, ")
             object.__setattr__(self, "full_decode", layers or False)
 
     def layers(self, num_layers: int) -> tuple[LayerPlan, ...]:

@@ -13,12 +13,13 @@ LayerSelection = tuple[int, ...] | str
 RULES = "odd, even, every:N, every:N+OFFSET, first:F, middle:F, last:F (F a fraction such as 1/4)"
 
 
-def parse_layers(value: object, *, name: str) -> LayerSelection:
+def parse_layers(value: object, *, name: str, instead: str = "") -> LayerSelection:
     """Validate a selection: a sequence of indices, or a rule.
 
     Args:
         value: ``(1, 3, 5)``, ``[1, 3, 5]`` or a rule; see :data:`RULES`.
         name: of the option, for messages.
+        instead: what the option takes besides, for messages.
 
     Returns:
         A sorted tuple without repetitions, or the rule.
@@ -32,7 +33,7 @@ def parse_layers(value: object, *, name: str) -> LayerSelection:
         return value
     if not isinstance(value, Sequence):
         raise TypeError(
-            f"{name} is {value!r}; expected a list of layer indices such as [1, 3, 5],"
+            f"{name} is {value!r}; expected {instead}a list of layer indices such as [1, 3, 5],"
             f" or a rule: {RULES}"
         )
     for index in value:

@@ -1,0 +1,170 @@
+import dataclasses
+import json
+
+import pytest
+
+from swaa.config import LayerPlan, SWAAConfig
+
+CONFIGS = {
+    "full": SWAAConfig(window=None),
+    "window": SWAAConfig(window=1),
+    "rules": SWAAConfig(window=8, sink_tokens=4, full_layers="odd", full_decode="last:1/2"),
+    "lists": SWAAConfig(window=8, full_layers=(1, 3), full_decode=(0,), dense_tail=2),
+    "full decode": SWAAConfig(window=8, full_decode=True),
+}
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+def test_json_round_trip(config, tmp_path):
+    assert SWAAConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    config.save(tmp_path / "config.json")
+    assert SWAAConfig.load(tmp_path / "config.json") == config
+    assert config.to_dict()["version"] == 1
+
+
+def test_options_are_frozen_keyword_only_and_hashable():
+    config = SWAAConfig(window=8, full_layers=[3, 1])
+    assert config.full_layers == (1, 3)
+    assert hash(config) == hash(SWAAConfig(window=8, full_layers=(1, 3)))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.window = 9
+    with pytest.raises(TypeError):
+        SWAAConfig(8)
+
+
+def test_an_empty_list_of_full_decode_layers_is_no_full_decode():
+    assert SWAAConfig(window=8, full_decode=[]) == SWAAConfig(window=8)
+
+
+def test_layers_turn_options_into_numbers():
+    config = SWAAConfig(
+        window=8, sink_tokens=2, full_layers="even", full_decode=(0, 1), dense_tail=3
+    )
+    full = LayerPlan(window=None)
+    sliding = LayerPlan(window=8, sink_tokens=2, dense_tail=3)
+    decode = dataclasses.replace(sliding, full_decode=True)
+    assert config.layers(4) == (full, decode, full, sliding)
+    assert SWAAConfig(window=None, full_decode=True).layers(2) == (full, full)
+
+
+def test_layers_beyond_the_last_are_dropped_with_a_warning_for_each_option():
+    config = SWAAConfig(window=8, full_layers=(1, 9), full_decode=(0, 8))
+    with pytest.warns(UserWarning, match="dropped") as caught:
+        plans = config.layers(2)
+    assert [str(warning.message).split(":")[0] for warning in caught] == [
+        "full_layers",
+        "full_decode",
+    ]
+    assert [plan.full for plan in plans] == [False, True]
+    assert caught[0].filename == __file__
+
+
+PLANS = [
+    (LayerPlan(window=None), (True, True, False), (None, None)),
+    (LayerPlan(window=8), (False, False, False), (None, None)),
+    (LayerPlan(window=8, full_decode=True), (False, True, True), (10, None)),
+    (LayerPlan(window=8, dense_tail=4), (False, False, True), (6, 10)),
+    (LayerPlan(window=8, full_decode=True, dense_tail=4), (False, True, True), (6, None)),
+    (LayerPlan(window=8, dense_tail=40), (False, False, True), (0, 10)),
+]
+
+
+@pytest.mark.parametrize(("plan", "properties", "rows"), PLANS, ids=lambda value: str(value)[:60])
+def test_what_a_plan_says_of_keys_and_rows(plan, properties, rows):
+    assert (plan.full, plan.keeps_all_keys, plan.needs_prompt_length) == properties
+    assert plan.full_rows(10) == rows
+
+
+def test_description_names_what_is_active():
+    assert CONFIGS["full"].describe() == "full attention"
+    assert CONFIGS["full decode"].describe() == "window 8, 0 sinks, full decode"
+    assert CONFIGS["lists"].describe() == (
+        "window 8, 0 sinks, full layers 1,3, full decode in layers 0, dense tail 2"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"window": 0}, ValueError, "window is 0; expected at least 1 keys; None leaves every"),
+        ({"window": -4}, ValueError, "window is -4"),
+        ({"window": "2048"}, TypeError, "window is '2048'; expected a whole number of keys"),
+        ({"window": True}, TypeError, "window is True; expected a whole number"),
+        ({"window": 8, "sink_tokens": -1}, ValueError, "sink_tokens is -1; expected at least 0"),
+        ({"window": 8, "sink_tokens": None}, TypeError, "sink_tokens is None"),
+        ({"window": 8, "dense_tail": -1}, ValueError, "dense_tail is -1; expected at least 0"),
+        ({"window": 8, "dense_tail": 1.5}, TypeError, r"dense_tail is 1\.5; expected a whole"),
+        ({"window": 8, "full_layers": ["1"]}, TypeError, "full_layers holds '1', a str"),
+        ({"window": 8, "full_decode": ["1"]}, TypeError, "full_decode holds '1', a str"),
+        ({"window": 8, "full_decode": None}, TypeError, "full_decode is None; expected True, Fal"),
+        ({"window": 8, "full_decode": "al"}, ValueError, "full_decode: unknown rule 'al'"),
+    ],
+    ids=str,
+)
+def test_wrong_options_are_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        SWAAConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        ({"version": 2, "window": 8}, ValueError, "format version 2; this swaa reads version 1: u"),
+        ({"window": 8, "sinks": 4}, ValueError, "unknown keys sinks; known are window, sink_tok"),
+        ({"version": 1}, ValueError, "the key 'window' is missing; give a number of keys, or null"),
+        ([1], TypeError, r"expected a JSON object with the key 'window', got \[1\]"),
+        ({"keep_first": 4, "k": 1}, ValueError, "unknown keys k beside the paper's sliding_window"),
+        ({"sliding_window_size": 8, "keep_first": -1}, ValueError, "sink_tokens is -1"),
+    ],
+    ids=str,
+)
+def test_wrong_json_is_refused(values, error, message):
+    with pytest.raises(error, match=message):
+        SWAAConfig.from_dict(values)
+
+
+AUTHORS = {
+    "sliding_window_size": 2000,
+    "keep_first": 100,
+    "force_fa_decode": True,
+    "non_sliding_layers": [1, 3, 5],
+}
+
+
+def test_the_papers_own_keys_are_read():
+    config = SWAAConfig(window=2000, sink_tokens=100, full_layers=(1, 3, 5), full_decode=True)
+    assert SWAAConfig.from_dict(AUTHORS) == config
+    some = SWAAConfig.from_dict(AUTHORS | {"force_fa_decode": [0, 2]})
+    assert some.full_decode == (0, 2)
+
+
+@pytest.mark.parametrize("window", [None, 0])
+def test_the_papers_way_to_say_full_attention(window):
+    values = {"sliding_window_size": window, "keep_first": 0, "force_fa_decode": False}
+    assert SWAAConfig.from_dict(values | {"non_sliding_layers": []}) == SWAAConfig(window=None)
+
+
+def test_one_of_the_papers_settings_is_named_by_index(tmp_path):
+    other = AUTHORS | {"sliding_window_size": 8}
+    settings = [{"swaa_config": values, "model_list": ["m"]} for values in (AUTHORS, other)]
+    path = tmp_path / "settings.json"
+    path.write_text(json.dumps(settings))
+    assert SWAAConfig.load(f"{path}#1").window == 8
+    with pytest.raises(ValueError, match=r"holds 2 settings; name one by '.*settings\.json#0'"):
+        SWAAConfig.load(path)
+    with pytest.raises(ValueError, match="holds 2 settings; there is no '#2'"):
+        SWAAConfig.load(f"{path}#2")
+    path.write_text(json.dumps(settings[:1]))
+    assert SWAAConfig.load(path).window == 2000
+
+
+def test_a_file_that_is_no_configuration_is_named(tmp_path):
+    path = tmp_path / "broken.json"
+    path.write_text("{")
+    with pytest.raises(ValueError, match=r"broken\.json is not JSON"):
+        SWAAConfig.load(path)
+    path.write_text('{"window": 0}')
+    with pytest.raises(ValueError, match=r"broken\.json: window is 0"):
+        SWAAConfig.load(path)
+    with pytest.raises(FileNotFoundError, match="missing"):
+        SWAAConfig.load(tmp_path / "missing.json")
