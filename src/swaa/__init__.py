@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from swaa.config import LayerPlan, SWAAConfig
 
 if TYPE_CHECKING:
-    from swaa.adapt import Adaptation, adapt, restore
+    from swaa.adaptation import Adaptation, adapt, restore
     from swaa.attention import AttentionOutput, swaa_attention
     from swaa.phase import attention_rows, prompt_length
     from swaa.recipes import list_recipes, load_recipe
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LAZY = {
-    "Adaptation": "swaa.adapt",
-    "adapt": "swaa.adapt",
-    "restore": "swaa.adapt",
+    "Adaptation": "swaa.adaptation",
+    "adapt": "swaa.adaptation",
+    "restore": "swaa.adaptation",
     "AttentionOutput": "swaa.attention",
     "swaa_attention": "swaa.attention",
     "attention_rows": "swaa.phase",

@@ -35,7 +35,13 @@ _PHASE: ContextVar[Phase | None] = ContextVar("swaa_phase", default=None)
 
 
 def current_phase() -> Phase:
-    """The phase declared around this call; an empty one when nothing was declared."""
+    """The phase declared around this call; an empty one when nothing was declared.
+
+    Code inside torch.compile cannot read a declaration (a compiled graph would keep the first one
+    for ever), so there the phase is always empty.
+    """
+    if torch.compiler.is_compiling():
+        return Phase()
     return _PHASE.get() or Phase()
 
 

@@ -44,7 +44,8 @@ class Case:
     @property
     def id(self) -> str:
         """A readable test id."""
-        parts = [f"q{self.queries}", f"k{self.key_count}", f"w{self.window}", f"s{self.sink_tokens}"]
+        parts = [f"q{self.queries}", f"k{self.key_count}", f"w{self.window}"]
+        parts.append(f"s{self.sink_tokens}")
         if self.full_from is not None:
             parts.append(f"full{self.full_from}-{self.full_until or ''}")
         if any(self.starts) or len(self.starts) > 1:

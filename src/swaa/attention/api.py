@@ -77,7 +77,7 @@ def swaa_attention(
 
     Raises:
         ValueError: for arguments that do not fit each other.
-        BackendError: when the named backend cannot serve the call; the message names those that can.
+        BackendError: when the named backend cannot serve the call; names those that can.
     """
     call = make_call(
         q,
@@ -139,9 +139,7 @@ def make_call(
         if isinstance(value, Tensor) and value.shape != (sequences,):
             raise ValueError(f"{name} has shape {tuple(value.shape)}; expected ({sequences},)")
     if left is not None and (left.ndim != 2 or left.shape[1] != q.shape[1]):
-        raise ValueError(
-            f"left has shape {tuple(left.shape)}; expected (batch or 1, {q.shape[1]})"
-        )
+        raise ValueError(f"left has shape {tuple(left.shape)}; expected (batch or 1, {q.shape[1]})")
     if q_start is None and cu_seqlens_q is None:
         q_start = (k.shape[1] if kv_lens is None else kv_lens) - q.shape[1]
     return AttentionCall(

@@ -113,7 +113,7 @@ class AttentionCall:
         return calls
 
     def _keys_of(self, n: int) -> tuple[Tensor, Tensor]:
-        """Keys and values ``[1, length, kv_heads, head_dim]`` of sequence ``n`` of a packed call."""
+        """Keys and values ``[1, length, kv_heads, head_dim]`` of a packed call's sequence ``n``."""
         if self.cu_seqlens_k is not None:
             rows = slice(int(self.cu_seqlens_k[n]), int(self.cu_seqlens_k[n + 1]))
             return self.k[:, rows], self.v[:, rows]

@@ -1,4 +1,4 @@
-"""The eager oracle: the whole mask, ordinary softmax, nothing clever. Every backend is judged by it."""
+"""The eager oracle by which every backend is judged: the whole mask, ordinary softmax."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def attend(call: AttentionCall) -> AttentionOutput:
 
 
 def call_mask(call: AttentionCall) -> Tensor:
-    """The dense mask of a call that is neither packed nor paged: bool ``[batch, queries, keys]``."""
+    """The mask of a call neither packed nor paged: bool ``[batch, queries, keys]``."""
     positions = call.positions()
     keys = torch.arange(call.k.shape[1], device=call.k.device)[None]
     mask = visible(

@@ -1,15 +1,15 @@
 """PyTorch's scaled_dot_product_attention in linear time: the backend of any device.
 
 Query rows are cut into chunks of one kind. A sliding chunk meets its sinks and the keys of its own
-window, nothing else; full rows (dense tail, full decode, full layers) are a dense pass of their own.
+window, nothing else; full rows (dense tail, full decode, full layers) are a dense pass apart.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from swaa.attention.call import AttentionCall, AttentionOutput
@@ -65,7 +65,7 @@ def plan_chunks(call: AttentionCall, left: Tensor) -> list[Chunk]:
             cuts |= {_lowest(edge) - q_start - spread, _highest(edge) - q_start}
     edges = sorted(cut for cut in cuts if 0 <= cut <= rows)
     chunks = []
-    for first, end in zip(edges, edges[1:], strict=False):
+    for first, end in itertools.pairwise(edges):
         step = CHUNK_ROWS
         if _leftmost(call, left, first, end) <= _highest(call.kv_start):
             step = max(FEW_ROWS, min(step, MASK_ENTRIES // max(1, keys * call.q.shape[0])))
@@ -78,8 +78,8 @@ def plan_chunks(call: AttentionCall, left: Tensor) -> list[Chunk]:
 
 def _leftmost(call: AttentionCall, left: Tensor, first: int, end: int) -> int:
     """Leftmost key of rows of one kind: arithmetic where the call is all integers, else read."""
-    numbers = (call.q_start, call.kv_start, call.full_from or 0, call.full_until or 0)
-    if call.left is not None or not all(isinstance(number, int) for number in numbers):
+    numbers = (call.q_start, call.kv_start, call.full_from, call.full_until)
+    if call.left is not None or any(isinstance(number, Tensor) for number in numbers):
         return max(0, int(left[:, first:end].min()))
     row = _lowest(call.q_start) + first
     until = row + 1 if call.full_until is None else _lowest(call.full_until)
@@ -112,9 +112,7 @@ def _few_rows(call: AttentionCall, positions: Tensor, left: Tensor) -> Tensor:
 
 
 def _visible(call: AttentionCall, positions: Tensor, keys: Tensor, left: Tensor) -> Tensor:
-    mask = visible(
-        positions, keys, left, kv_start=call.kv_start, sink_tokens=call.sink_tokens
-    )
+    mask = visible(positions, keys, left, kv_start=call.kv_start, sink_tokens=call.sink_tokens)
     if call.kv_lens is not None:
         mask = mask & (keys < column(call.kv_lens))[:, None]
     return mask
@@ -150,7 +148,7 @@ def _sdpa(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, causal: bool = False
 ) -> Tensor:
     groups = q.shape[2] // k.shape[2]
-    output = F.scaled_dot_product_attention(
+    output = torch.nn.functional.scaled_dot_product_attention(
         q.transpose(1, 2),
         k.transpose(1, 2),
         v.transpose(1, 2),
@@ -164,7 +162,7 @@ def _sdpa(
 
 def _plain_causal(call: AttentionCall) -> bool:
     """Whether every key is real and no row is cut: ordinary causal attention, no mask to build."""
-    uncut = call.window is None or (isinstance(call.q_start, int) and call.k.shape[1] <= call.window)
+    uncut = call.window is None or call.k.shape[1] <= call.window
     return (
         uncut
         and call.left is None
@@ -178,8 +176,8 @@ def _plain_causal(call: AttentionCall) -> bool:
 
 
 def _lowest(value: int | Tensor | None) -> int:
-    return int(value.min()) if isinstance(value, Tensor) else value or 0
+    return int(value.min()) if isinstance(value, Tensor) else (value or 0)
 
 
 def _highest(value: int | Tensor | None) -> int:
-    return int(value.max()) if isinstance(value, Tensor) else value or 0
+    return int(value.max()) if isinstance(value, Tensor) else (value or 0)

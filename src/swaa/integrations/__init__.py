@@ -1,1 +1,1 @@
-"""Adapters that carry the rule of the mask into inference engines, through their own extension points."""
+"""The rule of the mask in inference engines, through their own extension points."""

@@ -1,4 +1,4 @@
-"""Transformers through AttentionInterface and AttentionMaskInterface: no class or module is patched."""
+"""Transformers by AttentionInterface and AttentionMaskInterface: no class is patched."""
 
 IMPLEMENTATION = "swaa"
 """Name under which attention and mask are registered (``config._attn_implementation``)."""

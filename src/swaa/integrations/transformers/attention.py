@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from swaa.attention.api import choose_backend, load_backend, make_call, require_backend
-from swaa.attention.call import AttentionCall
+from swaa.attention.call import AttentionCall, AttentionOutput
 from swaa.config import LayerPlan
 from swaa.integrations.transformers.mask import FEW_ROWS, RowInfo
 
@@ -23,23 +24,40 @@ FOREIGN_ARGUMENTS = {
 """Arguments of an attention call that change its result and that swaa cannot honour."""
 
 
-@dataclass
-class LayerAttention:
-    """What an adapted attention module carries: its layer's plan and the backend to ask for.
+Attend = Callable[[AttentionCall], AttentionOutput]
 
-    ``"auto"`` is resolved once per kind of call (device, dtype, phase), then remembered.
+
+@dataclass
+class Backends:
+    """Which backend serves which kind of call of one model.
+
+    ``"auto"`` is resolved once per kind (device, dtype, phase) and remembered. Inside
+    torch.compile nothing can be asked or imported, so two choices are made ahead.
+
+    Attributes:
+        requested: a backend's name, or ``"auto"``.
+        decode: the same for passes of few rows.
+        compiled_decode: serves few rows in compiled code.
+        compiled_prefill: serves many rows in compiled code.
+        chosen: what was picked, by kind of call.
     """
 
-    plan: LayerPlan
-    backend: str
-    chosen: dict[Any, str] = field(default_factory=dict)
+    requested: str
+    decode: str
+    compiled_decode: Attend
+    compiled_prefill: Attend
+    chosen: dict[Any, Attend] = field(default_factory=dict)
 
     def run(self, call: AttentionCall) -> Tensor:
-        """Serve the call by the chosen backend."""
+        """Serve the call; the output alone, ``[batch, queries, heads, head_dim]``."""
+        few = call.q.shape[1] <= FEW_ROWS
+        if torch.compiler.is_compiling():
+            attend = self.compiled_decode if few else self.compiled_prefill
+            return attend(call).output
         kind = (
+            few,
             call.q.device.type,
             call.q.dtype,
-            call.q.shape[1] <= FEW_ROWS,
             call.packed,
             call.left is None,
             call.full_from is None,
@@ -48,12 +66,28 @@ class LayerAttention:
             torch.is_grad_enabled() and call.q.requires_grad,
         )
         if kind not in self.chosen:
-            if self.backend == "auto":
-                self.chosen[kind] = choose_backend(call).name
-            else:
-                require_backend(self.backend, call)
-                self.chosen[kind] = self.backend
-        return load_backend(self.chosen[kind]).attend(call).output
+            self.chosen[kind] = pick(self.decode if few else self.requested, call)
+        return self.chosen[kind](call).output
+
+
+def pick(requested: str, call: AttentionCall) -> Attend:
+    """The function of the requested backend, or of the best one for ``"auto"``.
+
+    Raises:
+        BackendError: when the requested backend cannot serve the call.
+    """
+    if requested == "auto":
+        return load_backend(choose_backend(call).name).attend
+    require_backend(requested, call)
+    return load_backend(requested).attend
+
+
+@dataclass(frozen=True)
+class LayerAttention:
+    """What an adapted attention module carries: its layer's plan and the model's backends."""
+
+    plan: LayerPlan
+    backends: Backends
 
 
 def swaa_attention_forward(
@@ -87,7 +121,7 @@ def swaa_attention_forward(
     layer: LayerAttention | None = getattr(module, "swaa_layer", None)
     if layer is None:
         raise ValueError(
-            "attn_implementation 'swaa' is set, but the model is not adapted: call swaa.adapt(model)"
+            "attn_implementation is 'swaa', but the model is not adapted: call swaa.adapt(model)"
         )
     if not isinstance(attention_mask, RowInfo):
         raise ValueError(
@@ -102,5 +136,5 @@ def swaa_attention_forward(
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
     if "cu_seqlens_q" in arguments:
         q, k, v = (x.reshape(1, -1, *x.shape[2:]) for x in (q, k, v))
-    output = layer.run(make_call(q, k, v, scale=scaling, **arguments))
+    output = layer.backends.run(make_call(q, k, v, scale=scaling, **arguments))
     return output.reshape(query.shape[0], query.shape[2], *output.shape[2:]), None

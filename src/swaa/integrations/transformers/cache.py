@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer
+from transformers.cache_utils import DynamicLayer
 
 from swaa.config import LayerPlan
 from swaa.integrations.transformers.mask import RowInfo, last_rows
@@ -58,8 +58,9 @@ class RollingLayer(DynamicLayer):
         if rows is None or rows.q_offset != self.cumulative_length or rows.batch != len(key_states):
             raise ValueError("a cache of swaa serves adapted models only: call swaa.adapt(model)")
         self._starts = rows.starts
-        keys = torch.cat([self.keys, key_states], dim=-2)
-        values = torch.cat([self.values, value_states], dim=-2)
+        stored_keys, stored_values = self._stored()
+        keys = torch.cat([stored_keys, key_states], dim=-2)
+        values = torch.cat([stored_values, value_states], dim=-2)
         self.cumulative_length += key_states.shape[-2]
         self._prompt_done = not self.holds_prompt or self._past_prompt(rows)
         if self.record_past:  # a crop follows, which trims
@@ -67,6 +68,11 @@ class RollingLayer(DynamicLayer):
         else:
             self._trim(keys, values)
         return keys, values
+
+    def _stored(self) -> tuple[Tensor, Tensor]:
+        assert self.keys is not None
+        assert self.values is not None
+        return self.keys, self.values
 
     def _past_prompt(self, rows: RowInfo) -> bool:
         prompt = rows.phase.prompt_length
@@ -102,14 +108,15 @@ class RollingLayer(DynamicLayer):
         count = abs(int(tokens_to_remove))  # a tensor in some versions
         if not self.is_initialized or (not count and not self.record_past):
             return
-        kept = self.keys.shape[-2] - count
+        keys, values = self._stored()
+        kept = keys.shape[-2] - count
         if self.evicted and not self.record_past:
             raise ValueError(
                 "this cache has freed keys and cannot be cropped: record the past from the start,"
                 " or keep every key with full_decode=True"
             )
         self.cumulative_length -= count
-        self._trim(self.keys[:, :, :kept], self.values[:, :, :kept])
+        self._trim(keys[:, :, :kept], values[:, :, :kept])
 
     def reset(self) -> None:
         """Forget everything."""
@@ -162,7 +169,7 @@ class SWAACache(DynamicCache):
         return any(isinstance(layer, RollingLayer) and layer.evicted for layer in self.layers)
 
 
-def layer_bytes(layer: CacheLayerMixin) -> int:
+def layer_bytes(layer: Any) -> int:
     """Bytes of the keys and values that a cache layer holds; 0 for layers that hold none."""
     tensors = (getattr(layer, "keys", None), getattr(layer, "values", None))
     return sum(x.nbytes for x in tensors if isinstance(x, Tensor))

@@ -29,8 +29,10 @@ class Generate:
         inputs = args[0] if args else kwargs.get("inputs")
         tokens = _prompt_tokens(inputs, kwargs)
         cache = kwargs.get("past_key_values")
-        if cache is None and self._takes_cache(args, kwargs):
-            kwargs["past_key_values"] = SWAACache(self.model.config, self.plans)
+        if cache is None:
+            made = self._make_cache(self._options(args, kwargs))
+            if made is not None:
+                kwargs["past_key_values"] = made
         elif isinstance(cache, SWAACache):
             self._make_room_for_tail(cache, inputs, kwargs, tokens)
         outer = current_phase()
@@ -39,27 +41,40 @@ class Generate:
             # is answer to it too.
             tokens = min(tokens, outer.prompt_length)
         with declare(Phase(prompt_length=tokens, generating=True)):
-            return type(self.model).generate(self.model, *args, **kwargs)
+            model: Any = self.model
+            return type(model).generate(model, *args, **kwargs)
 
     def batch(self, *args: Any, **kwargs: Any) -> Any:
         """Stands in for ``generate_batch``, whose masks know neither sinks nor phases."""
         raise ValueError(
-            "continuous batching (generate_batch) of Transformers builds masks of its own and cannot"
-            " serve an adapted model; use generate, or a serving engine"
+            "continuous batching (generate_batch) builds masks of its own and cannot serve an"
+            " adapted model; use generate, or a serving engine"
         )
 
-    def _takes_cache(self, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
-        config = kwargs.get("generation_config") or (args[1] if len(args) > 1 else None)
-        sources = [kwargs, vars(config or {}) if config else {}, vars(self.model.generation_config)]
-        for option in ("use_cache", "cache_implementation"):
-            value = next((s[option] for s in sources if s.get(option) is not None), None)
-            if option == "use_cache" and value is False:
-                return False
-            if option == "cache_implementation" and value is not None:
-                if value == "paged":
-                    self.batch()
-                return False
-        return True
+    def _options(self, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The generation options that decide about the cache, as ``generate`` resolves them."""
+        passed = kwargs.get("generation_config") or (args[1] if len(args) > 1 else None)
+        sources = [
+            kwargs,
+            {} if passed is None else vars(passed),
+            vars(self.model.generation_config),
+        ]
+        names = ("use_cache", "cache_implementation", "is_assistant")
+        return {
+            name: next((s[name] for s in sources if s.get(name) is not None), None)
+            for name in names
+        }
+
+    def _make_cache(self, options: dict[str, Any]) -> SWAACache | None:
+        """A cache that frees, unless the caller asked for another one or for none."""
+        if options["cache_implementation"] == "paged":
+            self.batch()
+        if options["use_cache"] is False or options["cache_implementation"] is not None:
+            return None
+        cache = SWAACache(self.model.config, self.plans)
+        if options["is_assistant"]:  # its drafts will be taken back
+            cache.activate_past_recording()
+        return cache
 
     def _make_room_for_tail(
         self, cache: SWAACache, inputs: Any, kwargs: dict[str, Any], tokens: int

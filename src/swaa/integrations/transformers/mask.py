@@ -18,7 +18,7 @@ from swaa.config import LayerPlan
 from swaa.phase import Phase, current_phase
 
 FEW_ROWS = 16
-"""Forward passes of at most this many rows keep a tensor offset as it is (static cache decoding)."""
+"""A pass of at most this many rows keeps a tensor offset as it is (static cache decoding)."""
 
 _LAST: ContextVar[RowInfo | None] = ContextVar("swaa_rows", default=None)
 
@@ -103,9 +103,7 @@ class RowInfo:
             self._memo[key] = self._arguments(plan, keys, position_ids)
         return self._memo[key]
 
-    def _arguments(
-        self, plan: LayerPlan, keys: int, position_ids: Tensor | None
-    ) -> dict[str, Any]:
+    def _arguments(self, plan: LayerPlan, keys: int, position_ids: Tensor | None) -> dict[str, Any]:
         if plan.needs_prompt_length and self.phase.rows is None:
             require_prompt_length(self.phase)
         documents = self._documents(keys, position_ids)
@@ -163,12 +161,15 @@ class RowInfo:
         return torch.where(full, starts, slots - plan.window + 1).to(torch.int32)
 
     def _documents(self, keys: int, position_ids: Tensor | None) -> Tensor | None:
-        """Document number of each token ``[batch, tokens]``, or None unless sequences are packed."""
+        """Document number of each token ``[batch, tokens]``; None unless sequences are packed."""
         fresh = isinstance(self.q_offset, int) and self.q_offset == 0 and keys == self.queries
         if self.phase.generating or self.starts is not None or position_ids is None or not fresh:
             return None
+        restarts = torch.diff(position_ids, dim=-1) != 1
+        if torch.compiler.is_compiling():  # cannot branch on what the positions hold
+            torch._assert_async(~restarts.any(), "torch.compile cannot serve packed sequences")
+            return None
         if "documents" not in self._memo:
-            restarts = torch.diff(position_ids, dim=-1) != 1
             documents = torch.nn.functional.pad(restarts.cumsum(-1), (1, 0))
             packed = self.queries > 1 and bool(restarts.any())
             self._memo["documents"] = documents.expand(self.batch, -1) if packed else None
@@ -241,7 +242,7 @@ def require_prompt_length(phase: Phase) -> None:
         raise ValueError(
             "the prompt length is not declared, and full decode or a dense tail depends on it:"
             " call model.generate(...), or wrap the call in 'with swaa.prompt_length(n):'"
-            " or 'with swaa.attention_rows(rows):'"
+            " or 'with swaa.attention_rows(rows):' (outside torch.compile, which cannot see either)"
         )
 
 
@@ -268,12 +269,12 @@ def swaa_mask(
         ValueError: for masks with holes, and for models that overlay masks of their own.
     """
     if isinstance(attention_mask, RowInfo):  # made ahead of a compiled forward pass
-        _LAST.set(attention_mask)
         return attention_mask
     if use_vmap:
         raise ValueError("this model overlays a mask of its own, which swaa cannot keep")
-    if isinstance(q_offset, Tensor) and q_length > FEW_ROWS:
-        q_offset = int(q_offset)
+    if isinstance(q_offset, Tensor):
+        # A static layer counts in place, before its attention runs: keep the number as it is now.
+        q_offset = int(q_offset) if q_length > FEW_ROWS else q_offset.clone()
     starts = None if attention_mask is None else _padding(attention_mask, q_length)
     rows = RowInfo(
         batch=batch_size,
@@ -285,13 +286,13 @@ def swaa_mask(
         phase=current_phase(),
         device=torch.device(device),
     )
-    if local_size is None:
+    if local_size is None and not torch.compiler.is_compiling():
         _LAST.set(rows)
     return rows
 
 
 def _padding(mask: Tensor, q_length: int) -> Tensor | None:
-    """First real slot ``[batch]`` of a padding mask ``[batch, slots]``; None without left padding."""
+    """First real slot ``[batch]`` of a mask ``[batch, slots]``; None without left padding."""
     real = mask.bool()
     starts = (real.long().cumsum(-1) == 0).sum(-1)
     if q_length > FEW_ROWS or q_length == mask.shape[-1]:

@@ -18,12 +18,12 @@ class Layers(NamedTuple):
     """A model's attention layers.
 
     Attributes:
-        count: decoder layers, whatever they are made of.
+        depth: decoder layers, whatever they are made of.
         full: index and attention module of each softmax layer with full attention.
         native: index and module of each layer that slides already; it stays as it is.
     """
 
-    count: int
+    depth: int
     full: dict[int, nn.Module]
     native: dict[int, nn.Module]
 
@@ -58,7 +58,9 @@ def find_layers(model: PreTrainedModel) -> Layers:
     native = {i: m for i, m in modules.items() if types[i] == NATIVE_TYPE}
     missing = [i for i, kind in enumerate(types) if kind == ADAPTABLE_TYPE and i not in full]
     if missing:
-        raise UnsupportedModelError(f"{_name(model)}: no attention module found in layer {missing[0]}")
+        raise UnsupportedModelError(
+            f"{_name(model)}: no attention module found in layer {missing[0]}"
+        )
     if not full:
         raise UnsupportedModelError(
             f"{_name(model)} has no full-attention layer: every layer slides or has no attention"

@@ -6,16 +6,27 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from swaa.attention.api import BACKENDS, choose_backend, load_backend, make_call, require_backend
-from swaa.attention.call import BackendError
+from swaa.attention.api import (
+    BACKENDS,
+    choose_backend,
+    make_call,
+    require_backend,
+    why_not,
+)
+from swaa.attention.call import AttentionCall, BackendError
 from swaa.config import LayerPlan, SWAAConfig
 from swaa.integrations.transformers import IMPLEMENTATION
-from swaa.integrations.transformers.attention import LayerAttention, swaa_attention_forward
+from swaa.integrations.transformers.attention import (
+    Backends,
+    LayerAttention,
+    pick,
+    swaa_attention_forward,
+)
 from swaa.integrations.transformers.generate import Generate
 from swaa.integrations.transformers.mask import swaa_mask
 from swaa.integrations.transformers.support import Layers, UnsupportedModelError, find_layers
@@ -30,7 +41,8 @@ class Adaptation:
     Attributes:
         config: the configuration.
         plans: what each decoder layer does; layers that cannot slide are full.
-        backend: the attention backend of a prompt's forward pass on the model's device.
+        backend: the attention backend of a prompt's forward pass on the model's device, and that
+            of decoding where it differs.
         summary: one line for people.
     """
 
@@ -44,7 +56,7 @@ class Adaptation:
 class _Undo:
     """What :func:`restore` needs to know."""
 
-    implementation: str
+    implementation: str | None
     config_value: Any
     modules: tuple[torch.nn.Module, ...]
 
@@ -72,6 +84,7 @@ def adapt(
         config: a configuration, a recipe name, the path of a JSON file, or a dictionary. Default:
             what the checkpoint carries (``config.swaa``).
         backend: attention backend, one of ``auto``, ``fa4``, ``triton``, ``sdpa``, ``reference``.
+            One that serves prompts only (``fa4``) leaves decoding to the best other one.
         quiet: do not print the summary.
 
     Returns:
@@ -87,8 +100,8 @@ def adapt(
         restore(model)
     layers = find_layers(model)
     plans = _plans(resolved, layers)
-    name = _pick_backend(model, plans, backend)
-    _install(model, resolved, layers, plans, backend)
+    name, backends = _pick_backends(model, plans, backend)
+    _install(model, resolved, layers, plans, backends)
     adaptation = Adaptation(resolved, plans, name, _summary(resolved, plans, name))
     if not quiet:
         print(adaptation.summary)
@@ -109,16 +122,16 @@ def restore(model: PreTrainedModel) -> None:
     if not is_adapted(model):
         raise ValueError("the model is not adapted; there is nothing to restore")
     undo: _Undo = vars(model)["_swaa_undo"]
-    model.set_attn_implementation(undo.implementation)
+    model.set_attn_implementation(cast(str, undo.implementation))
     for module in undo.modules:
-        del module.swaa_layer
+        del vars(module)["swaa_layer"]
     # A compiled forward pass that generate made while adapted belongs to the adaptation.
     for name in ("_swaa_undo", "generate", "generate_batch", "_compiled_call"):
         vars(model).pop(name, None)
     if undo.config_value is _MISSING:
-        del model.config.swaa
+        del vars(model.config)["swaa"]
     else:
-        model.config.swaa = undo.config_value
+        vars(model.config)["swaa"] = undo.config_value
 
 
 def _resolve(
@@ -142,42 +155,63 @@ def _resolve(
 
 def _plans(config: SWAAConfig, layers: Layers) -> tuple[LayerPlan, ...]:
     full = LayerPlan(window=None)
-    plans = config.layers(layers.count)
+    plans = config.layers(layers.depth)
     return tuple(plan if i in layers.full else full for i, plan in enumerate(plans))
 
 
-def _pick_backend(model: PreTrainedModel, plans: tuple[LayerPlan, ...], backend: str) -> str:
-    """The backend of a prompt's forward pass, asked with a call of the model's own shape."""
-    if backend != "auto" and backend not in BACKENDS:
+def _pick_backends(
+    model: PreTrainedModel, plans: tuple[LayerPlan, ...], requested: str
+) -> tuple[str, Backends]:
+    """Ask with calls of the model's own shape; the name is the one to show."""
+    if requested != "auto" and requested not in BACKENDS:
         raise BackendError(
-            f"no attention backend {backend!r}; choose from auto, {', '.join(BACKENDS)}"
+            f"no attention backend {requested!r}; choose from auto, {', '.join(BACKENDS)}"
         )
-    config = model.config
+    if model.device.type == "meta":
+        raise UnsupportedModelError("the model's weights are not loaded (meta device)")
+    plan = next((plan for plan in plans if not plan.full), plans[0])
+    prompt = _probe(model, plan, 256, static=False)
+    decode = _probe(model, plan, 1, static=True)
+    name = requested
+    if requested == "auto":
+        name, refused = choose_backend(prompt)
+        for other, reason in refused.items():
+            logging.getLogger("swaa").info("backend %s not used: %s", other, reason)
+    else:
+        require_backend(requested, prompt)
+    # A backend for prompts only leaves decoding to the best other one; the summary says so.
+    decoder = requested if requested != "auto" and not why_not(requested, decode) else None
+    decoder = decoder or choose_backend(decode).name
+    ready_made = _probe(model, plan, 256, static=True) if requested == "auto" else prompt
+    backends = Backends(
+        requested,
+        decoder if requested != "auto" else "auto",
+        compiled_decode=pick(decoder, decode),
+        compiled_prefill=pick(requested, ready_made),
+    )
+    return name if name == decoder else f"{name} (decoding: {decoder})", backends
+
+
+def _probe(model: PreTrainedModel, plan: LayerPlan, rows: int, *, static: bool) -> AttentionCall:
+    """A call such as the model's layers will make; ``static`` has every number in a tensor."""
+    config, keys = model.config, 256
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    plan = next((plan for plan in plans if not plan.full), plans[0])
-    full_from, full_until = plan.full_rows(256)
-    dtype, device = model.dtype, model.device
-    if device.type == "meta":
-        raise UnsupportedModelError("the model's weights are not loaded (meta device)")
-    call = make_call(
-        torch.empty(1, 256, heads, head_dim, dtype=dtype, device=device),
-        torch.empty(1, 256, kv_heads, head_dim, dtype=dtype, device=device),
-        torch.empty(1, 256, kv_heads, head_dim, dtype=dtype, device=device),
+    full_from, full_until = plan.full_rows(keys)
+    zero = torch.zeros(1, dtype=torch.int32, device=model.device)
+    options: dict[str, Any] = {"dtype": model.dtype, "device": model.device}
+    return make_call(
+        torch.empty(1, rows, heads, head_dim, **options),
+        torch.empty(1, keys, kv_heads, head_dim, **options),
+        torch.empty(1, keys, kv_heads, head_dim, **options),
         window=plan.window,
         sink_tokens=plan.sink_tokens,
         full_from=full_from,
         full_until=full_until,
+        q_start=zero + keys - rows if static else keys - rows,
+        kv_start=zero if static else None,
     )
-    if backend != "auto":
-        require_backend(backend, call)
-        return backend
-    choice = choose_backend(call)
-    load_backend(choice.name)
-    for name, reason in choice.refused.items():
-        logging.getLogger("swaa").info("backend %s not used: %s", name, reason)
-    return choice.name
 
 
 def _install(
@@ -185,7 +219,7 @@ def _install(
     config: SWAAConfig,
     layers: Layers,
     plans: tuple[LayerPlan, ...],
-    backend: str,
+    backends: Backends,
 ) -> None:
     AttentionInterface.register(IMPLEMENTATION, swaa_attention_forward)
     AttentionMaskInterface.register(IMPLEMENTATION, swaa_mask)
@@ -200,10 +234,9 @@ def _install(
         raise UnsupportedModelError(
             f"{type(model).__name__} does not let its attention implementation be set"
         )
-    chosen: dict[Any, str] = {}
     for index, module in modules.items():
-        module.swaa_layer = LayerAttention(plans[index], backend, chosen)
-    model.config.swaa = config.to_dict()
+        vars(module)["swaa_layer"] = LayerAttention(plans[index], backends)
+    vars(model.config)["swaa"] = config.to_dict()
     generate = Generate(model, plans)
     vars(model).update(_swaa_undo=undo, generate=generate, generate_batch=generate.batch)
 

@@ -1,0 +1,76 @@
+"""An independent judge: eager attention under a mask built row by row in plain loops."""
+
+from dataclasses import dataclass
+
+import torch
+from transformers import AttentionInterface
+
+MASKS = {}
+
+
+def loop_attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
+    groups = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
+    scores = query @ key.transpose(2, 3) * scaling
+    mask = MASKS[module.layer_idx][:, None]
+    weights = scores.masked_fill(~mask, float("-inf")).softmax(-1).nan_to_num(0.0)
+    return (weights @ value).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register("swaa_loop", loop_attention)  # no mask function: the model passes None
+
+
+@dataclass
+class Rows:
+    """Which rows of a sequence are full, per layer: tail rows everywhere, answers by layer."""
+
+    tail: set
+    answers: set
+
+
+def rows_of(prompt, tail, total):
+    return Rows(set(range(max(0, prompt - tail), prompt)), set(range(prompt, total)))
+
+
+def build_masks(config, layer_types, starts, total, rows, documents=None, native_window=None):
+    """Masks by layer, bool [batch, total, total]; ``rows`` is one Rows, or one per sequence."""
+    layers = len(layer_types)
+    full_layers = set(config.full_layers)
+    decode = set(range(layers)) if config.full_decode is True else set(config.full_decode or ())
+    masks = {}
+    for layer in range(layers):
+        mask = torch.zeros(len(starts), total, total, dtype=torch.bool)
+        for b, start in enumerate(starts):
+            of = rows[b] if isinstance(rows, list) else rows
+            for t in range(start, total):
+                first = start
+                if documents is not None:
+                    first = next(u for u in range(total) if documents[b][u] == documents[b][t])
+                for u in range(first, t + 1):
+                    if layer_types[layer] == "sliding_attention":
+                        mask[b, t, u] = t - u < native_window
+                        continue
+                    full = layer in full_layers or t in of.tail
+                    full = full or (t in of.answers and layer in decode)
+                    near = t - u < config.window or u - first < config.sink_tokens
+                    mask[b, t, u] = full or near
+        masks[layer] = mask
+    return masks
+
+
+def loop_logits(model, ids, masks, position_ids):
+    """Logits of the unadapted model under the given masks; restores the implementation."""
+    before = model.config._attn_implementation
+    MASKS.clear()
+    MASKS.update(masks)
+    model.set_attn_implementation("swaa_loop")
+    try:
+        with torch.no_grad():
+            return model(input_ids=ids, position_ids=position_ids, use_cache=False).logits
+    finally:
+        model.set_attn_implementation(before)
+
+
+def positions(starts, total):
+    slots = torch.arange(total)[None].expand(len(starts), -1)
+    return (slots - torch.tensor(starts)[:, None]).clamp(min=0)
