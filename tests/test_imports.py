@@ -1,0 +1,75 @@
+"""Who may import whom: the rule that keeps attention free of options and backends of each other."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import swaa
+
+ROOT = Path(swaa.__file__).parent
+BACKENDS = {"reference", "sdpa", "fa4", "triton"}
+
+
+def _modules(folder):
+    return sorted(path.relative_to(ROOT) for path in (ROOT / folder).rglob("*.py"))
+
+
+def _imports(path):
+    """Absolute names of everything a file imports from swaa, at its top or inside functions."""
+    package = ("swaa", *path.parent.parts)
+    for node in ast.walk(ast.parse((ROOT / path).read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*base, *filter(None, [node.module])])
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def _within(name, module):
+    return name == module or name.startswith(f"{module}.")
+
+
+@pytest.mark.parametrize("path", _modules("attention"), ids=str)
+def test_attention_knows_neither_options_nor_integrations(path):
+    above = {"config", "layers", "adaptation", "integrations", "cli", "recipes", "plan", "phase"}
+    for name in _imports(path):
+        assert name != "swaa.SWAAConfig"
+        assert not any(_within(name, f"swaa.{module}") for module in above), f"{path}: {name}"
+
+
+def _backend(path):
+    """The backend that a file of attention/ is part of, or None."""
+    name = path.parts[1].removesuffix(".py")
+    return name if name in BACKENDS else None
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in _modules("attention") if _backend(path)], ids=str
+)
+def test_backends_never_import_one_another(path):
+    others = BACKENDS - {_backend(path)}
+    for name in _imports(path):
+        assert not any(_within(name, f"swaa.attention.{other}") for other in others), name
+        assert not _within(name, "swaa.attention.api"), f"{path}: backends are chosen by api"
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in _modules(".") if path.parts[0] != "cli"], ids=str
+)
+def test_only_the_command_line_imports_the_command_line(path):
+    assert not any(_within(name, "swaa.cli") for name in _imports(path))
+
+
+@pytest.mark.parametrize("path", _modules("cli"), ids=str)
+def test_the_command_line_imports_what_is_heavy_inside_functions(path):
+    light = ("swaa.cli", "swaa.config", "swaa.layers", "swaa.__version__")
+    tree = ast.parse((ROOT / path).read_text("utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom):
+            assert node.module != "torch"
+            assert node.module.split(".")[0] != "transformers"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            ours = [name for name in names if _within(name, "swaa")]
+            assert all(any(_within(name, part) for part in light) for name in ours), ours
