@@ -144,6 +144,12 @@ def test_the_papers_way_to_say_full_attention(window):
     assert SWAAConfig.from_dict(values | {"non_sliding_layers": []}) == SWAAConfig(window=None)
 
 
+@pytest.mark.parametrize(("word", "decode"), [("true", True), ("false", False)])
+def test_the_papers_speed_settings_hold_words(word, decode):
+    values = {"sliding_window_size": 8, "force_fa_decode": word, "non_sliding_layers": ""}
+    assert SWAAConfig.from_dict(values) == SWAAConfig(window=8, full_decode=decode)
+
+
 def test_one_of_the_papers_settings_is_named_by_index(tmp_path):
     other = AUTHORS | {"sliding_window_size": 8}
     settings = [{"swaa_config": values, "model_list": ["m"]} for values in (AUTHORS, other)]

@@ -219,11 +219,16 @@ def _from_authors(values: Mapping[str, Any]) -> dict[str, Any]:
             f"unknown keys {', '.join(unknown)} beside the paper's {', '.join(AUTHORS_KEYS)}"
         )
     renamed = {AUTHORS_KEYS[key]: value for key, value in values.items()}
+    # Their speed tests pass settings on as words of a command line: "true", and "" for no layers.
+    decode = renamed.get("full_decode") or False
+    decode = (
+        {"true": True, "false": False}.get(decode, decode) if isinstance(decode, str) else decode
+    )
     return {
         "window": renamed.get("window") or None,
         "sink_tokens": renamed.get("sink_tokens") or 0,
         "full_layers": renamed.get("full_layers") or (),
-        "full_decode": renamed.get("full_decode") or False,
+        "full_decode": decode,
     }
 
 
