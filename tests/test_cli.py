@@ -46,6 +46,12 @@ def test_nothing_heavy_is_imported_before_it_is_needed(code):
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+def test_python_m_swaa_is_the_command():
+    command = [sys.executable, "-m", "swaa", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"swaa {swaa.__version__}\n"
+
+
 def test_version_help_and_no_verb(capsys):
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"swaa {swaa.__version__}\n"
@@ -206,6 +212,7 @@ def test_recipes_lists_cost_and_measurements(capsys):
     lean = next(line for line in out.splitlines() if line.startswith("lean "))
     assert lean.split()[:3] == ["lean", "0.51", "0.53"]
     assert "SmolLM2-135M-Instruct" in out
+    assert "naive: Do not use it" in out
 
 
 def test_recipes_shows_one_and_prints_json(capsys):

@@ -87,7 +87,7 @@ def _all(recipes: tuple[Recipe, ...]) -> str:
         )
     table = format_table(("recipe", "prefill FLOPs", "KV", "configuration"), rows)
     parts = [table, f"Costs: a model of Qwen3-4B's shape, {PROMPT:,} prompt tokens, full = 1."]
-    parts.append("\n".join(f"{recipe.name}\n{_measured(recipe)}" for recipe in recipes))
+    parts.append("\n".join(f"{_title(recipe)}\n{_measured(recipe)}" for recipe in recipes))
     return "\n\n".join([*parts, "More on one: swaa recipes NAME"])
 
 
@@ -106,9 +106,17 @@ def _one(recipe: Recipe) -> str:
     )
 
 
+def _title(recipe: Recipe) -> str:
+    """Name and first sentence, which says what it is for."""
+    sentence, _, _ = recipe.description.partition(". ")
+    return textwrap.fill(f"{recipe.name}: {sentence.rstrip('.')}. Measured on:", _WIDTH)
+
+
 def _measured(recipe: Recipe) -> str:
     return "\n".join(map(_indented, recipe.measured_on or ("nothing yet",)))
 
 
 def _indented(text: str) -> str:
-    return textwrap.fill(text, _WIDTH, initial_indent="  - ", subsequent_indent="    ")
+    return textwrap.fill(
+        text, _WIDTH, initial_indent="  - ", subsequent_indent="    ", break_on_hyphens=False
+    )
