@@ -42,7 +42,7 @@ def test_folder_gives_model_in_eval_mode_and_tokenizer(tokenized):
     assert not loaded.model.training
     assert loaded.tokenizer("a b")["input_ids"] == [0, 1]
     assert loaded.trained_context == 64
-    assert loaded.name == str(tokenized)
+    assert loaded.name == tokenized.name
 
 
 def test_folder_without_tokenizer(checkpoint):

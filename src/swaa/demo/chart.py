@@ -1,0 +1,60 @@
+"""The demo's table as a picture."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+from swaa.demo.run import DemoRow
+
+
+def require_matplotlib() -> None:
+    """Fail now rather than after minutes of measuring.
+
+    Raises:
+        ImportError: with the ``pip install`` line.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ImportError("drawing needs matplotlib; run: pip install 'swaa[plot]'")
+
+
+def draw(rows: Sequence[DemoRow], path: Path, *, title: str) -> None:
+    """Write a PNG: one line per setting, one panel each for answers, time and memory."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 1.2 + 0.45 * len(rows)), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = (
+        (
+            f"answered, of {rows[0].needles}",
+            [row.answered for row in rows],
+            [f"{row.answered}" for row in rows],
+        ),
+        (
+            "prefill, seconds",
+            [row.prefill_s for row in rows],
+            [f"{row.prefill_s:.1f}  ({row.speedup:.2f}x)" for row in rows],
+        ),
+        (
+            "KV, MiB",
+            [row.kv_bytes / 2**20 for row in rows],
+            [f"{row.kv_bytes / 2**20:.0f}" for row in rows],
+        ),
+    )
+    colours = [f"C{index}" for index in range(len(rows))]
+    for index, (name, values, labels) in enumerate(panels, start=1):
+        axes = figure.add_subplot(1, len(panels), index)
+        bars = axes.barh([row.setting for row in rows], values, color=colours)
+        axes.bar_label(bars, labels, padding=3)
+        axes.set_title(name, fontsize=10)
+        axes.set_xlim(0, 1.35 * max(values) or 1)
+        axes.invert_yaxis()
+        axes.xaxis.set_visible(False)
+        axes.spines[["top", "right", "bottom"]].set_visible(False)
+        if index > 1:
+            axes.yaxis.set_visible(False)
+    figure.suptitle(title, fontsize=11)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,109 @@
+"""Needles: a fact hidden in a long text, a question about it, and whether an answer holds it."""
+
+from __future__ import annotations
+
+import importlib.resources
+import random
+import re
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+NAMES = (
+    "Lisbon", "Oslo", "Nairobi", "Kyoto", "Lima", "Geneva", "Havana", "Cairo",
+    "Dublin", "Manila", "Prague", "Quito", "Riga", "Seoul", "Tunis", "Vienna",
+)  # fmt: skip
+
+DEEPEST = 0.7
+"""Needles lie in the first 70 % of the text: beyond the reach of a window of a quarter of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needle:
+    """One document with a hidden fact.
+
+    Attributes:
+        document: running text, the fact inside.
+        question: what to ask after it.
+        digits: what a right answer holds.
+        depth: where the fact lies, 0 at the text's start, 1 at its end.
+    """
+
+    document: str
+    question: str
+    digits: str
+    depth: float
+
+    def is_answered(self, text: str) -> bool:
+        """Whether a reply holds the digits, whatever else it says."""
+        return self.digits in text.replace(",", "")
+
+
+def read_text() -> str:
+    """The text that ships with the package, one paragraph a line; see README.md beside it."""
+    raw = importlib.resources.files("swaa.demo").joinpath("persuasion.txt").read_text("utf-8")
+    return "\n".join(" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", raw))
+
+
+def make_needles(
+    tokenizer: PreTrainedTokenizerBase, *, tokens: int, count: int, seed: int
+) -> tuple[Needle, ...]:
+    """Documents with one needle each, the same for the same arguments.
+
+    The documents are spread over the shipped text, the needles over depths from 0 to
+    :data:`DEEPEST`.
+
+    Args:
+        tokenizer: measures the documents.
+        tokens: length of a document, needle included (tokens).
+        count: number of documents.
+        seed: of names and digits.
+
+    Raises:
+        ValueError: when ``tokens`` leaves no room for a needle, or exceeds the shipped text.
+    """
+    ids = encode(tokenizer, read_text())
+    if not 64 <= tokens <= len(ids):
+        raise ValueError(f"needle documents of {tokens} tokens; expected 64 to {len(ids):,}")
+    chance = random.Random(seed)
+    names = [NAMES[index % len(NAMES)] for index in range(count)]
+    chance.shuffle(names)
+    needles = []
+    for index, name in enumerate(names):
+        digits = str(chance.randint(1_000_000, 9_999_999))
+        fact = f"One of the special magic numbers for {name} is: {digits}."
+        length = tokens - len(encode(tokenizer, f" {fact}"))
+        first = index * (len(ids) - length) // max(1, count - 1)
+        text = decode(tokenizer, ids[first : first + length])
+        depth = DEEPEST * (index + 0.5) / count
+        needles.append(
+            Needle(
+                document=_insert(text, fact, depth),
+                question=f"What is the special magic number for {name} mentioned in the text?",
+                digits=digits,
+                depth=depth,
+            )
+        )
+    return tuple(needles)
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of plain text, without special tokens."""
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    assert isinstance(ids, list)
+    return ids
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    """The text of token ids."""
+    text = tokenizer.decode(ids)
+    assert isinstance(text, str)
+    return text
+
+
+def _insert(text: str, fact: str, depth: float) -> str:
+    """Put the fact behind the first sentence that ends at or after ``depth``."""
+    wanted = int(depth * len(text))
+    end = re.compile(r"[.!?]\"?\s").search(text, wanted)
+    place = end.end() if end else wanted
+    return f"{text[:place]}{fact} {text[place:]}"

@@ -1,0 +1,221 @@
+"""Run the demo: needles answered, a long prefill timed, KV counted, setting by setting."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from swaa.adaptation import adapt, restore
+from swaa.config import SWAAConfig
+from swaa.demo.needles import Needle, encode, make_needles, read_text
+from swaa.generation import Generation, build_prompt, check_context, generate_answer
+from swaa.models import LoadedModel
+from swaa.recipes import load_recipe
+
+ANSWER_TOKENS = 24
+"""Longest answer to a needle's question: room for a sentence with seven digits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions:
+    """How large the demo is.
+
+    Attributes:
+        needles: documents per setting.
+        needle_tokens: length of each, needle included (tokens).
+        prefill_tokens: length of the timed prompt (tokens).
+        window: of every sliding setting (keys).
+        seed: of the needles.
+    """
+
+    needles: int = 8
+    needle_tokens: int = 2048
+    prefill_tokens: int = 8000
+    window: int = 512
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("needles", "prefill_tokens", "window"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoRow:
+    """What one setting did.
+
+    Attributes:
+        setting: its name.
+        answered: needles found.
+        needles: needles hidden.
+        prefill_s: time to the first token of the long prompt (seconds).
+        speedup: full attention's prefill time divided by this one's.
+        kv_bytes: keys and values held after the long prompt (bytes).
+    """
+
+    setting: str
+    answered: int
+    needles: int
+    prefill_s: float
+    speedup: float
+    kv_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoOutcome:
+    """Rows of the table, each single answer, and the wall time (seconds)."""
+
+    rows: tuple[DemoRow, ...]
+    samples: tuple[dict[str, Any], ...]
+    seconds: float
+
+
+def demo_settings(window: int) -> dict[str, SWAAConfig]:
+    """The settings by name, full attention first, at a window that suits the demo's length."""
+    shipped = {name: load_recipe(name) for name in ("balanced", "fast", "lean")}
+    settings = {
+        "full": SWAAConfig(window=None),
+        "naive": SWAAConfig(window=window),
+        "sinks + full decode": dataclasses.replace(shipped["fast"], dense_tail=0),
+        **shipped,
+    }
+    return {
+        name: config if config.window is None else dataclasses.replace(config, window=window)
+        for name, config in settings.items()
+    }
+
+
+def run_demo(
+    loaded: LoadedModel,
+    options: DemoOptions,
+    *,
+    on_step: Callable[[float, str], None] | None = None,
+) -> DemoOutcome:
+    """Run every setting.
+
+    Args:
+        loaded: a model that is not adapted; it is left so.
+        options: sizes.
+        on_step: called with the share of the work done, 0 to 1, and what comes next.
+
+    Raises:
+        ValueError: when the model cannot take prompts of that length.
+    """
+    started = time.perf_counter()
+    settings = demo_settings(options.window)
+    work = _prepare(loaded, options)
+    meter = _Meter(len(settings) * work.tokens, on_step)
+    samples: list[dict[str, Any]] = []
+    timed: dict[str, Generation] = {}
+    for setting, config in settings.items():
+        with _adapted(loaded, config):
+            samples += _answer_needles(loaded, setting, work, meter)
+            meter.announce(f"{setting}: prefill of {work.long_prompt.shape[1]:,} tokens")
+            timed[setting] = generate_answer(loaded, work.long_prompt, max_new_tokens=1)
+            meter.add(work.long_prompt.shape[1])
+    rows = tuple(_row(setting, samples, timed) for setting in settings)
+    return DemoOutcome(rows=rows, samples=tuple(samples), seconds=time.perf_counter() - started)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What each setting is given."""
+
+    needles: tuple[tuple[Needle, Tensor], ...]
+    long_prompt: Tensor
+
+    @property
+    def tokens(self) -> int:
+        return sum(prompt.shape[1] for _, prompt in self.needles) + self.long_prompt.shape[1]
+
+
+class _Meter:
+    """Reports the share of all prompt tokens that are done."""
+
+    def __init__(self, total: int, on_step: Callable[[float, str], None] | None) -> None:
+        self._total = total
+        self._done = 0
+        self._on_step = on_step
+
+    def announce(self, what: str) -> None:
+        if self._on_step is not None:
+            self._on_step(self._done / self._total, what)
+
+    def add(self, tokens: int) -> None:
+        self._done += tokens
+
+
+def _prepare(loaded: LoadedModel, options: DemoOptions) -> _Work:
+    tokenizer = loaded.tokenizer
+    needles = make_needles(
+        tokenizer, tokens=options.needle_tokens, count=options.needles, seed=options.seed
+    )
+    ids = encode(tokenizer, read_text())
+    if options.prefill_tokens > len(ids):
+        raise ValueError(f"prefill_tokens is {options.prefill_tokens}; the text has {len(ids):,}")
+    work = _Work(
+        tuple(
+            (needle, build_prompt(tokenizer, needle.document, needle.question))
+            for needle in needles
+        ),
+        torch.tensor([ids[: options.prefill_tokens]]),
+    )
+    # Before the first minute of work, not after it.
+    check_context(loaded, work.long_prompt.shape[1], 1)
+    for _, prompt in work.needles:
+        check_context(loaded, prompt.shape[1], ANSWER_TOKENS)
+    return work
+
+
+@contextmanager
+def _adapted(loaded: LoadedModel, config: SWAAConfig) -> Iterator[None]:
+    """The model under a configuration; without a window it stays as its makers wrote it."""
+    if config.window is None:
+        yield
+        return
+    adapt(loaded.model, config, quiet=True)
+    try:
+        yield
+    finally:
+        restore(loaded.model)
+
+
+def _answer_needles(
+    loaded: LoadedModel, setting: str, work: _Work, meter: _Meter
+) -> list[dict[str, Any]]:
+    samples = []
+    for index, (needle, prompt) in enumerate(work.needles, start=1):
+        meter.announce(f"{setting}: needle {index} of {len(work.needles)}")
+        reply = generate_answer(loaded, prompt, max_new_tokens=ANSWER_TOKENS)
+        meter.add(prompt.shape[1])
+        samples.append(
+            {
+                "setting": setting,
+                "question": needle.question,
+                "expected": needle.digits,
+                "depth": round(needle.depth, 3),
+                "prompt_tokens": reply.prompt_tokens,
+                "reply": reply.text,
+                "answered": needle.is_answered(reply.text),
+            }
+        )
+    return samples
+
+
+def _row(setting: str, samples: list[dict[str, Any]], timed: dict[str, Generation]) -> DemoRow:
+    answered = [sample["answered"] for sample in samples if sample["setting"] == setting]
+    return DemoRow(
+        setting=setting,
+        answered=sum(answered),
+        needles=len(answered),
+        prefill_s=timed[setting].first_token_s,
+        speedup=timed["full"].first_token_s / timed[setting].first_token_s,
+        kv_bytes=timed[setting].kv_bytes,
+    )

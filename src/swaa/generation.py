@@ -1,0 +1,214 @@
+"""Answer a question about a document and measure it: time to first token, speed, KV bytes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
+
+from swaa.integrations.transformers.cache import SWAACache, layer_bytes
+from swaa.models import LoadedModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """One answer and what it cost.
+
+    Attributes:
+        text: the answer, special tokens left out.
+        prompt_tokens: tokens of the prompt.
+        new_tokens: tokens of the answer, the one that ends it included.
+        first_token_s: seconds from the call to the first token: the prefill.
+        tokens_per_s: speed after the first token; ``None`` for an answer of one token.
+        kv_bytes: keys and values held at the end (bytes).
+        peak_kv_bytes: the most that was held at once (bytes).
+    """
+
+    text: str
+    prompt_tokens: int
+    new_tokens: int
+    first_token_s: float
+    tokens_per_s: float | None
+    kv_bytes: int
+    peak_kv_bytes: int
+
+
+def build_prompt(tokenizer: PreTrainedTokenizerBase, document: str, question: str) -> Tensor:
+    """Document, then question, as token ids ``[1, tokens]``.
+
+    The chat template frames them where the tokenizer has one.
+
+    Raises:
+        ValueError: for an empty document or question.
+    """
+    for name, text in (("document", document), ("question", question)):
+        if not text.strip():
+            raise ValueError(f"the {name} is empty")
+    content = f"{document.strip()}\n\n{question.strip()}"
+    if tokenizer.chat_template is None:
+        return _token_ids(tokenizer, f"{content}\n", add_special_tokens=True)
+    framed = tokenizer.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+    )
+    assert isinstance(framed, str)
+    return _token_ids(tokenizer, framed, add_special_tokens=False)
+
+
+def check_context(loaded: LoadedModel, prompt_tokens: int, max_new_tokens: int) -> None:
+    """Refuse what the model was not trained for.
+
+    Raises:
+        ValueError: when prompt and answer exceed the model's trained context, or when no token
+            may be generated.
+    """
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}; expected at least 1 token")
+    limit = loaded.trained_context
+    if limit is not None and prompt_tokens + max_new_tokens > limit:
+        raise ValueError(
+            f"the prompt has {prompt_tokens:,} tokens and the answer up to {max_new_tokens:,};"
+            f" {loaded.name} was trained to {limit:,}: shorten the document"
+        )
+
+
+def generate_answer(
+    loaded: LoadedModel,
+    input_ids: Tensor,
+    *,
+    max_new_tokens: int,
+    chunk: int | None = None,
+    on_prefill: Callable[[int], None] | None = None,
+    on_text: Callable[[str], None] | None = None,
+) -> Generation:
+    """Answer greedily, as the model is: adapted or not.
+
+    Args:
+        loaded: model and tokenizer.
+        input_ids: the prompt, ``[1, tokens]``.
+        max_new_tokens: longest answer (tokens).
+        chunk: prompt tokens per forward pass; ``None``: the whole prompt in one.
+        on_prefill: called after each pass over the prompt with the tokens done so far.
+        on_text: called with each piece of the answer as it comes.
+
+    Raises:
+        ValueError: for a prompt that does not fit the model; see :func:`check_context`.
+    """
+    prompt_tokens = input_ids.shape[1]
+    check_context(loaded, prompt_tokens, max_new_tokens)
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk is {chunk}; expected at least 1 prompt token")
+    streamer = _Stopwatch(loaded.tokenizer, on_text)
+    with torch.inference_mode(), _reporting(loaded.model, prompt_tokens, on_prefill):
+        streamer.start()
+        model: Any = loaded.model  # its class types `generate` as a tensor
+        output = model.generate(
+            input_ids.to(loaded.model.device),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            prefill_chunk_size=chunk,
+            streamer=streamer,
+            return_dict_in_generate=True,
+        )
+    new_ids = output.sequences[0, prompt_tokens:]
+    held, peak = cache_bytes(output.past_key_values)
+    return Generation(
+        text=_decode(loaded.tokenizer, new_ids),
+        prompt_tokens=prompt_tokens,
+        new_tokens=len(new_ids),
+        first_token_s=streamer.first_token_s,
+        tokens_per_s=streamer.tokens_per_s,
+        kv_bytes=held,
+        peak_kv_bytes=peak,
+    )
+
+
+def cache_bytes(cache: DynamicCache) -> tuple[int, int]:
+    """Bytes of keys and values that a cache holds, and the most it held at once."""
+    if isinstance(cache, SWAACache):
+        return cache.kv_bytes(), cache.peak_kv_bytes
+    held = sum(layer_bytes(layer) for layer in cache.layers)  # pyright: ignore[reportArgumentType]
+    return held, held  # a stock cache only grows
+
+
+class _Stopwatch(TextStreamer):
+    """Hands text on as it comes, and notes when the first and the last token came."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], None] | None
+    ) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._on_text = on_text
+        self._times: list[float] = []
+        self._started = 0.0
+
+    def start(self) -> None:
+        self._started = time.perf_counter()
+
+    def put(self, value: Tensor) -> None:
+        # The first call brings the prompt; the ids of later ones lie on the CPU, so that the
+        # device's work for them is done.
+        if not self.next_tokens_are_prompt:
+            self._times.append(time.perf_counter())
+        super().put(value)
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        del stream_end
+        if self._on_text is not None and text:
+            self._on_text(text)
+
+    @property
+    def first_token_s(self) -> float:
+        return self._times[0] - self._started
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        if len(self._times) < 2:
+            return None
+        return (len(self._times) - 1) / (self._times[-1] - self._times[0])
+
+
+@contextmanager
+def _reporting(
+    model: PreTrainedModel, prompt_tokens: int, on_prefill: Callable[[int], None] | None
+) -> Iterator[None]:
+    """Count the prompt's tokens as they go through the model, by a hook that does not stay."""
+    if on_prefill is None:
+        yield
+        return
+    done = 0
+
+    def count(_model: Any, _args: Any, kwargs: dict[str, Any], _output: Any) -> None:
+        nonlocal done
+        if done < prompt_tokens:
+            done += kwargs["input_ids"].shape[1]
+            on_prefill(done)
+
+    hook = model.register_forward_hook(count, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _token_ids(
+    tokenizer: PreTrainedTokenizerBase, text: str, *, add_special_tokens: bool
+) -> Tensor:
+    # verbose=False: the length is checked against the model, with a message of our own.
+    encoded = tokenizer(
+        text, add_special_tokens=add_special_tokens, return_tensors="pt", verbose=False
+    )
+    ids = encoded["input_ids"]
+    assert isinstance(ids, Tensor)
+    return ids
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, ids: Tensor) -> str:
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+    assert isinstance(text, str)
+    return text.strip()
