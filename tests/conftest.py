@@ -14,3 +14,7 @@ def _poisoned_memory(monkeypatch):
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--support-table", help="write docs/support.md from the integration tests")

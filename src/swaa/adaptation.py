@@ -156,7 +156,14 @@ def _resolve(
 def _plans(config: SWAAConfig, layers: Layers) -> tuple[LayerPlan, ...]:
     full = LayerPlan(window=None)
     plans = config.layers(layers.depth)
-    return tuple(plan if i in layers.full else full for i, plan in enumerate(plans))
+    plans = tuple(plan if i in layers.full else full for i, plan in enumerate(plans))
+    if config.window is not None and all(plan.full for plan in plans):
+        able = ", ".join(map(str, sorted(layers.full)))
+        raise ValueError(
+            f"no layer would slide: full_layers names all that can (layers {able});"
+            " choose other layers, or window=None for full attention"
+        )
+    return plans
 
 
 def _pick_backends(

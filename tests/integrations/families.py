@@ -50,15 +50,15 @@ FAMILIES = {
 
 
 @functools.cache
-def _built(family):
+def _built(family, **options):
     torch.manual_seed(0)
-    config = AutoConfig.for_model(family, **{**COMMON, **FAMILIES[family]})
+    config = AutoConfig.for_model(family, **{**COMMON, **FAMILIES[family], **options})
     return AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
 
 
-def tiny_model(family):
+def tiny_model(family, **options):
     """A fresh copy of the family's tiny model, float32, on the CPU."""
-    return copy.deepcopy(_built(family))
+    return copy.deepcopy(_built(family, **options))
 
 
 def layer_types(model):

@@ -129,6 +129,13 @@ def test_a_later_turn_without_the_whole_conversation_is_refused():
         )
 
 
+def test_a_configuration_that_changes_nothing_is_refused():
+    model = tiny_model("gemma3_text")  # its even layers slide already
+    with pytest.raises(ValueError, match=r"no layer would slide.*layers 1, 3"):
+        swaa.adapt(model, SWAAConfig(window=8, full_layers="odd"))
+    assert swaa.adapt(model, SWAAConfig(window=None), quiet=True).config.window is None
+
+
 def test_an_undeclared_prompt_length_is_refused():
     model = tiny_model("llama")
     swaa.adapt(model, CONFIG, quiet=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from swaa.attention.call import AttentionCall, AttentionOutput
 from swaa.attention.mask import column, visible
 
-CHUNK_ROWS = 512
+CHUNK_ROWS = 256
 """Query rows per sliding chunk; rows per dense chunk shrink until the mask fits MASK_ENTRIES."""
 MASK_ENTRIES = 1 << 26
 FEW_ROWS = 16
