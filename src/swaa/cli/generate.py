@@ -125,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
     check_context(loaded, prompt.shape[1], args.max_new_tokens)
     runs = [_answer(args, loaded, prompt, *setting) for setting in settings]
     if args.json:
-        print(json.dumps({"model": args.model, "runs": [_to_dict(run) for run in runs]}, indent=2))
+        print(json.dumps({"model": loaded.name, "runs": [_to_dict(run) for run in runs]}, indent=2))
     else:
         _print(runs)
     return 0

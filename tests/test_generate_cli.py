@@ -1,0 +1,146 @@
+import io
+import json
+
+import pytest
+
+from swaa.cli import main
+from swaa.cli.progress import ProgressBar, format_seconds
+from tests.checkpoint import save_checkpoint
+
+DOCUMENT = "It was the best of times, it was the worst of times. " * 8
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return save_checkpoint(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def words(checkpoint, tmp_path):
+    (tmp_path / "doc.txt").write_text(DOCUMENT, encoding="utf-8")
+    # fmt: off
+    return [
+        "generate", str(checkpoint), "--file", str(tmp_path / "doc.txt"), "--question", "Which?",
+        "--max-new-tokens", "6", "--window", "64", "--chunk", "200", "--device", "cpu",
+    ]
+    # fmt: on
+
+
+def _refused(capsys, words):
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    # Lines before it are the loader's progress bars.
+    assert "Traceback" not in captured.err
+    line = captured.err.splitlines()[-1]
+    assert line.startswith("swaa generate: ")
+    return line
+
+
+def test_says_what_is_active_answers_and_counts(capsys, words):
+    assert main([*words, "--recipe", "fast"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("adapted 4 of 4 layers: window 64, 128 sinks, full decode")
+    assert "prompt tokens  first token s  tokens/s  KV MiB  peak KV MiB" in captured.out
+    assert captured.out.splitlines()[-1].split()[:3] == ["fast", "window=64", "432"]
+    assert "fast window=64: prompt [########################] 100 %" in captured.err
+
+
+def test_full_leaves_the_model_as_it_is(capsys, words):
+    without_window = [word for word in words if word not in ("--window", "64")]
+    assert main([*without_window, "--recipe", "full"]) == 0
+    assert capsys.readouterr().out.startswith("full attention, the model as it is")
+
+
+def test_compare_shows_both(capsys, words):
+    assert main([*words, "--recipe", "naive", "--compare", "full"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("naive window=64: adapted 4 of 4 layers")
+    assert lines[1] == "full: full attention, the model as it is"
+    assert lines[3].split() == ["naive", "window=64", "|", "full"]
+    assert [line.split()[0] for line in lines[-2:]] == ["naive", "full"]
+
+
+def test_json_holds_both_runs(capsys, words):
+    assert main([*words, "--recipe", "naive", "--compare", "full", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["model"] == "tiny"
+    naive, full = result["runs"]
+    assert naive["config"]["window"] == 64
+    assert full["config"]["window"] is None
+    assert naive["prompt_tokens"] == full["prompt_tokens"] == 432
+    assert naive["kv_bytes"] < full["kv_bytes"]
+
+
+def test_checkpoint_with_a_configuration_of_its_own(capsys, words, checkpoint, tmp_path):
+    for path in checkpoint.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text("utf-8"))
+    config["swaa"] = {"window": 32, "sink_tokens": 2}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    words = [str(tmp_path) if word == str(checkpoint) else word for word in words]
+    assert main([*words, "--sink-tokens", "3"]) == 0
+    assert "window 64, 3 sinks, backend" in capsys.readouterr().out
+
+
+def test_missing_file(capsys, words):
+    assert "no such file: nothing.txt" in _refused(capsys, [*words, "--file", "nothing.txt"])
+
+
+def test_empty_document(capsys, words, tmp_path):
+    (tmp_path / "doc.txt").write_text(" \n", encoding="utf-8")
+    assert "the document is empty" in _refused(capsys, words)
+
+
+def test_document_that_is_not_text(capsys, words, tmp_path):
+    (tmp_path / "doc.txt").write_bytes(b"\xff\xfe\xfd")
+    assert "is not UTF-8 text" in _refused(capsys, words)
+
+
+def test_unknown_recipe(capsys, words):
+    assert "unknown recipe 'fats'; did you mean 'fast'" in _refused(
+        capsys, [*words, "--recipe", "fats"]
+    )
+    assert "unknown recipe 'fats'" in _refused(capsys, [*words, "--compare", "fats"])
+
+
+def test_prompt_beyond_the_trained_context(capsys, words, tmp_path):
+    (tmp_path / "doc.txt").write_text(DOCUMENT * 4, encoding="utf-8")
+    assert "tiny was trained to 1,024: shorten the document" in _refused(capsys, words)
+
+
+def test_missing_model(capsys, words):
+    assert "no such file or folder: ./none" in _refused(capsys, [words[0], "./none", *words[2:]])
+
+
+def test_backend_without_a_sliding_layer(capsys, words):
+    refusal = _refused(
+        capsys, [*words, "--window", "none", "--backend", "sdpa", "--recipe", "full"]
+    )
+    assert "--backend would do nothing" in refusal
+
+
+def test_model_is_restored_after_a_failure(capsys, words, monkeypatch):
+    def fail(*_args, **_options):
+        raise ValueError("out of luck")
+
+    monkeypatch.setattr("swaa.generation.generate_answer", fail)
+    assert main(words) == 2
+    assert "out of luck" in capsys.readouterr().err
+
+
+def test_bar_on_a_terminal_redraws_and_leaves_a_clean_line():
+    stream = io.StringIO()
+    stream.isatty = lambda: True
+    with ProgressBar(4, "reading", stream=stream) as bar:
+        bar.update(2, "half-way")
+    lines = stream.getvalue().split("\r")
+    assert lines[1] == "reading [........................] 0 %"
+    assert lines[2].startswith("half-way [############............] 50 %, 0 s left")
+    assert lines[3].strip() == ""
+    assert lines[4] == ""
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59, "59 s"), (125, "2 min 05 s")])
+def test_seconds(seconds, text):
+    assert format_seconds(seconds) == text
