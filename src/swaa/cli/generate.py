@@ -50,7 +50,7 @@ def register(subparsers: Any) -> None:
         metavar="R",
         help="also run this recipe and show both side by side; 'full' is the model as it is",
     )
-    add_config_options(parser)
+    add_config_options(parser, default=f"what the model's config.json carries, or {DEFAULT_RECIPE}")
     parser.add_argument(
         "--max-new-tokens",
         type=int,
@@ -101,8 +101,8 @@ def run(args: argparse.Namespace) -> int:
     """Answer, print, and return the exit code."""
     document = read_document(args.file)
     # What needs no model is checked before minutes go into loading one.
-    settings = [] if args.compare is None else [(args.compare, _recipe(args.compare))]
-    explicit = config_from(args)
+    setting, config = name_from(args), config_from(args)
+    compared = {} if args.compare is None else {args.compare: _recipe(args.compare)}
 
     from swaa.generation import build_prompt, check_context
     from swaa.models import load_model
@@ -114,16 +114,15 @@ def run(args: argparse.Namespace) -> int:
         trust_remote_code=args.trust_remote_code,
     )
     carried = getattr(loaded.model.config, "swaa", None)
-    if carried is not None and args.recipe is None:
+    if args.recipe is None and carried is not None:
+        setting = name_from(args, default="checkpoint")
         config = config_from(args, default=SWAAConfig.from_dict(carried))
-        settings.insert(0, (name_from(args, default="checkpoint"), config))
-    else:
-        settings.insert(0, (name_from(args, default=DEFAULT_RECIPE), explicit))
-    if settings[0][1].window is None and args.backend != "auto":
+    if config.window is None and args.backend != "auto":
         raise ValueError("--backend would do nothing: every layer is full")
     prompt = build_prompt(loaded.tokenizer, document, args.question)
     check_context(loaded, prompt.shape[1], args.max_new_tokens)
-    runs = [_answer(args, loaded, prompt, *setting) for setting in settings]
+    settings = [(setting, config), *compared.items()]
+    runs = [_answer(args, loaded, prompt, *item) for item in settings]
     if args.json:
         print(json.dumps({"model": loaded.name, "runs": [_to_dict(run) for run in runs]}, indent=2))
     else:
