@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from triton import knobs
+from triton.language.extra import cuda
 
 from swaa.attention.call import AttentionCall, AttentionOutput
 from swaa.attention.mask import Position
@@ -30,7 +31,7 @@ LAST = tl.constexpr(NEVER)
 LOG2_E = 1.4426950408889634
 LN_2 = tl.constexpr(0.6931471805599453)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-SPLIT_KEYS = 4096
+SPLIT_KEYS = 8192
 """Keys per split of long rows, so that one long sequence does not hold up the others."""
 WORKSPACE_BYTES = 128 << 20
 """Most bytes of unmerged partial outputs."""
@@ -76,6 +77,7 @@ def attend(call: AttentionCall) -> AttentionOutput:
         torch.empty(shape, dtype=torch.float32, device=q.device),
     )
     _launch(call, plan, output, lse, parts)
+    overlap = _can_overlap(q.device)
     _merge[(batch * rows, heads)](
         *parts,
         output,
@@ -86,6 +88,8 @@ def attend(call: AttentionCall) -> AttentionOutput:
         HEAD_DIM=head_dim,
         BLOCK_D=_round_up(head_dim),
         BLOCK_S=32,
+        OVERLAP=overlap,
+        **({"launch_pdl": True} if overlap else {}),
     )
     return AttentionOutput(output, lse)
 
@@ -176,6 +180,13 @@ def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
+@functools.cache
+def _can_overlap(device: torch.device) -> bool:
+    """Whether a kernel may be launched while the one it waits for still runs (Hopper and later)."""
+    is_nvidia = device.type == "cuda" and torch.version.hip is None
+    return is_nvidia and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
 def _launch(
     call: AttentionCall, plan: Plan, output: Tensor, lse: Tensor, parts: Parts | None
 ) -> None:
@@ -236,6 +247,7 @@ def _launch(
         BLOCK_N=plan.block_n,
         BLOCK_D=_round_up(q.shape[3]),
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+        OVERLAP=parts is not None and _can_overlap(q.device),
         num_warps=plan.warps,
         num_stages=plan.stages,
     )
@@ -264,6 +276,17 @@ def _sequence_of_tile(
     o_n = tl.arange(0, SEQUENCES)
     first = tl.load(p_cu_q + o_n, mask=o_n < sequences, other=0).to(tl.int32) // ROWS + o_n
     return tl.sum(((first <= tile) & (o_n < sequences)).to(tl.int32), 0) - 1
+
+
+@triton.jit
+def _keys_of(block, sink_blocks, sink_block, lo_block, BLOCK_N: tl.constexpr) -> tl.tensor:
+    """Positions of the keys of a block: the sinks' blocks come first, then the others."""
+    start = tl.where(
+        block < sink_blocks,
+        sink_block + block * BLOCK_N,
+        lo_block + (block - sink_blocks) * BLOCK_N,
+    )
+    return start + tl.arange(0, BLOCK_N)
 
 
 @triton.jit(do_not_specialize=LENGTHS)
@@ -322,6 +345,7 @@ def _decode(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ) -> None:
     # Heads first: neighbours in time read neighbours in memory.
     kv_head = tl.program_id(0) % KV_HEADS
@@ -381,7 +405,10 @@ def _decode(
     lo_block = tl.minimum(lo, hi) // BLOCK_N * BLOCK_N
     sink_blocks = tl.cdiv(tl.maximum(tl.minimum(sink_end, lo_block) - sink_block, 0), BLOCK_N)
     blocks = sink_blocks + tl.cdiv(tl.maximum(hi - lo_block, 0), BLOCK_N)
-    share = tl.maximum(tl.cdiv(blocks, splits), min_blocks)
+    # Equal shares, but none under min_blocks: of a short sequence the last splits are idle.
+    busy = tl.minimum(splits, tl.maximum(blocks // min_blocks, 1))
+    first_block = tl.minimum(split * blocks // busy, blocks)
+    end_block = tl.minimum((split + 1) * blocks // busy, blocks)
 
     if PAGE == 0:
         p_k += batch * tl.cast(s_kb, tl.int64) + first_key * tl.cast(s_kt, tl.int64)
@@ -391,19 +418,21 @@ def _decode(
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    for block in tl.range(split * share, tl.minimum(split * share + share, blocks)):
-        start = tl.where(
-            block < sink_blocks,
-            sink_block + block * BLOCK_N,
-            lo_block + (block - sink_blocks) * BLOCK_N,
-        )
-        key = start + tl.arange(0, BLOCK_N)
+    if PAGE > 0:
+        key = _keys_of(first_block, sink_blocks, sink_block, lo_block, BLOCK_N)
+        m_n = (key >= kv_start) & (key < hi) & ((key >= lo) | (key < sink_end))
+        page = tl.load(p_table + n * s_table + key // PAGE, mask=m_n, other=0)
+    for block in tl.range(first_block, end_block):
+        key = _keys_of(block, sink_blocks, sink_block, lo_block, BLOCK_N)
         # Keys that no row sees are not loaded: their pages may be freed, their values NaN.
         m_n = (key >= kv_start) & (key < hi) & ((key >= lo) | (key < sink_end))
         if PAGE > 0:
-            page = tl.load(p_table + n * s_table + key // PAGE, mask=m_n, other=0).to(tl.int64)
-            o_k = page * s_kb + (key % PAGE) * s_kt
-            o_v = page * s_vb + (key % PAGE) * s_vt
+            o_k = page.to(tl.int64) * s_kb + (key % PAGE) * s_kt
+            o_v = page.to(tl.int64) * s_vb + (key % PAGE) * s_vt
+            # The next block's pages are looked up now: no load of keys ever waits for the table.
+            ahead = _keys_of(block + 1, sink_blocks, sink_block, lo_block, BLOCK_N)
+            m_ahead = (ahead >= kv_start) & (ahead < hi) & ((ahead >= lo) | (ahead < sink_end))
+            page = tl.load(p_table + n * s_table + ahead // PAGE, mask=m_ahead, other=0)
         else:
             o_k = key.to(tl.int64) * s_kt
             o_v = key.to(tl.int64) * s_vt
@@ -423,6 +452,8 @@ def _decode(
         acc = tl.dot(weights.to(v.dtype), v, acc, input_precision=PRECISION)
         top = new_top
 
+    if OVERLAP:
+        cuda.gdc_launch_dependents()  # the merge may be set up while sums are written
     out_token = (batch * rows + token + row).to(tl.int64)
     o_row = out_token * (KV_HEADS * GROUP) + head
     if p_sums is None:
@@ -456,7 +487,10 @@ def _merge(
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ) -> None:
+    if OVERLAP:
+        cuda.gdc_wait()
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     o_row = token * HEADS + head

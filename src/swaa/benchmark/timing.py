@@ -1,0 +1,83 @@
+"""Time GPU work: percentiles of CUDA events, and the ceilings of the same GPU in the same run."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+
+Work = Callable[[], object]
+
+
+class Times(NamedTuple):
+    """Seconds of one run of some work: 20th, 50th and 80th percentile."""
+
+    p20: float
+    p50: float
+    p80: float
+
+
+def time_work(work: Work, *, seconds: float = 0.5, samples: int = 10) -> Times:
+    """Time work as it is launched, for kernels that run far longer than a launch takes.
+
+    Args:
+        work: launches it.
+        seconds: about how long to measure.
+        samples: fewest timings to take.
+    """
+    work()
+    _run(work, 1)
+    count = max(samples, int(seconds / _run(work, 1)[0]))
+    return _percentiles(_run(work, count))
+
+
+def time_graph(works: Sequence[Work], *, seconds: float = 0.3, samples: int = 20) -> Times:
+    """Time short work without its launches, replayed from a CUDA graph.
+
+    Args:
+        works: the same work on different inputs, run one after another. Together the inputs must
+            exceed the L2 cache several times, or the cache is measured.
+        seconds: about how long to measure.
+        samples: fewest timings to take.
+    """
+    for work in works:
+        work()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for work in works:
+            work()
+    times = time_work(graph.replay, seconds=seconds, samples=samples)
+    return Times(*(t / len(works) for t in times))
+
+
+def copy_rate() -> float:
+    """Bytes per second of a large device copy, read and write both counted."""
+    source = torch.randn(1 << 29, device="cuda")
+    target = torch.empty_like(source)
+    times = time_work(lambda: target.copy_(source))
+    return 2 * source.numel() * source.element_size() / times.p50
+
+
+def matmul_rate(dtype: torch.dtype) -> float:
+    """FLOP per second of a matrix product of 8192 rows and columns of random numbers."""
+    a, b = torch.randn((2, 8192, 8192), dtype=dtype, device="cuda").unbind()
+    return 2 * 8192**3 / time_work(lambda: a @ b).p50
+
+
+def _run(work: Work, count: int) -> list[float]:
+    """Seconds of each of several runs, launched ahead so that launching is not what is measured."""
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
+    marks[0].record()
+    for mark in marks[1:]:
+        work()
+        mark.record()
+    torch.cuda.synchronize()
+    return [a.elapsed_time(b) / 1000 for a, b in itertools.pairwise(marks)]
+
+
+def _percentiles(seconds: list[float]) -> Times:
+    ranks = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
+    return Times(*torch.tensor(seconds, dtype=torch.float64).quantile(ranks).tolist())
