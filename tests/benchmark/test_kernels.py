@@ -1,0 +1,120 @@
+import json
+
+import pytest
+import torch
+
+from swaa import cli, results
+from swaa.attention import swaa_attention
+from swaa.benchmark import kernels
+from swaa.benchmark.candidates import Candidate, candidates
+from swaa.benchmark.kernels_plot import plot_kernels
+from swaa.benchmark.work import PHASES, Mask, Shape
+
+
+@pytest.mark.parametrize("sinks", [0, 1, 5, 40])
+@pytest.mark.parametrize("window", [None, 1, 7, 100])
+@pytest.mark.parametrize(("queries", "keys"), [(50, 50), (1, 50), (20, 50)])
+def test_pairs_and_the_mask_agree_with_a_plain_loop(window, sinks, queries, keys):
+    mask = Mask(window=window, sink_tokens=sinks)
+    seen = torch.zeros(queries, keys, dtype=torch.bool)
+    for row in range(queries):
+        i = keys - queries + row
+        for j in range(i + 1):
+            seen[row, j] = window is None or i - j < window or j < sinks
+    assert torch.equal(mask.seen(queries, keys), seen)
+    assert mask.pairs(queries, keys) == seen.sum()
+
+
+def test_work_and_traffic_count_what_is_seen_only():
+    mask = Mask(window=10, sink_tokens=2)
+    shape = Shape(phase="decode", tokens=100, batch=3, heads=4, kv_heads=2, head_dim=8)
+    assert shape.flops(mask) == 4 * 3 * 4 * 8 * 12
+    assert shape.kv_bytes(mask) == 2 * 3 * 12 * 2 * 8 * 2
+    training = Shape(phase="backward", tokens=100, batch=3, heads=4, kv_heads=2, head_dim=8)
+    assert training.flops(mask) == 4 * 3 * 4 * 8 * mask.pairs(100, 100) * 7 // 2
+
+
+def test_every_phase_compares_ours_with_something():
+    for phase in PHASES:
+        found = candidates(phase, Mask(window=8, sink_tokens=2), backends=("triton",), stock=True)
+        assert found[0].name == "swaa triton"
+        assert any(not candidate.ours for candidate in found)
+        alone = candidates(phase, Mask(window=8), backends=("triton",), stock=False)
+        assert [candidate.name for candidate in alone] == ["swaa triton"]
+
+
+def test_a_kernel_with_a_wrong_mask_is_not_timed(monkeypatch):
+    def attend(q, k, v):
+        return swaa_attention(q, k, v, window=9, sink_tokens=2, backend="reference").output
+
+    def on_the_cpu(*arguments, **options):
+        return keys_seen(*arguments, **{**options, "device": "cpu", "dtype": torch.float32})
+
+    keys_seen = kernels.keys_seen
+    monkeypatch.setattr(kernels, "keys_seen", on_the_cpu)
+    shape = Shape(phase="prefill", tokens=64, heads=2, kv_heads=1, head_dim=64)
+    for window, wrong in ((9, False), (8, True)):
+        mask = Mask(window=window, sink_tokens=2)
+        candidate = Candidate(name="x", mask=mask, prepare=lambda queries, keys: attend)
+        monkeypatch.setattr(kernels, "_time", lambda *_: kernels.Times(1e-3, 1e-3, 1e-3))
+        row = kernels._measure_one(candidate, shape, 1e12, 1e12)
+        assert (row["refused"] is not None) == wrong
+        assert ("p50" in row) != wrong
+        line = kernels.describe(row)
+        assert ("wrong mask" in line) == wrong
+
+
+def fake_result() -> results.Result:
+    rows = []
+    for phase in PHASES:
+        base = {"phase": phase, "tokens": 1024, "batch": 1, "mask": "window 8"}
+        speed = {"p20": 1e-3, "p50": 1e-3, "p80": 2e-3, "useful_flops": 5e14, "of_matmul": 0.7}
+        speed |= {"kv_bytes_per_second": 3e12, "of_copy": 0.9, "refused": None}
+        rows.append(base | speed | {"kernel": "swaa triton", "ours": True})
+        rows.append(base | {"kernel": "other", "ours": False, "refused": "wrong mask"})
+    options = kernels.Options()
+    return results.Result(
+        kind="kernels",
+        name=kernels.file_name(options),
+        config={"gpu": "none"},
+        rows=({"phase": "ceiling", "matmul": 7e14, "copy": 4e12}, *rows),
+        provenance=results.record_provenance(),
+    )
+
+
+def test_results_are_kept_drawn_and_printed_with_json_last(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(kernels, "measure", lambda options: fake_result())
+    assert cli.main(["bench", "kernels", "--output", str(tmp_path), "--again"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    kept = list(tmp_path.glob("kernels/*"))
+    assert sorted(path.suffix for path in kept) == [".json", ".png"]
+    assert json.loads(last)["rows"] == list(results.load(next(tmp_path.glob("*/*.json"))).rows)
+
+
+def test_a_plot_of_nothing_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="nothing was measured"):
+        plot_kernels([{"phase": "prefill", "refused": "x"}], tmp_path / "x.png", title="")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--phases", "prefil"], "unknown phase 'prefil'"),
+        (["--heads", "30"], "30 heads are no multiple of 8"),
+        (["--dtype", "float64"], "dtype is 'float64'"),
+        (["--lengths", "1k"], "--lengths 1k: expected whole numbers"),
+        (["--windows", "0"], "--windows 0"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_a_mistake_is_one_line_and_exit_code_2(flags, message, capsys):
+    assert cli.main(["bench", "kernels", *flags]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_there_is_nothing_to_measure(capsys):
+    assert cli.main(["bench", "kernels"]) == 2
+    assert "needs a CUDA GPU" in capsys.readouterr().err
