@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-import triton
+from triton import knobs
 
 from swaa.attention.call import AttentionCall, AttentionOutput
 from swaa.attention.triton import decode, prefill
@@ -37,7 +37,7 @@ def _is_decode(call: AttentionCall) -> bool:
 
 
 def _refused_tensors(call: AttentionCall) -> str | None:
-    if not (call.q.is_cuda or (serves_cpu and triton.knobs.runtime.interpret)):
+    if not (call.q.is_cuda or (serves_cpu and knobs.runtime.interpret)):
         return f"its kernels need a GPU, the tensors are on {call.q.device}"
     if call.q.dtype not in DTYPES:
         return f"{call.q.dtype} is none of float16, bfloat16, float32"

@@ -7,6 +7,10 @@ by all later rows: ``sinks_kernel`` sums those rows in slices, the slices are ad
 tile starts from that sum. Weights are computed anew from the forward's log-sum-exp.
 """
 
+# Kernels are typed for Triton's compiler, not for pyright.
+# pyright: reportArgumentType=false, reportCallIssue=false
+# pyright: reportIncompatibleMethodOverride=false
+
 from __future__ import annotations
 
 from dataclasses import dataclass

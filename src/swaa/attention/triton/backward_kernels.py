@@ -1,5 +1,9 @@
 """The kernels of the backward; ``backward.py`` says how they share the work."""
 
+# Kernels are typed for Triton's compiler, not for pyright.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
+# pyright: reportAssignmentType=false
+
 from __future__ import annotations
 
 import triton

@@ -5,6 +5,9 @@ A tile's keys fall into three kinds of blocks: sinks (where they lie apart from 
 needs no mask. Keys between the sinks and the window are never loaded.
 """
 
+# Kernels are typed for Triton's compiler, not for pyright.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
+
 from __future__ import annotations
 
 import torch
@@ -13,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from swaa.attention.call import AttentionCall, AttentionOutput
+from swaa.attention.triton import hopper
 from swaa.attention.triton.sequences import (
     LENGTHS,
     LOG2_E,
@@ -78,9 +82,14 @@ def forward(
         return output, lse
     if k.numel() == 0 or numbers.sequences == 0:
         return output.zero_(), lse.fill_(float("-inf"))
+    reachable = all(reachable_by_tma(x) for x in (q, k, v))
+    if tile is None and reachable and hopper.serves(q, numbers):
+        tile = tile_for("hopper", q.device, q.dtype, head_dim)
+        hopper.launch(q, k, v, output, lse, numbers, scale, tile)
+        return output, lse
     tile = tile or tile_for("prefill", q.device, q.dtype, head_dim)
     block_d = triton.next_power_of_2(head_dim)
-    tma = tile.tma and all(reachable_by_tma(x) for x in (k, v))
+    tma = tile.tma and reachable
     slots = numbers.query_slots(tile.block_m)
     prefill_kernel[(slots * batch * heads,)](
         q,
@@ -131,7 +140,9 @@ def compile_options(tile: Tile) -> dict[str, int]:
 def reachable_by_tma(x: Tensor) -> bool:
     """Whether the copy engine can address a tensor: 16-byte steps from a 16-byte boundary."""
     step = 16 // x.element_size()
-    return x.data_ptr() % 16 == 0 and all(stride % step == 0 for stride in x.stride()[:3])
+    return x.data_ptr() % 16 == 0 and all(
+        stride > 0 and stride % step == 0 for stride in x.stride()[:3]
+    )
 
 
 def descriptor(x: Tensor, block: int, block_d: int) -> object:

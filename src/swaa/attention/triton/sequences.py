@@ -7,6 +7,9 @@ it has tiles; slots behind its last tile stay idle. Tokens behind the last seque
 without keys, so that their rows are written too.
 """
 
+# Kernels are typed for Triton's compiler, not for pyright.
+# pyright: reportGeneralTypeIssues=false
+
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -210,7 +213,8 @@ def key_blocks(low, high, first, last, start, sink_tokens, k_count, BLOCK_N: tl.
     """
     end = tl.minimum(last + 1, k_count)
     sink_end = start + sink_tokens
-    low = tl.where(low <= sink_end, start, low)  # one contiguous range: no sinks apart
+    sinks_read = start + tl.cdiv(sink_tokens, BLOCK_N) * BLOCK_N
+    low = tl.where(low <= sinks_read, start, low)  # one contiguous range: no sinks apart
     apart = tl.where(low > start, tl.minimum(sink_end, end) - start, 0)
     sinks = tl.cdiv(tl.maximum(apart, 0), BLOCK_N)
     blocks = tl.cdiv(tl.maximum(end - low, 0), BLOCK_N)
@@ -259,13 +263,17 @@ def load_tile(
     ``count`` on then hold whatever lies there. ``WHOLE`` promises that all rows exist.
     """
     if TMA:
-        return source.load([b, first, head, 0]).reshape(BLOCK, BLOCK_D)
-    rows = tl.arange(0, BLOCK)
-    columns = tl.arange(0, BLOCK_D)
-    base = source + b.to(tl.int64) * stride_b + first.to(tl.int64) * stride_t + head * stride_h
-    pointers = base + rows[:, None] * stride_t + columns[None, :]
-    if WHOLE:
-        if BLOCK_D == D:
-            return tl.load(pointers)
-        return tl.load(pointers, mask=columns[None, :] < D, other=0.0)
-    return tl.load(pointers, mask=(rows[:, None] < count) & (columns[None, :] < D), other=0.0)
+        b_x = source.load([b, first, head, 0]).reshape(BLOCK, BLOCK_D)
+    else:
+        rows = tl.arange(0, BLOCK)
+        columns = tl.arange(0, BLOCK_D)
+        base = source + b.to(tl.int64) * stride_b + first.to(tl.int64) * stride_t + head * stride_h
+        pointers = base + rows[:, None] * stride_t + columns[None, :]
+        if not WHOLE:
+            m_x = (rows[:, None] < count) & (columns[None, :] < D)
+            b_x = tl.load(pointers, mask=m_x, other=0.0)
+        elif BLOCK_D != D:
+            b_x = tl.load(pointers, mask=columns[None, :] < D, other=0.0)
+        else:
+            b_x = tl.load(pointers)
+    return b_x
