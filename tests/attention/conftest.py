@@ -1,7 +1,9 @@
 """Without a GPU the Triton kernels run in Triton's interpreter, on the CPU."""
 
+import importlib.util
 import os
 
+import pytest
 import torch
 
 if not torch.cuda.is_available():
@@ -22,3 +24,10 @@ if not torch.cuda.is_available():
             scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
         interpreter._patch_lang_tensor = patch_for_numpy_2_4
+
+
+@pytest.fixture(autouse=True)
+def _interpreted(monkeypatch):
+    """Let ``backend="triton"`` serve CPU tensors, which ``auto`` must not find by itself."""
+    if importlib.util.find_spec("triton") is not None:
+        monkeypatch.setattr("swaa.attention.triton.serves_cpu", True)
