@@ -1,0 +1,1 @@
+"""Evaluation: tasks, engines, a judge, and runs that resume."""

@@ -1,0 +1,122 @@
+"""From a task's columns to the text a model reads, and from its output to the final answer."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from swaa.evaluation.sample import Sample
+
+STEP_BY_STEP = (
+    "The text above is long. Think step by step, and go back to the passages that matter before"
+    " you answer."
+)
+"""What `--cot` adds to the question."""
+
+THINKING_TOKENS = 10_000
+"""Longest output of a model that thinks first (arXiv 2512.10411, evaluation code)."""
+
+ANSWER_TOKENS = 4_000
+"""Longest answer that is scored; a longer one counts as none (same source)."""
+
+_MARK = "\ue000"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """How samples are put to a model.
+
+    Attributes:
+        tokenizer: the model's.
+        chat: frame by the tokenizer's chat template; default: where it has one.
+        thinking: the model thinks before it answers: the answer is what follows ``</think>``,
+            outputs may have 10,000 tokens, and no answer is begun for it.
+        cot: ask to think step by step (the paper's first version).
+        prefix: begin the answer with the task's words.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    chat: bool | None = None
+    thinking: bool = False
+    cot: bool = False
+    prefix: bool = True
+
+    def describe(self) -> dict[str, Any]:
+        """What tells runs with different prompts apart."""
+        return {
+            "chat": self._chat,
+            "thinking": self.thinking,
+            "cot": self.cot,
+            "answer_prefix": self._prefixed,
+        }
+
+    def content(self, context: str, question: str) -> str:
+        """What the user says."""
+        parts = (context.strip(), question.strip(), STEP_BY_STEP if self.cot else "")
+        return "\n\n".join(part for part in parts if part)
+
+    def begun(self, answer_prefix: str) -> str:
+        """The words that the answer is begun with."""
+        return answer_prefix.strip() if self._prefixed else ""
+
+    def text(self, context: str, question: str, answer_prefix: str = "") -> str:
+        """The whole prompt as text."""
+        head, tail = self._frame
+        return f"{head}{self.content(context, question)}{tail}{self.begun(answer_prefix)}"
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a prompt, or of the beginning of one."""
+        ids: Any = self.tokenizer(text, add_special_tokens=not self._chat, verbose=False)
+        return ids["input_ids"]
+
+    def count(self, context: str, question: str, answer_prefix: str = "") -> int:
+        """Tokens of a prompt."""
+        return len(self.encode(self.text(context, question, answer_prefix)))
+
+    def max_new_tokens(self, sample: Sample) -> int:
+        """Longest output allowed."""
+        if self.thinking:
+            return THINKING_TOKENS
+        # Reasons take room that the tasks' short answers do not.
+        return max(sample.max_new_tokens, 2_000) if self.cot else sample.max_new_tokens
+
+    def final_answer(self, output: str) -> str | None:
+        """The part of an output that is the answer; ``None``: there is none.
+
+        An answer that never left its thoughts, or ran on beyond 4,000 tokens, is none.
+        """
+        if self.thinking and "</think>" not in output:
+            return None
+        answer = output.rpartition("</think>")[2].strip()
+        # Text has at most one token per UTF-8 byte: short ones need no counting.
+        if len(answer.encode()) > ANSWER_TOKENS:
+            ids: Any = self.tokenizer(answer, add_special_tokens=False, verbose=False)
+            if len(ids["input_ids"]) > ANSWER_TOKENS:
+                return None
+        return answer
+
+    @property
+    def _chat(self) -> bool:
+        return self.tokenizer.chat_template is not None if self.chat is None else self.chat
+
+    @property
+    def _prefixed(self) -> bool:
+        return self.prefix and not self.thinking and not self.cot
+
+    @functools.cached_property
+    def _frame(self) -> tuple[str, str]:
+        """What comes before and behind the user's words."""
+        if not self._chat:
+            return "", "\n"
+        if self.tokenizer.chat_template is None:
+            raise ValueError("the tokenizer has no chat template; evaluate with --no-chat")
+        framed: Any = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": _MARK}], add_generation_prompt=True, tokenize=False
+        )
+        head, mark, tail = framed.partition(_MARK)
+        if not mark:
+            raise ValueError("the chat template does not show the user's words; use --no-chat")
+        return head, tail

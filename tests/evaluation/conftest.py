@@ -1,0 +1,65 @@
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from swaa.evaluation.prompt import Prompt
+from swaa.models import LoadedModel
+
+CHAT = (
+    "<|system|>be brief\n{% for m in messages %}<|{{ m.role }}|>{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def byte_tokenizer():
+    """A token for each byte, as a byte-level tokenizer without merges."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {letter: index for index, letter in enumerate(["<pad>", "<end>", *alphabet])}
+    core = Tokenizer(models.BPE(vocabulary, []))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<end>")
+
+
+def word_tokenizer():
+    """A token for each word or sign; unknown ones share a token."""
+    core = Tokenizer(models.WordLevel({"?": 0, "the": 1, "of": 2}, unk_token="?"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="?")
+
+
+def chat_tokenizer():
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = CHAT
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def tokenizers():
+    return {"bytes": byte_tokenizer(), "words": word_tokenizer(), "chat": chat_tokenizer()}
+
+
+@pytest.fixture(scope="session")
+def prompt(tokenizers):
+    return Prompt(tokenizer=tokenizers["chat"])
+
+
+@pytest.fixture(scope="session")
+def loaded(tokenizers):
+    """A random model that reads bytes."""
+    torch.manual_seed(0)
+    tokenizer = tokenizers["chat"]
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=2048,
+        bos_token_id=None,
+        eos_token_id=1,
+    )
+    model = LlamaForCausalLM(config).eval()
+    return LoadedModel(model=model, tokenizer=tokenizer, name="tiny", revision="test")
