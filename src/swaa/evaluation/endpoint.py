@@ -1,0 +1,206 @@
+"""An OpenAI-compatible endpoint: one chat or text completion at a time, with retries."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import random
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+"""HTTP answers after which another attempt may succeed."""
+
+
+class EndpointError(ConnectionError):
+    """The endpoint did not answer, or not as the protocol says."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """One answer.
+
+    Attributes:
+        text: what was generated; for servers that part with it, thoughts included in
+            ``<think>`` tags.
+        first_token_s: seconds from sending to the first piece of text.
+        new_tokens: as the server counts; ``None``: it does not say.
+        finish_reason: ``stop``, ``length`` or what else the server says.
+    """
+
+    text: str
+    first_token_s: float
+    new_tokens: int | None
+    finish_reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """Where to ask.
+
+    Attributes:
+        url: base of the API, such as ``http://127.0.0.1:8000/v1``.
+        model: as the server calls it.
+        key: sent as bearer token; ``None``: none.
+        timeout_s: longest wait for a byte of the answer (seconds).
+        retries: further attempts after one that failed for a passing reason.
+        backoff_s: wait before the first of them, doubled each time (seconds).
+        longest_wait_s: no wait is longer (seconds).
+    """
+
+    url: str
+    model: str
+    key: str | None = field(default=None, repr=False)
+    timeout_s: float = 600.0
+    retries: int = 6
+    backoff_s: float = 1.0
+    longest_wait_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        if not self.url.startswith(("http://", "https://")):
+            raise ValueError(
+                f"the endpoint is {self.url!r}; expected a URL such as http://127.0.0.1:8000/v1"
+            )
+
+    def chat(self, messages: Iterable[Mapping[str, str]], **options: Any) -> Completion:
+        """Answer a conversation at temperature 0.
+
+        Args:
+            messages: with ``role`` and ``content``.
+            options: more keys of the request, such as ``max_tokens``.
+
+        Raises:
+            EndpointError: when it cannot be had.
+        """
+        return self._post("chat/completions", {"messages": list(messages), **options})
+
+    def complete(self, ids: Sequence[int], **options: Any) -> Completion:
+        """Continue token ids at temperature 0; options and errors as for :meth:`chat`."""
+        return self._post("completions", {"prompt": list(ids), **options})
+
+    def _post(self, path: str, body: dict[str, Any]) -> Completion:
+        body = {"model": self.model, "temperature": 0, "stream": True, **body}
+        body["stream_options"] = {"include_usage": True}
+        url = f"{self.url.rstrip('/')}/{path}"
+        request = urllib.request.Request(url, json.dumps(body).encode(), self._headers())
+        reason = ""
+        for attempt in range(self.retries + 1):
+            try:
+                return self._send(request)
+            except _PassingError as error:
+                reason = str(error)
+                if attempt < self.retries:
+                    time.sleep(self._wait(attempt, error.wait_s))
+        raise EndpointError(
+            f"{url} failed {self.retries + 1} times, last: {reason}; check that the server runs and"
+            " that the URL is right, then run the same command again"
+        )
+
+    def _headers(self) -> dict[str, str]:
+        headers = {"Content-Type": "application/json"}
+        return headers | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
+
+    def _wait(self, attempt: int, asked: float | None) -> float:
+        wait = self.backoff_s * 2**attempt if asked is None else asked
+        # Not all of several requests at the same moment.
+        return min(self.longest_wait_s, wait) * random.uniform(0.75, 1.0)
+
+    def _send(self, request: urllib.request.Request) -> Completion:
+        started = time.perf_counter()
+        try:
+            with urllib.request.urlopen(request, timeout=self.timeout_s) as response:
+                return _read(response, started)
+        except urllib.error.HTTPError as error:
+            with error:
+                said = " ".join(error.read(2000).decode("utf-8", "replace").split())
+            if error.code in RETRIED:
+                wait = error.headers.get("Retry-After", "")
+                seconds = float(wait) if wait.isdecimal() else None
+                raise _PassingError(f"HTTP {error.code}: {said:.200}", seconds) from None
+            raise EndpointError(
+                f"{request.full_url} refused the request, HTTP {error.code}: {said:.300}"
+            ) from None
+        except (OSError, http.client.HTTPException) as error:
+            cause = error.reason if isinstance(error, urllib.error.URLError) else error
+            raise _PassingError(str(cause) or type(cause).__name__) from None
+
+
+class _PassingError(Exception):
+    """Worth another attempt, perhaps after as many seconds as the server asked for."""
+
+    def __init__(self, reason: str, wait_s: float | None = None) -> None:
+        super().__init__(reason)
+        self.wait_s = wait_s
+
+
+def _read(response: Any, started: float) -> Completion:
+    """Put a streamed answer together; servers that do not stream send one object."""
+    kind = response.headers.get_content_type()
+    if kind != "text/event-stream":
+        return _whole(response.read(), started)
+    thoughts, words, first, finish, tokens, ended = [], [], None, "", None, False
+    for raw in response:
+        line = raw.decode("utf-8", "replace").strip()
+        if not line.startswith("data:"):
+            continue
+        data = line.removeprefix("data:").strip()
+        if data == "[DONE]":
+            ended = True
+            break
+        thought, text, reason, used = _parts(_object(data))
+        if first is None and (thought or text):
+            first = time.perf_counter() - started
+        thoughts.append(thought)
+        words.append(text)
+        finish, tokens = reason or finish, used if used is not None else tokens
+    if not (ended or finish):
+        raise _PassingError("the answer broke off")
+    first = time.perf_counter() - started if first is None else first
+    return _completion("".join(thoughts), "".join(words), first, tokens, finish)
+
+
+def _whole(data: bytes, started: float) -> Completion:
+    thought, text, reason, used = _parts(_object(data.decode("utf-8", "replace")))
+    if not reason:
+        raise _PassingError("the answer has no finish_reason")
+    return _completion(thought, text, time.perf_counter() - started, used, reason)
+
+
+def _completion(
+    thought: str, text: str, first: float, tokens: int | None, finish: str
+) -> Completion:
+    if thought:
+        text = f"<think>{thought}</think>{text}" if text else f"<think>{thought}"
+    return Completion(
+        text=text, first_token_s=first, new_tokens=tokens, finish_reason=finish or "stop"
+    )
+
+
+def _object(data: str) -> dict[str, Any]:
+    try:
+        value = json.loads(data)
+    except json.JSONDecodeError:
+        raise _PassingError(f"the answer is not JSON: {data:.100}") from None
+    if not isinstance(value, dict):
+        raise _PassingError(f"the answer is no JSON object: {data:.100}")
+    if "error" in value:
+        raise _PassingError(f"the server says: {json.dumps(value['error']):.200}")
+    return value
+
+
+def _parts(value: dict[str, Any]) -> tuple[str, str, str | None, int | None]:
+    """Thought, text, finish reason and token count of one object."""
+    usage, choices = value.get("usage") or {}, value.get("choices")
+    used = usage.get("completion_tokens")
+    if not isinstance(choices, list) or not choices:
+        if used is None:
+            raise _PassingError(f"the answer has no choices: {json.dumps(value):.100}")
+        return "", "", None, used  # the last piece of a stream holds the counts alone
+    choice = choices[0]
+    said = choice.get("delta") or choice.get("message") or {"content": choice.get("text")}
+    thought = said.get("reasoning_content") or said.get("reasoning") or ""
+    return thought, said.get("content") or "", choice.get("finish_reason"), used

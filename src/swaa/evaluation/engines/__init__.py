@@ -1,0 +1,78 @@
+"""What answers prompts: a model in this process, or an endpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One prompt.
+
+    Attributes:
+        id: of the sample.
+        ids: the whole prompt, chat template included.
+        content: the user's words alone, for endpoints that frame them.
+        max_new_tokens: longest output (tokens).
+    """
+
+    id: str
+    ids: tuple[int, ...]
+    content: str
+    max_new_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """One output.
+
+    Attributes:
+        id: of the sample.
+        output: what was generated, special tokens left out.
+        first_token_s: seconds from sending the prompt, or its batch, to its first token;
+            ``None``: not measured.
+        new_tokens: tokens generated, the one that ends the answer included; ``None``: unknown.
+        truncated: the longest output allowed ended it.
+    """
+
+    id: str
+    output: str
+    first_token_s: float | None
+    new_tokens: int | None
+    truncated: bool
+
+
+class Engine(Protocol):
+    """Answers prompts, greedily."""
+
+    def describe(self) -> dict[str, Any]:
+        """What tells runs with this engine apart from runs with another."""
+        ...
+
+    def answer(self, batches: Sequence[Sequence[Request]]) -> Iterator[Reply]:
+        """Answer all prompts, those of a batch at once; replies come as they are ready."""
+        ...
+
+
+def make_batches(requests: Sequence[Request], size: int) -> list[tuple[Request, ...]]:
+    """Prompts of similar lengths together, so that little of a batch is padding.
+
+    Which prompts share a batch depends on all of them and on ``size``, never on what is done
+    already: a batch may move the last digits of its members' logits.
+
+    >>> requests = [
+    ...     Request(id=name, ids=(0,) * tokens, content="", max_new_tokens=1)
+    ...     for name, tokens in (("a", 5), ("b", 90), ("c", 6))
+    ... ]
+    >>> [[request.id for request in batch] for batch in make_batches(requests, 2)]
+    [['b', 'c'], ['a']]
+
+    Args:
+        requests: all prompts of a run.
+        size: prompts in a batch.
+    """
+    # Longest first: what does not fit into memory shows at once.
+    ordered = sorted(requests, key=lambda request: -len(request.ids))
+    return [tuple(ordered[first : first + size]) for first in range(0, len(ordered), size)]

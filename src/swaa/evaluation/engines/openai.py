@@ -1,0 +1,77 @@
+"""Any OpenAI-compatible endpoint as engine: several prompts at once, retried where that helps."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any, Literal
+
+from swaa.evaluation.endpoint import Endpoint
+from swaa.evaluation.engines import Reply, Request
+
+
+class OpenAIEngine:
+    """Answers with what serves an endpoint, such as a vLLM server that runs swaa's plugin.
+
+    Args:
+        endpoint: where to ask.
+        api: ``completions`` sends the whole prompt as token ids, exactly as a model in this
+            process reads it; ``chat`` sends the user's words and leaves the template to the server.
+        concurrency: prompts under way at once.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        *,
+        api: Literal["completions", "chat"] = "completions",
+        concurrency: int = 8,
+    ) -> None:
+        if concurrency < 1:
+            raise ValueError(f"concurrency is {concurrency}; expected at least 1 prompt")
+        self._endpoint = endpoint
+        self._api = api
+        self._concurrency = concurrency
+
+    def describe(self) -> dict[str, Any]:
+        """What tells runs with this engine apart; where the server is does not."""
+        return {"engine": "openai", "api": self._api, "served_model": self._endpoint.model}
+
+    def answer(self, batches: Sequence[Sequence[Request]]) -> Iterator[Reply]:
+        """Answer all prompts; the server makes batches of its own.
+
+        Raises:
+            EndpointError: for the first prompt that failed for good, after the replies of those
+                under way.
+        """
+        waiting = deque(request for batch in batches for request in batch)
+        failed: BaseException | None = None
+        with ThreadPoolExecutor(self._concurrency) as pool:
+            running: set[Future[Reply]] = set()
+            while running or (waiting and failed is None):
+                while waiting and failed is None and len(running) < self._concurrency:
+                    running.add(pool.submit(self._ask, waiting.popleft()))
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    error = future.exception()
+                    if error is None:
+                        yield future.result()
+                    failed = failed or error
+        if failed is not None:
+            raise failed
+
+    def _ask(self, request: Request) -> Reply:
+        options = {"max_tokens": request.max_new_tokens}
+        if self._api == "chat":
+            said = self._endpoint.chat([{"role": "user", "content": request.content}], **options)
+        else:
+            # As ids: servers would put a special token before a text that has it already.
+            said = self._endpoint.complete(request.ids, **options)
+        return Reply(
+            id=request.id,
+            output=said.text,
+            first_token_s=said.first_token_s,
+            new_tokens=said.new_tokens,
+            truncated=said.finish_reason == "length",
+        )

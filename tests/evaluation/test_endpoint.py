@@ -1,0 +1,136 @@
+import pytest
+
+from swaa.evaluation.endpoint import Endpoint, EndpointError
+from swaa.evaluation.engines import Request, make_batches
+from swaa.evaluation.engines.openai import OpenAIEngine
+from tests.evaluation.server import serve
+
+MESSAGES = [{"role": "user", "content": "hello"}]
+
+
+@pytest.fixture
+def server():
+    with serve("It is 42.") as running:
+        yield running
+
+
+def _endpoint(server, **changes):
+    values = {"model": "m", "backoff_s": 0.01, "retries": 3, "timeout_s": 5.0}
+    return Endpoint(url=server.url, **(values | changes))
+
+
+def test_an_answer_is_put_together_from_its_pieces(server):
+    said = _endpoint(server, key="secret").chat(MESSAGES, max_tokens=9)
+    assert (said.text, said.new_tokens, said.finish_reason) == ("It is 42.", 7, "stop")
+    assert said.first_token_s > 0
+    (body,) = server.requests
+    assert body["path"] == "/v1/chat/completions"
+    assert (body["temperature"], body["max_tokens"], body["model"]) == (0, 9, "m")
+    assert body["key"] == "Bearer secret"
+
+
+def test_keys_are_not_shown(server):
+    assert "secret" not in repr(_endpoint(server, key="secret"))
+
+
+def test_a_server_that_does_not_stream(server):
+    server.script = ["unstreamed"]
+    said = _endpoint(server).chat(MESSAGES)
+    assert (said.text, said.new_tokens, said.finish_reason) == ("all at once", 3, "length")
+
+
+def test_thoughts_that_a_server_parts_off_are_kept(server):
+    server.script = ["thoughts"]
+    assert _endpoint(server).chat(MESSAGES).text == "<think>hm</think>yes"
+
+
+@pytest.mark.parametrize("fault", ["429", "500", "truncated", "malformed", "empty", "error"])
+def test_passing_faults_are_tried_again(server, fault):
+    server.script = [fault, fault]
+    assert _endpoint(server).chat(MESSAGES).text == "It is 42."
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("500", "HTTP 500: oops"),
+        ("429", "HTTP 429: slow down"),
+        ("truncated", "the answer broke off"),
+        ("malformed", "the answer is not JSON: {not json"),
+        ("empty", "the answer has no choices"),
+        ("error", "the server says: .*overload"),
+    ],
+)
+def test_faults_that_stay_are_named(server, fault, reason):
+    server.script = [fault] * 4
+    with pytest.raises(EndpointError, match=f"failed 4 times, last: {reason}.*; check that the"):
+        _endpoint(server).chat(MESSAGES)
+    assert len(server.requests) == 4
+
+
+def test_a_refused_request_is_not_tried_again(server):
+    server.script = ["400"]
+    with pytest.raises(EndpointError, match=r"refused the request, HTTP 400: .*prompt too long"):
+        _endpoint(server).chat(MESSAGES)
+    assert len(server.requests) == 1
+
+
+def test_a_dead_server(server):
+    dead = Endpoint(url="http://127.0.0.1:9/v1", model="m", retries=1, backoff_s=0.01)
+    with pytest.raises(EndpointError, match=r"127.0.0.1:9/v1/chat/completions failed 2 times"):
+        dead.chat(MESSAGES)
+
+
+def test_waits_grow_up_to_a_limit(server):
+    endpoint = _endpoint(server, backoff_s=1.0, longest_wait_s=10.0)
+    for attempt, most in ((0, 1), (1, 2), (3, 8), (9, 10)):
+        assert 0.75 * most <= endpoint._wait(attempt, None) <= most
+    assert endpoint._wait(0, 5.0) <= 5.0
+
+
+def test_urls_are_checked():
+    with pytest.raises(ValueError, match="expected a URL such as"):
+        Endpoint(url="localhost:8000", model="m")
+
+
+def _requests(count):
+    return [
+        Request(id=f"r{index}", ids=(1, 2, index), content=f"say {index}", max_new_tokens=5)
+        for index in range(count)
+    ]
+
+
+@pytest.mark.parametrize("api", ["completions", "chat"])
+def test_engine_answers_every_prompt(server, api):
+    server.default = lambda body: str(body["prompt"][2] if api == "completions" else body)
+    engine = OpenAIEngine(_endpoint(server), api=api, concurrency=3)
+    replies = {reply.id: reply for reply in engine.answer(make_batches(_requests(7), 2))}
+    assert sorted(replies) == [f"r{index}" for index in range(7)]
+    assert replies["r5"].output == "5" if api == "completions" else "say 5" in replies["r5"].output
+    assert all(reply.first_token_s > 0 and not reply.truncated for reply in replies.values())
+    assert {body["path"] for body in server.requests} == {
+        "/v1/completions" if api == "completions" else "/v1/chat/completions"
+    }
+
+
+def test_engine_hands_over_what_it_has_before_it_fails(server):
+    server.default = lambda body: "400" if body["prompt"][2] == 3 else "fine"
+    engine = OpenAIEngine(_endpoint(server), concurrency=2)
+    replies = []
+
+    def take():
+        for reply in engine.answer([_requests(20)]):
+            replies.append(reply.id)  # noqa: PERF401 # the error would lose them
+
+    with pytest.raises(EndpointError, match="prompt too long"):
+        take()
+    assert {"r0", "r1", "r2"} <= set(replies)
+    assert len(replies) < 19
+
+
+def test_engine_names_the_served_model_but_not_the_server(server):
+    described = OpenAIEngine(_endpoint(server)).describe()
+    assert described == {"engine": "openai", "api": "completions", "served_model": "m"}
+    with pytest.raises(ValueError, match="concurrency is 0"):
+        OpenAIEngine(_endpoint(server), concurrency=0)
