@@ -1,0 +1,246 @@
+"""One run: a setting on a task at a length, sample by sample, resumed where it was interrupted."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from swaa import results
+from swaa.config import SWAAConfig
+from swaa.evaluation.engines import Engine, Reply, Request, make_batches
+from swaa.evaluation.judge import Judge, apply_verdicts
+from swaa.evaluation.prompt import Prompt
+from swaa.evaluation.sample import Sample
+from swaa.evaluation.samples_file import SamplesFile
+from swaa.evaluation.summary import summarize
+from swaa.evaluation.tasks import Task
+
+KIND = "eval"
+"""Folder of these results."""
+
+SERVED = "served"
+"""Device of a model behind an endpoint: what it runs on is not known here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What is run.
+
+    Attributes:
+        model: its name.
+        model_revision: commit or checksum of the weights.
+        setting: what the configuration is called.
+        config: the configuration.
+        task: what is asked.
+        length: tokens of each prompt; tasks that read a file: the most; ``None``: as they come.
+        count: samples; ``None``: all.
+        seed: of the samples.
+        prompt: how they are put.
+        engine: :meth:`swaa.evaluation.engines.Engine.describe`.
+        judge: model that judges free answers, where one does.
+    """
+
+    model: str
+    model_revision: str | None
+    setting: str
+    config: SWAAConfig
+    task: Task
+    length: int | None
+    count: int | None
+    seed: int
+    prompt: Prompt
+    engine: Mapping[str, Any]
+    judge: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the result file."""
+        words = (self.model, self.setting, self.task.name, str(self.length or "all"))
+        text = "-".join(re.sub(r"[^a-z0-9._]+", "-", Path(word).name.lower()) for word in words)
+        return re.sub(r"-{2,}", "-", text).strip("-._")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that tells this run from another: what its file's hash is made of."""
+        return {
+            "model": Path(self.model).name,
+            "model_revision": self.model_revision,
+            "swaa": self.config.to_dict(),
+            "length": self.length,
+            "samples": self.count,
+            "seed": self.seed,
+            "task": self.task.describe(),
+            "prompt": self.prompt.describe(),
+            "engine": dict(self.engine),
+            "judge": self.judge if self.task.needs_judge else None,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A finished run.
+
+    Attributes:
+        run: what was run.
+        result: its rows and provenance.
+        samples: one JSON object a sample, in the task's order.
+        path: of the result file; the samples lie in the ``.jsonl`` beside.
+        resumed: samples that an earlier process had done.
+    """
+
+    run: Run
+    result: results.Result
+    samples: tuple[Mapping[str, Any], ...]
+    path: Path
+    resumed: int
+
+
+def find(run: Run, *, folder: str | Path = results.FOLDER) -> Outcome | None:
+    """The outcome of a run that is finished; ``None``: it is not.
+
+    Raises:
+        ValueError: for a result file that cannot be read.
+    """
+    result = results.find(KIND, run.name, run.identity, folder=folder)
+    if result is None:
+        return None
+    path = results.result_path(KIND, run.name, run.identity, folder=folder)
+    samples = tuple(results.read_samples(path))
+    return Outcome(run=run, result=result, samples=samples, path=path, resumed=len(samples))
+
+
+def execute(
+    run: Run,
+    samples: Sequence[Sample],
+    engine: Engine,
+    *,
+    folder: str | Path = results.FOLDER,
+    batch_size: int = 1,
+    judge: Judge | None = None,
+    device: str = "cpu",
+    packages: Sequence[str] = (),
+    progress: Callable[[int], None] | None = None,
+) -> Outcome:
+    """Answer what is not answered yet, score, and write the result.
+
+    Args:
+        run: what is run.
+        samples: of its task.
+        engine: answers.
+        folder: of all results.
+        batch_size: prompts answered at once.
+        judge: scores free answers.
+        device: as torch writes it, for the record.
+        packages: more packages whose versions matter.
+        progress: called with the number of samples done so far, at the start and after each.
+
+    Raises:
+        ValueError: when another process writes this run, or a prompt has changed under a sample
+            that is done.
+        OSError: when the disk is full, or an endpoint fails for good. What was done is kept.
+    """
+    path = results.result_path(KIND, run.name, run.identity, folder=folder)
+    started = time.perf_counter()
+    with SamplesFile(path.with_suffix(".jsonl")) as file:
+        requests = [_request(run.prompt, sample) for sample in samples]
+        prints = {request.id: fingerprint(request.ids) for request in requests}
+        done = _done(file, prints)
+        resumed = len(done)
+        if progress is not None:
+            progress(resumed)
+        by_id = {sample.id: sample for sample in samples}
+        batches = make_batches(requests, batch_size)
+        # A batch that is done in part is answered again as a whole: other companions could move
+        # the last digits of its logits.
+        left = [batch for batch in batches if any(request.id not in done for request in batch)]
+        for reply in engine.answer(left):
+            if reply.id in done:
+                continue
+            done.add(reply.id)
+            file.append(_record(run, by_id[reply.id], reply, prints[reply.id]))
+            if progress is not None:
+                progress(len(done))
+        order = {request.id: place for place, request in enumerate(requests)}
+        records = sorted(file.samples, key=lambda record: order[record["id"]])
+        if judge is not None and run.task.needs_judge:
+            records = apply_verdicts(judge, records, by_id, path.with_suffix(".judge.jsonl"))
+        result = results.Result(
+            kind=KIND,
+            name=run.name,
+            config=run.identity,
+            rows=tuple(summarize(records, run.config)),
+            provenance=_provenance(run, device, time.perf_counter() - started, packages),
+        )
+        results.save(result, folder=folder, samples=records)
+    return Outcome(run=run, result=result, samples=tuple(records), path=path, resumed=resumed)
+
+
+def fingerprint(ids: Sequence[int]) -> str:
+    """Eight hexadecimal digits that stand for a prompt's tokens."""
+    return hashlib.sha256(" ".join(map(str, ids)).encode()).hexdigest()[:8]
+
+
+def _request(prompt: Prompt, sample: Sample) -> Request:
+    text = prompt.text(sample.context, sample.question, sample.answer_prefix)
+    return Request(
+        id=sample.id,
+        ids=tuple(prompt.encode(text)),
+        content=prompt.content(sample.context, sample.question),
+        max_new_tokens=prompt.max_new_tokens(sample),
+    )
+
+
+def _done(file: SamplesFile, prints: Mapping[str, str]) -> set[str]:
+    """Ids of samples that are done; they must be of these very prompts."""
+    for record in file.samples:
+        if prints.get(record["id"]) != record.get("prompt"):
+            raise ValueError(
+                f"{file.path}: sample {record['id']} was made from another prompt; move the file"
+                " away to begin anew"
+            )
+    return {record["id"] for record in file.samples}
+
+
+def _record(run: Run, sample: Sample, reply: Reply, prompt: str) -> dict[str, Any]:
+    score = run.task.score(sample, run.prompt.final_answer(reply.output))
+    return {
+        "id": sample.id,
+        "prompt": prompt,
+        "length": sample.length,
+        "needles": [list(needle) for needle in sample.needles],
+        "needle_distance": sample.needle_distance,
+        **({"tags": dict(sample.tags)} if sample.tags else {}),
+        "answers": list(sample.answers),
+        "output": reply.output,
+        **({} if score.extracted is None else {"extracted": score.extracted}),
+        "score": score.value,
+        "answered": score.answered,
+        "first_token_s": None if reply.first_token_s is None else round(reply.first_token_s, 4),
+        "new_tokens": reply.new_tokens,
+        "truncated": reply.truncated,
+    }
+
+
+def _provenance(
+    run: Run, device: str, seconds: float, packages: Sequence[str]
+) -> results.Provenance:
+    described = run.task.describe()
+    served = device == SERVED
+    provenance = results.record_provenance(
+        device="cpu" if served else device,
+        dtype=run.engine.get("dtype"),
+        model=Path(run.model).name,
+        model_revision=run.model_revision,
+        data=run.task.name,
+        data_revision=described.get("data_revision"),
+        seed=run.seed,
+        seconds=seconds,
+        packages=packages,
+    )
+    return dataclasses.replace(provenance, device=SERVED) if served else provenance

@@ -1,0 +1,127 @@
+"""The file of a run's samples: one JSON object a line, one process at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+_ATTEMPTS = 5
+
+
+class SamplesFile:
+    """Samples of a run that is under way; locked against other processes inside ``with``.
+
+    A line is on the disk before :meth:`append` returns. Killing the process loses at most the
+    line being written, which is dropped when the file is opened again.
+
+    Args:
+        path: the ``.jsonl``; it need not exist.
+
+    Raises:
+        ValueError: on entering, when another process writes the run, or for a line that is no
+            JSON object.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.samples: list[dict[str, Any]] = []
+        self._lock_path = path.with_suffix(".lock")
+        self._lock = -1
+        self._file = -1
+
+    def __enter__(self) -> SamplesFile:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._take_lock()
+        try:
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            self.samples = self._read()
+        except BaseException:
+            self._release()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._release()
+
+    def append(self, sample: dict[str, Any]) -> None:
+        """Add a sample.
+
+        Raises:
+            OSError: naming the file, when it cannot be written; what it held it still holds.
+        """
+        line = f"{json.dumps(sample, allow_nan=False)}\n".encode()
+        end = os.lseek(self._file, 0, os.SEEK_END)
+        try:
+            done = 0
+            while done < len(line):
+                done += os.write(self._file, line[done:])
+            os.fsync(self._file)
+        except OSError as error:
+            os.ftruncate(self._file, end)
+            raise OSError(
+                error.errno,
+                f"cannot write {self.path}: {error.strerror}; make room and run the same command"
+                f" again, it keeps the {len(self.samples)} samples that are done",
+            ) from None
+        self.samples.append(sample)
+
+    def _read(self) -> list[dict[str, Any]]:
+        data = self.path.read_bytes()
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            os.ftruncate(self._file, whole)
+        samples = []
+        for number, line in enumerate(data[:whole].splitlines(), 1):
+            try:
+                sample = json.loads(line)
+            except ValueError:
+                sample = None
+            if not isinstance(sample, dict) or not isinstance(sample.get("id"), str):
+                raise ValueError(
+                    f"{self.path}, line {number} is no sample of a run; delete that line to have"
+                    " it done again"
+                )
+            samples.append(sample)
+        return samples
+
+    def _take_lock(self) -> None:
+        # The system lets go of the lock when the process ends, however it ends.
+        for _ in range(_ATTEMPTS):
+            lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(lock)
+                break
+            # A process that finished may have removed the file between opening and locking.
+            if _same_file(lock, self._lock_path):
+                self._lock = lock
+                return
+            os.close(lock)
+        raise ValueError(
+            f"another process is writing {self.path}; wait for it, or write elsewhere (--results)"
+        )
+
+    def _release(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+        if self._lock >= 0:
+            self._lock_path.unlink(missing_ok=True)
+            os.close(self._lock)
+        self._file = self._lock = -1
+
+
+def _same_file(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
