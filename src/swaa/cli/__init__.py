@@ -17,6 +17,7 @@ VERBS = {
     "demo": "watch a small model lose a fact under a plain window and find it again",
     "generate": "answer a question about a document under a recipe",
     "plan": "price a recipe on a model: KV bytes and FLOPs, without loading weights",
+    "eval": "measure recipes on tasks, with confidence intervals",
     "recipes": "list the shipped recipes, or show one",
     "bench": "measure prefill and decode against the best stock attention",
     "env": "say which versions, devices and backends are here",

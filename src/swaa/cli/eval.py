@@ -1,0 +1,312 @@
+"""`swaa eval`: measure recipes on tasks, side by side and on the same samples."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+from swaa.cli.options import add_config_options, config_from
+from swaa.config import SWAAConfig
+
+if TYPE_CHECKING:
+    from swaa.evaluation.comparison import Source
+    from swaa.evaluation.judge import Judge
+    from swaa.evaluation.prompt import Prompt
+    from swaa.evaluation.tasks import Task
+
+DEFAULT_RECIPES = "full,balanced"
+DEFAULT_TASKS = "needle,multikey"
+DEFAULT_LENGTHS = "4096"
+
+_EPILOG = """\
+Tasks: needle, multikey[:others], multiquery[:N], multivalue[:N], variable_tracking[:hops], recall,
+jsonl:FILE, longmemeval:FILE, longbench_v2:FILE, ruler[:task]. The same command resumes what was
+interrupted and skips what is done; each run is one .json with its provenance in RESULTS/eval/, its
+samples in the .jsonl beside it.
+"""
+
+
+def register(subparsers: Any) -> None:
+    """Add the verb to the command line."""
+    parser = subparsers.add_parser(
+        "eval",
+        help="measure recipes on tasks, with confidence intervals",
+        description="Measure recipes on tasks, side by side and on the same samples: accuracy with"
+        " 95 % Wilson intervals, what is kept of full attention's, McNemar's p against it, and"
+        " where the needle lay.",
+        epilog=_EPILOG,
+    )
+    parser.add_argument("model", metavar="MODEL", help="folder, hub name, GGUF file, or smollm2")
+    parser.add_argument(
+        "--recipes",
+        metavar="R,R",
+        help="recipes to compare; 'full' is the model as it is"
+        f" (default: --recipe's, or {DEFAULT_RECIPES})",
+    )
+    _add_task_options(parser)
+    add_config_options(parser, default=None)
+    _add_prompt_options(parser)
+    _add_local_options(parser)
+    _add_endpoint_options(parser)
+    parser.add_argument(
+        "--results", default="results", metavar="D", help="folder (default: %(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON (default: tables)")
+
+
+def _add_task_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what is asked")
+    group.add_argument(
+        "--tasks", default=DEFAULT_TASKS, metavar="T,T", help="see below (default: %(default)s)"
+    )
+    group.add_argument(
+        "--lengths",
+        default=DEFAULT_LENGTHS,
+        metavar="N,N",
+        help="tokens of each prompt, template and question included; tasks that read a file leave"
+        " longer ones out; none: no limit (default: %(default)s)",
+    )
+    group.add_argument(
+        "--samples",
+        type=int,
+        metavar="N",
+        help="of each task and length (default: 50, or all that a file has)",
+    )
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="(default: %(default)s)")
+
+
+def _add_prompt_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("how it is put")
+    group.add_argument(
+        "--thinking",
+        action="store_true",
+        help="the model thinks first: up to 10,000 tokens, the answer is what follows </think>"
+        " (default: off)",
+    )
+    group.add_argument(
+        "--cot", action="store_true", help="ask to think step by step (default: off)"
+    )
+    group.add_argument(
+        "--no-chat",
+        action="store_true",
+        help="no chat template (default: the tokenizer's, where it has one)",
+    )
+    group.add_argument(
+        "--no-answer-prefix",
+        action="store_true",
+        help="do not begin the answer with the task's words (default: begin it)",
+    )
+
+
+def _add_local_options(parser: argparse.ArgumentParser) -> None:
+    from swaa.cli.generate import add_model_options
+
+    group = parser.add_argument_group("a model loaded here")
+    group.add_argument(
+        "--batch-size",
+        type=int,
+        default=1,
+        metavar="N",
+        help="prompts answered at once, sorted by length (default: %(default)s)",
+    )
+    group.add_argument(
+        "--chunk",
+        type=int,
+        metavar="N",
+        help="prompt tokens per forward pass (default: the whole prompt)",
+    )
+    group.add_argument(
+        "--backend",
+        default="auto",
+        metavar="B",
+        help="attention: auto, fa4, triton, sdpa or reference (default: %(default)s)",
+    )
+    add_model_options(parser)
+
+
+def _add_endpoint_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "served models", "keys are read from the environment, never from the command line"
+    )
+    group.add_argument(
+        "--endpoint",
+        metavar="URL",
+        help="OpenAI-compatible server that answers, such as http://127.0.0.1:8000/v1; --recipes"
+        " then names the one that it runs (default: the model is loaded here)",
+    )
+    group.add_argument(
+        "--served-model", metavar="M", help="what that server calls it (default: MODEL)"
+    )
+    group.add_argument(
+        "--api",
+        choices=("completions", "chat"),
+        default="completions",
+        help="send whole prompts as token ids, or leave the template to the server"
+        " (default: %(default)s)",
+    )
+    group.add_argument(
+        "--concurrency",
+        type=int,
+        default=8,
+        metavar="N",
+        help="prompts under way at once (default: %(default)s)",
+    )
+    group.add_argument(
+        "--timeout",
+        type=float,
+        default=600.0,
+        metavar="S",
+        help="longest wait for a piece of an answer (seconds, default: %(default)s)",
+    )
+    group.add_argument(
+        "--key-variable",
+        default="OPENAI_API_KEY",
+        metavar="V",
+        help="environment variable with the server's key (default: %(default)s)",
+    )
+    group.add_argument(
+        "--judge-endpoint", metavar="URL", help="server of the judge of free answers (no default)"
+    )
+    group.add_argument("--judge-model", metavar="M", help="what that server calls it (no default)")
+    group.add_argument(
+        "--judge-key-variable",
+        default="JUDGE_API_KEY",
+        metavar="V",
+        help="environment variable with that server's key (default: %(default)s)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what is not done yet and print what there is."""
+    # What needs no model is checked before minutes go into loading one.
+    settings = _settings(args)
+    lengths = _lengths(args.lengths)
+    for name in ("samples", "batch_size", "chunk"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            flag = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{flag} {getattr(args, name)}: expected a whole number of at least 1")
+
+    from swaa.evaluation.tasks import find_tasks
+
+    tasks = find_tasks([name.strip() for name in args.tasks.split(",")])
+    judge = _judge(args, tasks)
+
+    from swaa.cli.eval_tables import print_tables, to_json
+    from swaa.cli.progress import ProgressBar
+    from swaa.evaluation.comparison import Comparison
+
+    source, prompt = _source(args, settings)
+    comparison = Comparison(
+        settings=settings,
+        tasks=tasks,
+        lengths=lengths,
+        prompt=prompt,
+        count=args.samples,
+        seed=args.seed,
+        folder=args.results,
+        batch_size=args.batch_size,
+        judge=judge,
+    )
+    with ProgressBar(1.0, "making prompts") as bar:
+        outcomes = comparison.execute(source, progress=bar.update)
+    if args.json:
+        print(json.dumps(to_json(outcomes), indent=2))
+    else:
+        print_tables(outcomes)
+    return 0
+
+
+def _settings(args: argparse.Namespace) -> list[tuple[str, SWAAConfig]]:
+    """Name and configuration of each recipe; the knobs are turned on all but full attention."""
+    if args.recipe is not None and args.recipes is not None:
+        raise ValueError("--recipe and --recipes exclude each other; give one of them")
+    from swaa.recipes import resolve
+
+    names = [name.strip() for name in (args.recipes or args.recipe or DEFAULT_RECIPES).split(",")]
+    settings: list[tuple[str, SWAAConfig]] = []
+    for name in names:
+        config = resolve(name)
+        if config.window is not None:
+            one = copy.copy(args)
+            one.recipe = name
+            config = config_from(one)
+        settings.append((name, config))
+    if args.window is not None and all(config.window is None for _, config in settings):
+        raise ValueError("--window would do nothing: every recipe given is full attention")
+    if len(set(names)) < len(names):
+        raise ValueError(f"--recipes {','.join(names)} names one twice")
+    return settings
+
+
+def _lengths(text: str) -> list[int | None]:
+    if text == "none":
+        return [None]
+    words = [word.strip().replace("_", "") for word in text.split(",")]
+    wrong = [word for word in words if not word.isdecimal() or int(word) < 1]
+    if wrong:
+        raise ValueError(f"--lengths {text}: {wrong[0]!r} is no number of tokens")
+    return [int(word) for word in words]
+
+
+def _judge(args: argparse.Namespace, tasks: list[Task]) -> Judge | None:
+    free = [task.name for task in tasks if task.needs_judge]
+    if not free:
+        return None
+    if not args.judge_endpoint or not args.judge_model:
+        raise ValueError(
+            f"{free[0]} has free answers that only a judge can score; give --judge-endpoint and"
+            " --judge-model"
+        )
+    from swaa.evaluation.endpoint import Endpoint
+    from swaa.evaluation.judge import Judge
+
+    return Judge(
+        endpoint=Endpoint(
+            url=args.judge_endpoint,
+            model=args.judge_model,
+            key=os.environ.get(args.judge_key_variable),
+            timeout_s=args.timeout,
+        ),
+        concurrency=args.concurrency,
+    )
+
+
+def _source(
+    args: argparse.Namespace, settings: list[tuple[str, SWAAConfig]]
+) -> tuple[Source, Prompt]:
+    """Where engines come from, and how prompts are put to them."""
+    from swaa.evaluation.prompt import Prompt
+    from swaa.evaluation.sources import LocalModel, ServedModel, load_tokenizer
+    from swaa.models import load_model
+
+    options: dict[str, Any] = {
+        "chat": False if args.no_chat else None,
+        "thinking": args.thinking,
+        "cot": args.cot,
+        "prefix": not args.no_answer_prefix and args.api != "chat",
+    }
+    if args.endpoint is None:
+        loaded = load_model(
+            args.model,
+            dtype=args.dtype,
+            device=args.device,
+            trust_remote_code=args.trust_remote_code,
+        )
+        local = LocalModel(loaded, args.model, backend=args.backend, chunk=args.chunk)
+        return local, Prompt(tokenizer=loaded.tokenizer, **options)
+    if len(settings) > 1:
+        raise ValueError("a server runs one recipe; name it alone: --recipes R")
+    from swaa.evaluation.endpoint import Endpoint
+
+    endpoint = Endpoint(
+        url=args.endpoint,
+        model=args.served_model or args.model,
+        key=os.environ.get(args.key_variable),
+        timeout_s=args.timeout,
+    )
+    served = ServedModel(endpoint, api=args.api, concurrency=args.concurrency)
+    tokenizer = load_tokenizer(args.model, trust_remote_code=args.trust_remote_code)
+    return served, Prompt(tokenizer=tokenizer, **options)

@@ -1,0 +1,87 @@
+"""Tables of outcomes for `swaa eval`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from swaa.cli.table import Cell, format_table
+
+if TYPE_CHECKING:
+    from swaa.evaluation.run import Outcome
+
+_HEADERS = (
+    "task", "tokens", "recipe", "samples", "right %", "95 % interval", "score %", "no answer",
+    "of full %", "p", "first token s",
+)  # fmt: skip
+_PLACES = {"sinks": "in the sinks", "beyond": "between", "window": "in the window"}
+
+
+def print_tables(outcomes: Sequence[Outcome]) -> None:
+    """Print accuracy against full attention, and accuracy by the needle's place."""
+    from swaa.evaluation.comparison import against_full, places
+
+    pairs = against_full(outcomes)
+    print(format_table(_HEADERS, [_cells(o, p) for o, p in zip(outcomes, pairs, strict=True)]))
+    sorted_by = places(outcomes)
+    if sorted_by is not None:
+        _print_places(outcomes, *sorted_by)
+    print()
+    for name, config in {o.run.setting: o.run.config for o in outcomes}.items():
+        print(f"{name}: {config.describe()}")
+    unjudged = sum(outcome.result.rows[0]["unjudged"] for outcome in outcomes)
+    if unjudged:
+        print(f"{unjudged} verdicts of the judge could not be read; they count as wrong.")
+    print(f"results: {outcomes[0].path.parent}")
+
+
+def to_json(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """The outcomes as JSON values."""
+    from swaa.evaluation.comparison import against_full
+
+    return [
+        {
+            "recipe": outcome.run.setting,
+            "task": outcome.run.task.name,
+            "length": outcome.run.length,
+            "file": outcome.path.name,
+            **pair,
+            "rows": list(outcome.result.rows),
+            "provenance": dataclasses.asdict(outcome.result.provenance),
+        }
+        for outcome, pair in zip(outcomes, against_full(outcomes), strict=True)
+    ]
+
+
+def _cells(outcome: Outcome, pair: Mapping[str, Any]) -> tuple[Cell, ...]:
+    row = outcome.result.rows[0]
+    return (
+        outcome.run.task.name,
+        outcome.run.length,
+        outcome.run.setting,
+        row["samples"],
+        f"{100 * row['accuracy']:.1f}",
+        f"{100 * row['low']:.1f} to {100 * row['high']:.1f}",
+        f"{100 * row['score']:.1f}",
+        row["no_answer"],
+        None if pair["retention"] is None else f"{pair['retention']:.1f}",
+        None if pair["p"] is None else f"{pair['p']:.3g}",
+        None if row["first_token_s"] is None else f"{row['first_token_s']:.2f}",
+    )
+
+
+def _print_places(outcomes: Sequence[Outcome], window: int, sink_tokens: int) -> None:
+    from swaa.evaluation.comparison import right_by_place
+
+    rows = []
+    for outcome in outcomes:
+        found = right_by_place(outcome, window, sink_tokens)
+        if any(count for _, count in found.values()):
+            shares = [f"{right} of {count}" for right, count in (found[name] for name in _PLACES)]
+            run = outcome.run
+            rows.append((run.task.name, run.length, run.setting, *shares))
+    if rows:
+        print(f"\nBy where the needle lies: the first {sink_tokens} tokens, the last {window}, or")
+        print("between; of several needles, all of them, else they count as between.")
+        print(format_table(("task", "tokens", "recipe", *_PLACES.values()), rows))

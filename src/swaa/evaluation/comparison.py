@@ -1,0 +1,227 @@
+"""Settings on tasks at lengths, all on the same samples, and what each keeps of full attention."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from swaa import results
+from swaa.config import SWAAConfig
+from swaa.evaluation.engines import Engine
+from swaa.evaluation.judge import Judge
+from swaa.evaluation.prompt import Prompt
+from swaa.evaluation.run import Outcome, Run, execute, find
+from swaa.evaluation.sample import Sample
+from swaa.evaluation.statistics import mcnemar, retention
+from swaa.evaluation.summary import by_place, is_right
+from swaa.evaluation.tasks import Task
+
+
+class Source(Protocol):
+    """Where engines come from.
+
+    Attributes:
+        model: name of the model.
+        revision: commit or checksum of its weights.
+        context: tokens that it can see at once; ``None``: unknown.
+        device: as torch writes it, for the record.
+    """
+
+    model: str
+    revision: str | None
+    context: int | None
+    device: str
+
+    def engine(self, config: SWAAConfig) -> Engine:
+        """An engine that runs a configuration; it does nothing before it is entered."""
+        ...
+
+    def running(self, engine: Engine) -> AbstractContextManager[Engine]:
+        """Make an engine ready for prompts, and undo that."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What is to be measured.
+
+    Attributes:
+        settings: name and configuration of each.
+        tasks: what is asked.
+        lengths: tokens of each prompt; of tasks that read a file, the most.
+        count: samples of each task and length; ``None``: 50, or all that a file has.
+        seed: of the samples.
+        prompt: how samples are put.
+        folder: of all results.
+        batch_size: prompts answered at once.
+        judge: scores free answers.
+    """
+
+    settings: Sequence[tuple[str, SWAAConfig]]
+    tasks: Sequence[Task]
+    lengths: Sequence[int | None]
+    prompt: Prompt
+    count: int | None = None
+    seed: int = 0
+    folder: str | Path = results.FOLDER
+    batch_size: int = 1
+    judge: Judge | None = None
+
+    def execute(
+        self, source: Source, *, progress: Callable[[float, str], None] | None = None
+    ) -> list[Outcome]:
+        """Do every run that is not done yet.
+
+        Args:
+            source: of engines.
+            progress: called with the share of the work that is done, 0 to 1, and what is going on.
+
+        Returns:
+            All outcomes, by task, length and setting, in the order given.
+
+        Raises:
+            ValueError: before any prompt is answered, when one is too long for the model.
+        """
+        groups = [
+            (task, length, [self._run(source, task, length, *item) for item in self.settings])
+            for task, length in itertools.product(self.tasks, self.lengths)
+        ]
+        outcomes: dict[str, Outcome] = {}
+        work: list[tuple[Run, list[Sample]]] = []
+        for task, length, runs in groups:
+            for run in runs:
+                if (done := find(run, folder=self.folder)) is not None:
+                    outcomes[run.name] = done
+            left = [run for run in runs if run.name not in outcomes]
+            if left:
+                samples = self._samples(source, task, length)
+                work += [(run, samples) for run in left]
+        meter = _Meter([_tokens(samples) for _, samples in work], progress)
+        for run, samples in work:
+            engine = source.engine(run.config)
+            with source.running(engine):
+                outcomes[run.name] = execute(
+                    run,
+                    samples,
+                    engine,
+                    folder=self.folder,
+                    batch_size=self.batch_size,
+                    judge=self.judge,
+                    device=source.device,
+                    progress=meter.of(len(samples), f"{run.setting}: {run.task.name}"),
+                )
+            meter.finish()
+        return [outcomes[run.name] for _, _, runs in groups for run in runs]
+
+    def _run(
+        self, source: Source, task: Task, length: int | None, name: str, config: SWAAConfig
+    ) -> Run:
+        return Run(
+            model=source.model,
+            model_revision=source.revision,
+            setting=name,
+            config=config,
+            task=task,
+            length=length,
+            count=self.count,
+            seed=self.seed,
+            prompt=self.prompt,
+            engine=source.engine(config).describe(),
+            judge=self.judge.endpoint.model if self.judge else None,
+        )
+
+    def _samples(self, source: Source, task: Task, length: int | None) -> list[Sample]:
+        samples = task.samples(self.prompt, length=length, count=self.count, seed=self.seed)
+        if not samples:
+            raise ValueError(f"{task.name} has no sample of at most {length} tokens")
+        for sample in samples:
+            answer = self.prompt.max_new_tokens(sample)
+            if source.context is not None and sample.length + answer > source.context:
+                raise ValueError(
+                    f"sample {sample.id} has {sample.length} tokens and an answer of up to"
+                    f" {answer}; {source.model} sees {source.context} at once: ask for --lengths of"
+                    f" at most {source.context - answer}"
+                )
+        return samples
+
+
+class _Meter:
+    """Turns samples done into a share of all work, prompts counted by their tokens."""
+
+    def __init__(
+        self, weights: Sequence[int], progress: Callable[[float, str], None] | None
+    ) -> None:
+        self._weights = weights
+        self._progress = progress
+        self._at = 0
+
+    def of(self, samples: int, label: str) -> Callable[[int], None]:
+        before, own = sum(self._weights[: self._at]), self._weights[self._at]
+        total = max(1, sum(self._weights))
+
+        def report(done: int) -> None:
+            if self._progress is not None:
+                self._progress((before + own * done / samples) / total, label)
+
+        return report
+
+    def finish(self) -> None:
+        self._at += 1
+
+
+def _tokens(samples: Iterable[Sample]) -> int:
+    return sum(sample.length for sample in samples)
+
+
+def against_full(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """What each outcome keeps of full attention's on the same samples.
+
+    Returns:
+        For each outcome ``retention`` in per cent and McNemar's ``p``; ``None`` for full attention
+        itself, and where its outcome is not among them.
+    """
+    rows = []
+    for outcome in outcomes:
+        full = next((o for o in outcomes if _is_pair(outcome, o)), None)
+        if full is None:
+            rows.append({"retention": None, "p": None})
+            continue
+        ours, theirs = _right(outcome.samples), _right(full.samples)
+        ids = sorted(ours.keys() & theirs.keys())
+        a, b = [ours[name] for name in ids], [theirs[name] for name in ids]
+        rows.append({"retention": retention(sum(a) / len(a), sum(b) / len(b)), "p": mcnemar(a, b)})
+    return rows
+
+
+def places(outcomes: Sequence[Outcome]) -> tuple[int, int] | None:
+    """The window and the sinks by which needles of all outcomes are sorted alike.
+
+    The narrowest window and the most sinks among the settings; ``None``: none of them slides.
+    """
+    sliding = [o.run.config for o in outcomes if o.run.config.window is not None]
+    if not sliding:
+        return None
+    window = min(config.window for config in sliding if config.window is not None)
+    return window, max(config.sink_tokens for config in sliding)
+
+
+def right_by_place(
+    outcome: Outcome, window: int, sink_tokens: int
+) -> Mapping[str, tuple[int, int]]:
+    """Right answers and samples for each place of the needle."""
+    parts = by_place(outcome.samples, window=window, sink_tokens=sink_tokens)
+    return {name: (sum(map(is_right, part)), len(part)) for name, part in parts.items()}
+
+
+def _is_pair(ours: Outcome, theirs: Outcome) -> bool:
+    a, b = ours.run, theirs.run
+    same = (a.task.name, a.length) == (b.task.name, b.length)
+    return same and b.config.window is None and a.config.window is not None
+
+
+def _right(samples: Iterable[Mapping[str, Any]]) -> dict[str, bool]:
+    return {sample["id"]: is_right(sample) for sample in samples}

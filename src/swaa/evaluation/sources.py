@@ -1,0 +1,119 @@
+"""Where engines come from: a model loaded here, or a served one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Literal
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from swaa.config import SWAAConfig
+from swaa.evaluation.endpoint import Endpoint
+from swaa.evaluation.engines import Engine
+from swaa.evaluation.engines.openai import OpenAIEngine
+from swaa.evaluation.engines.transformers import TransformersEngine
+from swaa.evaluation.revision import model_revision
+from swaa.evaluation.run import SERVED
+from swaa.models import LoadedModel, find_model, require_gguf
+
+
+class LocalModel:
+    """A loaded model, adapted anew for each configuration.
+
+    Args:
+        loaded: model and tokenizer.
+        name: of the model, as typed.
+        backend: attention backend of the adapted model.
+        chunk: prompt tokens per forward pass; ``None``: all in one.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        name: str,
+        *,
+        backend: str = "auto",
+        chunk: int | None = None,
+    ) -> None:
+        self._loaded = loaded
+        self._backend = backend
+        self._chunk = chunk
+        self.model = loaded.name
+        self.revision = model_revision(name, loaded)
+        self.context = loaded.trained_context
+        self.device = str(loaded.model.device)
+
+    def engine(self, config: SWAAConfig) -> TransformersEngine:
+        """An engine for a configuration."""
+        return TransformersEngine(self._loaded, config, backend=self._backend, chunk=self._chunk)
+
+    def running(self, engine: Engine) -> AbstractContextManager[Engine]:
+        """Adapt the model, and restore it."""
+        assert isinstance(engine, TransformersEngine)
+        return engine
+
+
+class ServedModel:
+    """An endpoint that runs one configuration, chosen where it was started.
+
+    Args:
+        endpoint: where to ask.
+        api: see :class:`swaa.evaluation.engines.openai.OpenAIEngine`.
+        concurrency: prompts under way at once.
+        context: tokens that the server takes; ``None``: it says so itself.
+    """
+
+    revision: str | None = None
+    device = SERVED
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        *,
+        api: Literal["completions", "chat"] = "completions",
+        concurrency: int = 8,
+        context: int | None = None,
+    ) -> None:
+        self.model = endpoint.model
+        self.context = context
+        self._endpoint = endpoint
+        self._api: Literal["completions", "chat"] = api
+        self._concurrency = concurrency
+
+    def engine(self, config: SWAAConfig) -> OpenAIEngine:
+        """The one engine there is: what the server runs is for its operator to say."""
+        del config
+        return OpenAIEngine(self._endpoint, api=self._api, concurrency=self._concurrency)
+
+    @contextmanager
+    def running(self, engine: Engine) -> Iterator[Engine]:
+        """Nothing to make ready."""
+        yield engine
+
+
+def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model whose weights are elsewhere.
+
+    Args:
+        name: a folder, a hub name, a GGUF file, or ``smollm2``.
+        trust_remote_code: run Python code that comes with it.
+
+    Raises:
+        ValueError: when it cannot be loaded.
+    """
+    source = find_model(name)
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if source.gguf_file is not None:
+        require_gguf()
+        options["gguf_file"] = source.gguf_file
+    try:
+        return AutoTokenizer.from_pretrained(source.location, **options)
+    except ImportError:
+        raise
+    except Exception as error:  # a broken file fails in ways that the loader does not declare
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"cannot load the tokenizer of {name}: {reason:.200}; MODEL must name a folder, a GGUF"
+            " file or a hub model whose tokenizer the server uses (see --served-model)"
+        ) from error

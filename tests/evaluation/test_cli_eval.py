@@ -1,0 +1,86 @@
+import json
+
+import pytest
+
+from swaa import cli, models
+from swaa.evaluation import sources
+from tests.evaluation.server import serve
+
+
+@pytest.fixture
+def tiny(loaded, monkeypatch, tmp_path):
+    """A model that the command line finds without loading anything."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(models, "load_model", lambda name, **options: loaded)
+    monkeypatch.setattr(sources, "load_tokenizer", lambda name, **options: loaded.tokenizer)
+    return loaded
+
+
+def _run(*words):
+    common = ["--tasks", "needle,recall", "--lengths", "600", "--samples", "2", "--window", "128"]
+    return cli.main(["eval", "tiny", *common, *words])
+
+
+def test_recipes_are_measured_on_the_same_samples_and_kept(tiny, capsys, tmp_path):
+    words = ("--recipes", "full,naive,fast", "--batch-size", "2")
+    assert _run(*words) == 0
+    out = capsys.readouterr().out
+    assert sum(line.startswith("needle ") for line in out.splitlines()) == 6
+    assert "naive: window 128, 0 sinks\n" in out
+    assert "in the sinks" in out
+    files = sorted((tmp_path / "results" / "eval").iterdir())
+    assert len(files) == 12
+    times = [path.stat().st_mtime_ns for path in files]
+    assert _run(*words, "--json") == 0
+    captured = capsys.readouterr()
+    rows = json.loads(captured.out)
+    assert [(row["task"], row["recipe"]) for row in rows] == [
+        (task, recipe) for task in ("needle", "recall") for recipe in ("full", "naive", "fast")
+    ]
+    assert [path.stat().st_mtime_ns for path in files] == times
+    prompts = [
+        {json.loads(line)["prompt"] for line in path.read_text().splitlines()}
+        for path in files
+        if path.suffix == ".jsonl" and "needle" in path.name
+    ]
+    assert prompts[0] == prompts[1] == prompts[2]
+
+
+def test_a_served_model_is_asked(tiny, capsys):
+    with serve("It is 7.") as server:
+        words = ("--recipes", "fast", "--endpoint", server.url, "--served-model", "m", "--json")
+        assert _run(*words) == 0
+        assert len(server.requests) == 4
+        assert all(isinstance(body["prompt"][0], int) for body in server.requests)
+        assert {len(body["prompt"]) for body in server.requests} == {600}
+    assert json.loads(capsys.readouterr().out)[0]["provenance"]["model"] == "m"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--recipes", "ful"], "unknown recipe 'ful'; did you mean 'full'?"),
+        (["--recipes", "full,full"], "--window would do nothing: every recipe given is full"),
+        (["--recipes", "fast,fast"], "--recipes fast,fast names one twice"),
+        (["--recipes", "fast", "--recipe", "fast"], "--recipe and --recipes exclude each other"),
+        (["--lengths", "4k"], "--lengths 4k: '4k' is no number of tokens"),
+        (["--samples", "0"], "--samples 0: expected a whole number of at least 1"),
+        (["--tasks", "nedle"], "unknown task 'nedle'; did you mean 'needle'?"),
+        (
+            ["--lengths", "2048"],
+            "sample needle-2048-0-0 has 2048 tokens and an answer of up to 24;",
+        ),
+        (["--endpoint", "http://127.0.0.1:9/v1"], "a server runs one recipe; name it alone"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_line_and_code_2(tiny, capsys, words, message):
+    assert _run(*words) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"swaa eval: {message}")
+    assert err.count("\n") == 1
+
+
+def test_help_names_every_default(capsys):
+    assert cli.main(["eval", "--help"]) == 0
+    assert "default: needle,multikey" in capsys.readouterr().out
