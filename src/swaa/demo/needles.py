@@ -82,7 +82,10 @@ def make_needles(
         needles.append(
             Needle(
                 document=_insert(text, fact, depth),
-                question=f"What is the special magic number for {name} mentioned in the text?",
+                question=(
+                    f"What is the special magic number for {name} mentioned in the text?"
+                    " Answer with the number only."
+                ),
                 digits=digits,
                 depth=depth,
             )
