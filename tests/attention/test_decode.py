@@ -109,6 +109,19 @@ def test_left_per_row_overrides_the_window():
         torch.testing.assert_close(actual.output, expected.output, atol=1e-5, rtol=1e-5)
 
 
+def test_packed_sequences_with_packed_keys():
+    rows, lengths = [3, 1, 0, 4], [90, 40, 12, 4]
+    q = torch.randn(1, sum(rows), 4, 64, device=DEVICE)
+    k, v = torch.randn(2, 1, sum(lengths), 2, 64, device=DEVICE).unbind()
+    ends_q, ends_k = (torch.tensor([0, *n], device=DEVICE).cumsum(0).int() for n in (rows, lengths))
+    arguments = {"window": 20, "sink_tokens": 5, "cu_seqlens_q": ends_q, "cu_seqlens_k": ends_k}
+    arguments["full_from"] = torch.tensor([89, 0, 0, 99], dtype=torch.int32, device=DEVICE)
+    actual = attend(q, k, v, **arguments)
+    expected = swaa_attention(q, k, v, backend="reference", **arguments)
+    torch.testing.assert_close(actual.output, expected.output, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(actual.lse, expected.lse, atol=1e-5, rtol=1e-5)
+
+
 def test_invisible_keys_are_never_loaded():
     """NaN in the gap between sinks and window, and in a freed prefix, stays out of the output."""
     case = Case(queries=2, keys=700, window=50, sink_tokens=9, heads=4, kv_heads=2)

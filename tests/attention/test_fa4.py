@@ -137,7 +137,7 @@ class FakeGpuTensor(torch.Tensor):
     is_cuda = True
 
 
-def fake_inputs(dtype=torch.bfloat16, rows=100, keys=100, head_dim=64, grad=False):
+def fake_inputs(dtype=torch.bfloat16, rows=200, keys=200, head_dim=128, grad=False):
     shapes = (1, rows, 4, head_dim), (1, keys, 2, head_dim), (1, keys, 2, head_dim)
     return [
         torch.zeros(shape, dtype=dtype, requires_grad=grad).as_subclass(FakeGpuTensor)
@@ -154,8 +154,9 @@ def fake_inputs(dtype=torch.bfloat16, rows=100, keys=100, head_dim=64, grad=Fals
         ({}, {"kv_lens": torch.tensor([50])}, "kv_lens"),
         ({}, {"kv_start": 3}, "kv_start"),
         ({"grad": True}, {"sink_tokens": 3}, "deterministic"),
+        ({"grad": True, "head_dim": 80}, {}, "backward is tested at head_dim 128 and 256"),
     ],
-    ids=["dtype", "head_dim", "few rows", "kv_lens", "padding", "deterministic"],
+    ids=["dtype", "head_dim", "few rows", "kv_lens", "padding", "deterministic", "backward"],
 )
 def test_what_it_cannot_serve_is_refused_with_the_reason(inputs, arguments, reason, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
@@ -166,7 +167,7 @@ def test_what_it_cannot_serve_is_refused_with_the_reason(inputs, arguments, reas
 
 def test_a_cpu_and_an_untested_gpu_are_refused(monkeypatch):
     assert "needs a GPU" in (
-        fa4.refusal(make_call(*(torch.zeros(1, 99, 2, 64),) * 3, window=4)) or ""
+        fa4.refusal(make_call(*(torch.zeros(1, 9, 2, 64),) * 3, window=4)) or ""
     )
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     assert "Hopper" in (fa4.refusal(make_call(*fake_inputs(), window=4)) or "")
@@ -212,16 +213,17 @@ GPU_CASES = (
     *(
         case
         for case in SHAPES
-        if case.queries > fa4.FEW_ROWS and not any(case.starts) and case.head_dim in (64, 128)
+        if case.queries > fa4.FEW_ROWS and not any(case.starts) and case.head_dim in fa4.HEAD_DIMS
     ),
     Case(queries=1000, window=130, sink_tokens=70, heads=4, kv_heads=1, head_dim=128),
     Case(queries=1000, window=130, sink_tokens=0, heads=4, kv_heads=1, head_dim=128),
     Case(queries=1000, window=128, sink_tokens=128, full_from=872, head_dim=128),
     Case(queries=999, window=100, sink_tokens=200, full_from=600, full_until=800, head_dim=128),
     Case(queries=300, keys=1000, window=128, sink_tokens=10, full_from=950, heads=4, head_dim=128),
-    Case(queries=700, window=64, sink_tokens=5, head_dim=80),
     Case(queries=700, window=64, sink_tokens=5, full_from=600, head_dim=256),
-    Case(queries=4100, window=128, sink_tokens=10, heads=2, kv_heads=1, head_dim=128),
+    Case(queries=700, window=64, sink_tokens=5, head_dim=80),
+    Case(queries=300, window=150, sink_tokens=20, full_from=290, head_dim=128),
+    Case(queries=4100, window=128, sink_tokens=10, heads=1, kv_heads=1, head_dim=128),
 )
 
 
@@ -234,7 +236,11 @@ def test_rows_see_exactly_the_keys_of_the_rule(case):
 
 @pytest.mark.gpu
 @needs_fa4
-@pytest.mark.parametrize("case", GPU_CASES[-8:-1], ids=lambda case: case.id)
+@pytest.mark.parametrize(
+    "case",
+    [case for case in GPU_CASES if case.head_dim in fa4.BACKWARD_HEAD_DIMS and case.queries < 2000],
+    ids=lambda case: case.id,
+)
 def test_output_and_gradients_are_as_exact_as_eager(case):
     torch.use_deterministic_algorithms(False)
     results = []
@@ -263,6 +269,26 @@ def test_packed_sequences_and_rows_of_their_own(sink_tokens, full_rows):
     if full_rows:
         arguments["full_from"] = torch.tensor([280, 5, 100, 70], device="cuda").int()
     sizes = {"batch": 1, "queries": 578, "keys": 578, "heads": 4, "kv_heads": 1, "head_dim": 128}
+
+    def seen(backend):
+        return keys_seen(
+            lambda q, k, v: swaa_attention(q, k, v, backend=backend, **arguments),
+            **sizes,
+            dtype=torch.bfloat16,
+            device="cuda",
+        )
+
+    assert torch.equal(seen("fa4"), seen("reference"))
+
+
+@pytest.mark.gpu
+@needs_fa4
+@pytest.mark.parametrize("full_from", [None, 350, [350, 390]], ids=str)
+def test_a_batch_of_sequences(full_from):
+    if isinstance(full_from, list):
+        full_from = torch.tensor(full_from, dtype=torch.int32, device="cuda")
+    arguments = {"window": 64, "sink_tokens": 8, "full_from": full_from}
+    sizes = {"batch": 2, "queries": 400, "keys": 400, "heads": 4, "kv_heads": 1, "head_dim": 128}
 
     def seen(backend):
         return keys_seen(

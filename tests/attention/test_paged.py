@@ -107,6 +107,13 @@ def test_a_mixed_batch_of_decode_rows_and_prompt_chunks(layout):
     )
 
 
+@pytest.mark.parametrize("rows", [[1] * 11, [0] * 5 + [2] * 3 + [0] * 4, [3]], ids=str)
+def test_a_packed_batch_of_decode_rows_only(rows):
+    cache = make_cache([20 + 7 * n for n in range(len(rows))], kv_heads=1)
+    q = torch.randn(1, sum(rows), 4, 64).to(DEVICE, DTYPE)
+    assert_equals_reference(q, cache, window=20, sink_tokens=6, cu_seqlens_q=offsets(rows))
+
+
 def test_a_long_prompt_chunk_behind_a_paged_cache():
     rows = [150, 70]
     cache = make_cache([300, 70], kv_heads=1)

@@ -142,7 +142,10 @@ def _compact(values: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
     slot = torch.where(kept, rank - 1, spare)
     listed = values.new_zeros((*values.shape[:-1], spare + 1), dtype=torch.int32)
     listed = listed.scatter_(-1, slot, values.int())
-    return rank[..., -1].int().contiguous(), listed[..., :spare].contiguous()
+    # Copied, not only made contiguous: kernels read the strides of axes of one element too.
+    plain = torch.contiguous_format
+    count = rank[..., -1].int().clone(memory_format=plain)
+    return count, listed[..., :spare].clone(memory_format=plain)
 
 
 def _in_blocks(x: Tensor, size: int) -> Tensor:

@@ -23,9 +23,12 @@ from swaa.attention.call import AttentionCall, AttentionOutput
 from swaa.attention.fa4_lists import NEVER, make_lists, needs_gradient, some_rows_full
 
 INSTALL = "pip install 'swaa[fa4]'"
-FEW_ROWS = 64
+FEW_ROWS = 192
 """Calls of at most this many query rows are left to kernels that split the keys."""
 DTYPES = (torch.float16, torch.bfloat16)
+HEAD_DIMS = (64, 80, 128, 256)
+"""Head sizes that are tested. In the backward of 4.0.0b36, dQ is wrong at 80."""
+BACKWARD_HEAD_DIMS = (128, 256)
 
 
 def refusal(call: AttentionCall) -> str | None:
@@ -52,8 +55,8 @@ def _refused_tensors(call: AttentionCall) -> str | None:
     if call.q.dtype not in DTYPES:
         return f"dtype {call.q.dtype} is neither float16 nor bfloat16"
     head_dim = call.q.shape[3]
-    if head_dim % 8 or not 8 <= head_dim <= 256:
-        return f"head_dim {head_dim} is no multiple of 8 up to 256"
+    if head_dim not in HEAD_DIMS:
+        return f"head_dim {head_dim} is none of those tested: {', '.join(map(str, HEAD_DIMS))}"
     if call.v.shape[3] != head_dim:
         return f"head_dim of k is {head_dim} and of v {call.v.shape[3]}; they must agree"
     return None
@@ -72,7 +75,12 @@ def _refused_arguments(call: AttentionCall) -> str | None:
 
 
 def _refused_backward(call: AttentionCall) -> str | None:
-    if not needs_gradient(call) or _native_window(call) is not None:
+    if not needs_gradient(call):
+        return None
+    if call.q.shape[3] not in BACKWARD_HEAD_DIMS:
+        tested = " and ".join(map(str, BACKWARD_HEAD_DIMS))
+        return f"its backward is tested at head_dim {tested}, not {call.q.shape[3]}"
+    if _native_window(call) is not None:
         return None
     if torch.are_deterministic_algorithms_enabled():
         return "has no deterministic block-sparse backward on Hopper"
@@ -141,12 +149,14 @@ def _full_tail(call: AttentionCall) -> int | None:
     """The row from which on all rows are full, when integers tell and rows before it slide."""
     if call.packed or call.left is not None or not _rows_come_last(call):
         return None
+    if call.q.shape[0] > 1:  # the work of the other sequences hides the long block
+        return None
     if not isinstance(call.full_from, int) or isinstance(call.full_until, Tensor):
         return None
     until = NEVER if call.full_until is None else call.full_until
     assert isinstance(call.q_start, int)
     row = call.full_from - call.q_start
-    return row if until >= call.k.shape[1] and 0 < row < call.q.shape[1] else None
+    return row if until >= call.k.shape[1] and FEW_ROWS < row < call.q.shape[1] else None
 
 
 def _attend_in_two(call: AttentionCall, row: int) -> AttentionOutput:

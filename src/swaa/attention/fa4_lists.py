@@ -176,15 +176,11 @@ def _in_their_form(lists: BlockLists, block_size: tuple[int, int]) -> Any:
 
 def forward_blocks(head_dim: int) -> tuple[int, int]:
     """Query rows and keys of a listed block: the tiles that FlashAttention-4 takes on Hopper."""
-    if head_dim <= 96:
+    if head_dim <= 80:
         return 192, 128
-    if head_dim <= 128:
-        return 128, 128
-    return (128, 112) if head_dim <= 192 else (128, 80)
+    return (128, 128) if head_dim <= 128 else (128, 80)
 
 
 def backward_blocks(head_dim: int) -> tuple[int, int]:
     """As :func:`forward_blocks`, for its backward."""
-    if head_dim <= 128:
-        return 128, 128
-    return (128, 96) if head_dim <= 192 else (128, 64)
+    return (128, 128) if head_dim <= 128 else (128, 64)

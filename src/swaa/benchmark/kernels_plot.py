@@ -31,7 +31,7 @@ def plot_kernels(rows: Sequence[Row], path: str | Path, *, title: str) -> None:
     if not panels:
         raise ValueError("nothing was measured, so there is nothing to plot")
     heights = [len(panel) for panel in panels.values()]
-    figure = Figure(figsize=(9, 1.2 + 0.42 * sum(heights) + 0.8 * len(heights)), dpi=120)
+    figure = Figure(figsize=(9, 0.6 + 0.3 * sum(heights) + 0.7 * len(heights)), dpi=120)
     axes = figure.subplots(len(panels), squeeze=False, height_ratios=heights)[:, 0]
     for axis, ((phase, tokens, batch), panel) in zip(axes, panels.items(), strict=True):
         decode = phase == "decode"
@@ -39,15 +39,17 @@ def plot_kernels(rows: Sequence[Row], path: str | Path, *, title: str) -> None:
         labels = [f"{row['kernel']} ({row['mask']})" for row in panel]
         colors = ["tab:blue" if row["ours"] else "lightgray" for row in panel]
         bars = axis.barh(labels, values, color=colors)
-        axis.bar_label(bars, [f"{v:.0f}  {_time(r)}" for v, r in zip(values, panel, strict=True)])
+        texts = [f"{value:.0f}  {_time(row)}" for value, row in zip(values, panel, strict=True)]
+        axis.bar_label(bars, texts, padding=3, fontsize=8)
         axis.invert_yaxis()
-        axis.margins(x=0.2)
+        axis.margins(x=0.25)
+        axis.tick_params(labelsize=8)
         unit = "% of copy bandwidth" if decode else "useful TFLOP/s"
         axis.set_title(f"{phase}, {tokens:,} tokens, batch {batch}: {unit}", loc="left", fontsize=9)
         axis.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize=10)
     figure.tight_layout()
-    figure.savefig(path)
+    figure.savefig(path, bbox_inches="tight")
 
 
 def _time(row: Row) -> str:

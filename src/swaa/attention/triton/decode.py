@@ -134,13 +134,14 @@ def plan_tiles(call: AttentionCall) -> Plan:
     block_m = max(16, _round_up(group), min(most, _round_up(rows_each * group)))
     rows = max(1, block_m // group)
     if call.cu_seqlens_q is None:
-        tiles = batch * -(-tokens // rows)
-    else:
-        tiles = min(tokens, tokens // rows + sequences)
+        tiles = busy_tiles = batch * -(-tokens // rows)
+    else:  # sequence n begins at tile cu[n] // rows + n, so some tiles are empty
+        tiles = tokens // rows + sequences
+        busy_tiles = min(tokens, tiles)
     # 16 KiB a tile of keys: three stages of keys and values leave room for two programs per SM.
     block_n = max(16, min(128, 16384 // (block_d * call.q.element_size())))
     keys = _most_keys(call, rows)
-    programs, slots = tiles * kv_heads, 2 * _multiprocessors(call.q.device)
+    programs, slots = busy_tiles * kv_heads, 2 * _multiprocessors(call.q.device)
     splits = max(1, slots // programs)
     if block_m < most or tokens <= most:
         splits = max(splits, -(-keys // SPLIT_KEYS))
@@ -154,7 +155,7 @@ def plan_tiles(call: AttentionCall) -> Plan:
         splits=splits,
         min_blocks=2 if programs * splits <= slots else 8,
         warps=8 if block_m >= 128 else 4,
-        stages=3,
+        stages=3 if _shared_bytes(call.q.device) >= 3 * 2 * 16384 + 32768 else 2,
     )
 
 
@@ -178,6 +179,15 @@ def _multiprocessors(device: torch.device) -> int:
     if device.type != "cuda":
         return 4  # the interpreter: enough for splits to be exercised
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@functools.cache
+def _shared_bytes(device: torch.device) -> int:
+    """Shared memory that one program may take: 227 KiB on Hopper, 99 KiB on consumer GPUs."""
+    if device.type != "cuda":
+        return 0
+    properties = torch.cuda.get_device_properties(device)
+    return getattr(properties, "shared_memory_per_block_optin", 0)
 
 
 @functools.cache
