@@ -176,7 +176,7 @@ def test_strided_inputs_and_gradients():
 def test_hopper_plan_covers_each_visible_key_once(case):
     q, k, v = make_inputs(case, dtype=torch.float16, device=DEVICE)
     call = make_call(q, k, v, **case.arguments(DEVICE))
-    tile = Tile(block_m=48, block_n=16)
+    tile = Tile(block_m=64, block_n=16)
     plan, lefts = (
         x.tolist() for x in hopper.plan_tiles(numbers_of(call), q.shape[0], tile, q.device)
     )
@@ -190,7 +190,7 @@ def test_hopper_plan_covers_each_visible_key_once(case):
             in_sinks = block < sinks
             key = start + block * 16 if in_sinks else low + (block - sinks) * 16
             limit = min(sink_end, end) if in_sinks else end
-            for row in range(min(count, 48)):
+            for row in range(min(count, 64)):
                 left, position = tile_lefts[row], first + row
                 for j in range(key, min(key + 16, k.shape[1])):
                     kept = (left <= j or j < sink_end) and j <= position and j < limit
@@ -221,10 +221,13 @@ def test_lengths_compile_nothing_anew():
 
 
 def test_every_kernel_has_a_tile_for_every_head_dim():
-    for kernel in ("prefill", "dq", "dkdv", "sinks"):
-        for dtype in (torch.float16, torch.bfloat16, torch.float32):
+    kernels = ("prefill", "dq", "dkdv", "sinks")
+    every = [("prefill", torch.float32)]
+    every += [(kernel, dtype) for kernel in kernels for dtype in (torch.float16, torch.bfloat16)]
+    for kernel, dtype in every:
+        for device in ("cpu", DEVICE):
             for head_dim in (64, 80, 96, 128, 256):
-                tile = tile_for(kernel, torch.device("cpu"), dtype, head_dim)
+                tile = tile_for(kernel, torch.device(device), dtype, head_dim)
                 assert tile.block_m > 0
     for path in tiles.TABLES.glob("*.json"):
         for kernel in tiles.load_table(path.stem).values():
@@ -239,16 +242,18 @@ def test_every_kernel_has_a_tile_for_every_head_dim():
         ({"head_dim": 264}, "no multiple of 8 up to 256"),
         ({"head_dim": 60}, "no multiple of 8 up to 256"),
         ({"scale": -1.0}, "it must be positive"),
+        ({"gradient": True}, "gradients are exact to 16 bits"),
         ({"v_dim": 32}, "values of head_dim 32 beside keys of 64"),
         ({"strided": True}, "must lie side by side"),
     ],
-    ids=["dtype", "large", "odd", "scale", "values", "strides"],
+    ids=["dtype", "large", "odd", "scale", "gradient", "values", "strides"],
 )
 def test_what_cannot_be_served_is_refused(change, message):
     head_dim = change.get("head_dim", 64)
     x = torch.zeros(1, 20, 1, head_dim, dtype=change.get("dtype", torch.float32), device=DEVICE)
     if change.get("strided"):
         x = x.transpose(1, 3).contiguous().transpose(1, 3)
+    x.requires_grad_(change.get("gradient", False))
     v = x[..., : change.get("v_dim", head_dim)]
     with pytest.raises(BackendError, match=message):
         swaa_attention(x, x, v, window=8, scale=change.get("scale"), backend="triton")

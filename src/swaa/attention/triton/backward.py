@@ -75,7 +75,8 @@ class DifferentiableAttention(torch.autograd.Function):
         grad_output, grad_lse = gradients
         if grad_output is None:
             grad_output = torch.zeros_like(output)
-        found = backward(q, k, v, output, lse, grad_output, grad_lse, ctx.numbers, ctx.scale)
+        with torch.cuda.device_of(q):
+            found = backward(q, k, v, output, lse, grad_output, grad_lse, ctx.numbers, ctx.scale)
         return (*found, None, None)
 
 
@@ -265,7 +266,6 @@ class Step:
             "BLOCK_N": tile.block_n,
             "TMA": tma,
             "CLEAN": tma and unclean,
-            "PRECISION": "ieee" if self.q.dtype == torch.float32 else "tf32",
             **compile_options(tile),
         }
 

@@ -87,7 +87,6 @@ def dq_kernel(
     BLOCK_N: tl.constexpr,
     TMA: tl.constexpr,
     CLEAN: tl.constexpr,
-    PRECISION: tl.constexpr,
 ) -> None:
     """Gradient of one query tile of one head, and its rows' ``delta``."""
     pid = tl.program_id(0)
@@ -155,11 +154,11 @@ def dq_kernel(
             v, b, k_first + key, k_count - key, kv_head, stride_vb, stride_vt, stride_vh,
             BLOCK_N, D, BLOCK_D, TMA, True,
         )  # fmt: skip
-        scores = tl.dot(b_q, b_k.T, input_precision=PRECISION)
+        scores = tl.dot(b_q, b_k.T)
         weights = tl.exp2(scores * scale_log2 - lse[:, None])
-        slope = tl.dot(b_do, b_v.T, input_precision=PRECISION)
+        slope = tl.dot(b_do, b_v.T)
         slope = weights * (slope - delta[:, None])
-        acc = tl.dot(slope.to(b_k.dtype), b_k, acc, input_precision=PRECISION)
+        acc = tl.dot(slope.to(b_k.dtype), b_k, acc)
 
     for block in tl.range(0, sinks + before + after):
         key, limit = masked_block(block, low, start, sinks, before, inner, sink_end, end, BLOCK_N)
@@ -172,14 +171,14 @@ def dq_kernel(
             v, b, k_first + key, k_count - key, kv_head, stride_vb, stride_vt, stride_vh,
             BLOCK_N, D, BLOCK_D, TMA, False,
         )  # fmt: skip
-        scores = tl.dot(b_q, b_k.T, input_precision=PRECISION)
+        scores = tl.dot(b_q, b_k.T)
         m_seen = visible(positions[:, None], j[None, :], lefts[:, None], sink_end, limit)
         weights = tl.exp2(scores * scale_log2 - lse[:, None])
-        slope = tl.dot(b_do, b_v.T, input_precision=PRECISION)
+        slope = tl.dot(b_do, b_v.T)
         slope = tl.where(m_seen, weights * (slope - delta[:, None]), 0.0)
         if CLEAN:  # a key that does not exist has slope 0, but 0 * NaN is NaN
             b_k = tl.where(j[:, None] < k_count, b_k, 0.0)
-        acc = tl.dot(slope.to(b_k.dtype), b_k, acc, input_precision=PRECISION)
+        acc = tl.dot(slope.to(b_k.dtype), b_k, acc)
 
     columns = tl.arange(0, BLOCK_D)
     o_dq = ((b.to(tl.int64) * queries + token + rows) * HEADS + head) * D
@@ -195,7 +194,7 @@ def add_rows(
     acc_k, acc_v, b_k, b_v, q, do, p_lse, p_delta, b, token, count, queries, head, m_seen,
     stride_qb, stride_qt, stride_qh, stride_gb, stride_gt, stride_gh, scale_log2,
     HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
-    TMA: tl.constexpr, CLEAN: tl.constexpr, PRECISION: tl.constexpr,
+    TMA: tl.constexpr, CLEAN: tl.constexpr,
 ) -> tuple:  # fmt: skip
     """Add what the rows ``[token, token + BLOCK_M)``, ``count`` of which exist, send to the keys.
 
@@ -221,14 +220,14 @@ def add_rows(
             b_do = tl.where(rows[:, None] < count, b_do, 0.0)
         lse = load_lse(p_lse + o_rows, rows < count)
         delta = tl.load(p_delta + o_rows, mask=rows < count, other=0.0)
-    scores = tl.dot(b_k, b_q.T, input_precision=PRECISION)
+    scores = tl.dot(b_k, b_q.T)
     weights = tl.exp2(scores * scale_log2 - lse[None, :])
     if not WHOLE:
         weights = tl.where(m_seen, weights, 0.0)
-    acc_v = tl.dot(weights.to(b_do.dtype), b_do, acc_v, input_precision=PRECISION)
-    slope = tl.dot(b_v, b_do.T, input_precision=PRECISION)
+    acc_v = tl.dot(weights.to(b_do.dtype), b_do, acc_v)
+    slope = tl.dot(b_v, b_do.T)
     slope = weights * (slope - delta[None, :])
-    acc_k = tl.dot(slope.to(b_q.dtype), b_q, acc_k, input_precision=PRECISION)
+    acc_k = tl.dot(slope.to(b_q.dtype), b_q, acc_k)
     return acc_k, acc_v
 
 
@@ -282,7 +281,6 @@ def dkdv_kernel(
     BLOCK_N: tl.constexpr,
     TMA: tl.constexpr,
     CLEAN: tl.constexpr,
-    PRECISION: tl.constexpr,
 ) -> None:
     """Gradients of one key tile of one kv head: rows that see it other than as a sink, and sums."""
     KV_HEADS: tl.constexpr = HEADS // GROUP
@@ -353,7 +351,7 @@ def dkdv_kernel(
                 acc_k, acc_v, b_k, b_v, q, do, p_lse, p_delta, b, q_first + r, q_count - r,
                 queries, head + g, None,
                 stride_qb, stride_qt, stride_qh, stride_gb, stride_gt, stride_gh, scale_log2,
-                HEADS, D, BLOCK_D, BLOCK_M, TMA, CLEAN, PRECISION,
+                HEADS, D, BLOCK_D, BLOCK_M, TMA, CLEAN,
             )  # fmt: skip
         masked = tiles - inner + full
         for n in tl.range(0, GROUP * masked):
@@ -368,7 +366,7 @@ def dkdv_kernel(
                 acc_k, acc_v, b_k, b_v, q, do, p_lse, p_delta, b, q_first + r, q_count - r,
                 queries, head + g, m_seen,
                 stride_qb, stride_qt, stride_qh, stride_gb, stride_gt, stride_gh, scale_log2,
-                HEADS, D, BLOCK_D, BLOCK_M, TMA, CLEAN, PRECISION,
+                HEADS, D, BLOCK_D, BLOCK_M, TMA, CLEAN,
             )  # fmt: skip
     else:
         p_left += b.to(tl.int64) * stride_left + q_first
@@ -396,7 +394,7 @@ def dkdv_kernel(
                     acc_k, acc_v, b_k, b_v, q, do, p_lse, p_delta, b, q_first + r, q_count - r,
                     queries, head + g, m_seen,
                     stride_qb, stride_qt, stride_qh, stride_gb, stride_gt, stride_gh, scale_log2,
-                    HEADS, D, BLOCK_D, BLOCK_M, TMA, CLEAN, PRECISION,
+                    HEADS, D, BLOCK_D, BLOCK_M, TMA, CLEAN,
                 )  # fmt: skip
 
     # Keys that no row may see (padding, slots behind the length) took part unmasked: clear them.
@@ -458,7 +456,6 @@ def sinks_kernel(
     BLOCK_N: tl.constexpr,
     TMA: tl.constexpr,
     CLEAN: tl.constexpr,
-    PRECISION: tl.constexpr,
 ) -> None:
     """One slice of the rows that see a block of sinks as sinks: its share of the gradients."""
     KV_HEADS: tl.constexpr = HEADS // GROUP
@@ -511,7 +508,7 @@ def sinks_kernel(
             acc_k, acc_v, b_k, b_v, q, do, p_lse, p_delta, b, q_first + r, q_count - r,
             queries, kv_head * GROUP + g, as_sink & (j[:, None] <= positions[None, :]),
             stride_qb, stride_qt, stride_qh, stride_gb, stride_gt, stride_gh, scale_log2,
-            HEADS, D, BLOCK_D, BLOCK_M, TMA, CLEAN, PRECISION,
+            HEADS, D, BLOCK_D, BLOCK_M, TMA, CLEAN,
         )  # fmt: skip
     columns = tl.arange(0, BLOCK_D)
     size = sequences.to(tl.int64) * KV_HEADS * sink_slots

@@ -33,6 +33,8 @@ LN_2 = tl.constexpr(0.6931471805599453)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 SPLIT_KEYS = 8192
 """Keys per split of long rows, so that one long sequence does not hold up the others."""
+ROOMY_BYTES = 128 << 10
+"""Shared memory of a program from which on tiles are large: data-centre GPUs have it."""
 WORKSPACE_BYTES = 128 << 20
 """Most bytes of unmerged partial outputs."""
 LENGTHS = (
@@ -130,7 +132,8 @@ def plan_tiles(call: AttentionCall) -> Plan:
     sequences = batch if call.cu_seqlens_q is None else len(call.cu_seqlens_q) - 1
     rows_each = tokens if call.cu_seqlens_q is None else -(-tokens // max(1, sequences))
     block_d = _round_up(head_dim)
-    most = 128 if block_d <= 128 and call.q.element_size() == 2 else 64
+    roomy = _shared_bytes(call.q.device) >= ROOMY_BYTES
+    most = 128 if roomy and block_d <= 128 and call.q.element_size() == 2 else 64
     block_m = max(16, _round_up(group), min(most, _round_up(rows_each * group)))
     rows = max(1, block_m // group)
     if call.cu_seqlens_q is None:
@@ -155,7 +158,7 @@ def plan_tiles(call: AttentionCall) -> Plan:
         splits=splits,
         min_blocks=2 if programs * splits <= slots else 8,
         warps=8 if block_m >= 128 else 4,
-        stages=3 if _shared_bytes(call.q.device) >= 3 * 2 * 16384 + 32768 else 2,
+        stages=3 if roomy else 2,
     )
 
 
@@ -185,7 +188,7 @@ def _multiprocessors(device: torch.device) -> int:
 def _shared_bytes(device: torch.device) -> int:
     """Shared memory that one program may take: 227 KiB on Hopper, 99 KiB on consumer GPUs."""
     if device.type != "cuda":
-        return 0
+        return ROOMY_BYTES
     properties = torch.cuda.get_device_properties(device)
     return getattr(properties, "shared_memory_per_block_optin", 0)
 

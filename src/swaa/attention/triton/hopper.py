@@ -95,7 +95,6 @@ def launch(
         BLOCK_D=block_d,
         BLOCK_N=tile.block_n,
         STAGES=tile.stages,
-        GROUPS=tile.block_m // ROWS,
         BACK=moves_back(numbers),
         num_warps=4,
     )
@@ -132,8 +131,7 @@ def plan_tiles(
         lefts,
         **numbers._asdict(),
         batch=batch,
-        TILE=tile.block_m,
-        BLOCK_M=triton.next_power_of_2(tile.block_m),
+        BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,
         num_warps=1,
     )
@@ -159,7 +157,6 @@ def plan_kernel(
     window,
     sink_tokens,
     batch,
-    TILE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ) -> None:
@@ -167,11 +164,11 @@ def plan_kernel(
     slot = tl.program_id(0)
     if p_cu_q is not None:
         b = tl.full([], 0, tl.int32)
-        s, row = tile_of_slot(p_cu_q, slot, sequences, TILE)
+        s, row = tile_of_slot(p_cu_q, slot, sequences, BLOCK_M)
     else:
         b = slot % batch
         s = b
-        row = slot // batch * TILE
+        row = slot // batch * BLOCK_M
     q_first, q_count, k_first, k_count, position = place(
         p_cu_q, p_cu_k, b, s, sequences, queries, keys, q_start, kv_lens
     )
@@ -185,9 +182,9 @@ def plan_kernel(
 
     rows = tl.arange(0, BLOCK_M)
     count = tl.maximum(q_count - row, 0)  # 0: a slot behind the last tile of its sequence
-    m_rows = rows < tl.minimum(TILE, count)
+    m_rows = rows < count
     first = position + row
-    last = first + tl.minimum(TILE, count) - 1
+    last = first + tl.minimum(BLOCK_M, count) - 1
     lefts = row_lefts(p_left, first + rows, m_rows, window, full_first, full_end, start)
     low, high = left_range(p_left, lefts, m_rows, first, last, window, full_first, full_end, start)
     low, sinks, before, inner, after, sink_end, end = key_blocks(
@@ -208,4 +205,4 @@ def plan_kernel(
     tl.store(p_plan + 10, tl.maximum(blocks, 1))  # rows that see nothing: one block, all masked
     tl.store(p_plan + 11, sink_end)
     tl.store(p_plan + 12, tl.where(blocks > 0, end, 0))
-    tl.store(p_lefts + slot * TILE + rows, lefts, mask=rows < TILE)
+    tl.store(p_lefts + slot * BLOCK_M + rows, lefts)

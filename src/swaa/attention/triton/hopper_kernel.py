@@ -25,6 +25,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 ROWS = gl.constexpr(64)
 """Rows of one group of four warps."""
+GROUPS = gl.constexpr(2)
+"""Groups of computing warps; a third brought nothing at head_dim 64, where it fits."""
 PLAN = gl.constexpr(16)
 """Numbers per planned tile."""
 LN_2 = gl.constexpr(0.6931471805599453)
@@ -56,7 +58,7 @@ def block_at(
 def copy_tiles(
     q, k, v, p_plan, buffers, barriers, tiles, planned,
     HEADS: gl.constexpr, GROUP: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
-    GROUPS: gl.constexpr, BACK: gl.constexpr,
+    BACK: gl.constexpr,
 ) -> None:  # fmt: skip
     """The copying warp: rows of each tile once, its key and value blocks as stages fall free."""
     q_tiles, k_tiles, v_tiles = buffers
@@ -142,7 +144,7 @@ def soften(
 def attend_rows(
     group, p_o, p_lse, p_plan, p_lefts, buffers, barriers, tiles, planned, queries, scale_log2,
     HEADS: gl.constexpr, D: gl.constexpr, BLOCK_D: gl.constexpr, BLOCK_N: gl.constexpr,
-    STAGES: gl.constexpr, GROUPS: gl.constexpr, BACK: gl.constexpr,
+    STAGES: gl.constexpr, BACK: gl.constexpr,
 ) -> None:  # fmt: skip
     """Four computing warps: 64 rows of each tile."""
     q_tiles, k_tiles, v_tiles = buffers
@@ -258,7 +260,7 @@ def attend_rows(
 def hopper_kernel(
     q, k, v, p_o, p_lse, p_plan, p_lefts, tiles, planned, queries, scale_log2,
     HEADS: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr, BLOCK_D: gl.constexpr,
-    BLOCK_N: gl.constexpr, STAGES: gl.constexpr, GROUPS: gl.constexpr, BACK: gl.constexpr,
+    BLOCK_N: gl.constexpr, STAGES: gl.constexpr, BACK: gl.constexpr,
 ) -> None:  # fmt: skip
     """Tiles ``program, program + programs, ..`` of ``tiles``, heads of one query tile in a row."""
     q_tiles = gl.allocate_shared_memory(q.dtype, [GROUPS, 1, ROWS, 1, BLOCK_D], q.layout)
@@ -280,66 +282,30 @@ def hopper_kernel(
 
     buffers = (q_tiles, k_tiles, v_tiles)
     barriers = (q_full, q_empty, k_full, k_empty, v_full, v_empty)
-    if GROUPS == 2:
-        gl.warp_specialize(
-            [
+    gl.warp_specialize(
+        [
+            (
+                attend_rows,
                 (
-                    attend_rows,
-                    (
-                        0, p_o, p_lse, p_plan, p_lefts, buffers, barriers, tiles, planned, queries,
-                        scale_log2, HEADS, D, BLOCK_D, BLOCK_N, STAGES, GROUPS, BACK,
-                    ),
+                    0, p_o, p_lse, p_plan, p_lefts, buffers, barriers, tiles, planned, queries,
+                    scale_log2, HEADS, D, BLOCK_D, BLOCK_N, STAGES, BACK,
                 ),
+            ),
+            (
+                attend_rows,
                 (
-                    attend_rows,
-                    (
-                        1, p_o, p_lse, p_plan, p_lefts, buffers, barriers, tiles, planned, queries,
-                        scale_log2, HEADS, D, BLOCK_D, BLOCK_N, STAGES, GROUPS, BACK,
-                    ),
+                    1, p_o, p_lse, p_plan, p_lefts, buffers, barriers, tiles, planned, queries,
+                    scale_log2, HEADS, D, BLOCK_D, BLOCK_N, STAGES, BACK,
                 ),
+            ),
+            (
+                copy_tiles,
                 (
-                    copy_tiles,
-                    (
-                        q, k, v, p_plan, buffers, barriers, tiles, planned,
-                        HEADS, GROUP, BLOCK_N, STAGES, GROUPS, BACK,
-                    ),
+                    q, k, v, p_plan, buffers, barriers, tiles, planned,
+                    HEADS, GROUP, BLOCK_N, STAGES, BACK,
                 ),
-            ],
-            [4, 1],
-            [240, 24],
-        )  # fmt: skip
-    else:
-        gl.warp_specialize(
-            [
-                (
-                    attend_rows,
-                    (
-                        0, p_o, p_lse, p_plan, p_lefts, buffers, barriers, tiles, planned, queries,
-                        scale_log2, HEADS, D, BLOCK_D, BLOCK_N, STAGES, GROUPS, BACK,
-                    ),
-                ),
-                (
-                    attend_rows,
-                    (
-                        1, p_o, p_lse, p_plan, p_lefts, buffers, barriers, tiles, planned, queries,
-                        scale_log2, HEADS, D, BLOCK_D, BLOCK_N, STAGES, GROUPS, BACK,
-                    ),
-                ),
-                (
-                    attend_rows,
-                    (
-                        2, p_o, p_lse, p_plan, p_lefts, buffers, barriers, tiles, planned, queries,
-                        scale_log2, HEADS, D, BLOCK_D, BLOCK_N, STAGES, GROUPS, BACK,
-                    ),
-                ),
-                (
-                    copy_tiles,
-                    (
-                        q, k, v, p_plan, buffers, barriers, tiles, planned,
-                        HEADS, GROUP, BLOCK_N, STAGES, GROUPS, BACK,
-                    ),
-                ),
-            ],
-            [4, 4, 1],
-            [160, 160, 24],
-        )  # fmt: skip
+            ),
+        ],
+        [4, 1],
+        [240, 24],
+    )  # fmt: skip
