@@ -203,7 +203,12 @@ def test_native_paths_are_taken_where_the_mask_is_theirs(arguments, expected):
     assert fa4._native_window(make_call(q, k, k, **arguments)) == expected
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:Argument aux_data:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Argument aux_data:UserWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:flash_attn"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:quack"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:cutlass"),
+]
 
 needs_fa4 = pytest.mark.skipif(
     not torch.cuda.is_available() or fa4.missing() is not None,

@@ -229,7 +229,11 @@ def _interface() -> ModuleType:
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "swaa" / "fa4"
     os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")
     os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", str(cache))
-    from flash_attn.cute import interface
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # its packages' quarrels with each other
+        from flash_attn.cute import interface
 
     # Its compiler warns about its own argument, at every kernel.
     warnings.filterwarnings("ignore", message="Argument aux_data", category=UserWarning)

@@ -81,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
     if result is None:
         result = kernels.measure(options)
     else:
+        print(f"measured on {result.provenance.created[:10]}; --again measures anew")
         for row in result.rows[1:]:
             print(kernels.describe(dict(row)))
     path = results.save(result, folder=args.output)
