@@ -115,3 +115,9 @@ def test_embedded_model_is_dequantised():
     assert type(loaded.model.model.layers[0].mlp.up_proj) is torch.nn.Linear
     assert loaded.model.dtype == torch.float32
     assert loaded.tokenizer.chat_template
+
+
+def test_name_that_the_hub_does_not_serve(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=r"nobody/nothing \(no such folder here, so the hub's\)"):
+        load_model("nobody/nothing")

@@ -185,7 +185,8 @@ def _reason(name: str, part: str, error: Exception) -> str:
     text = " ".join(str(error).split())
     if "trust_remote_code" in text:
         return f"{name} brings its own Python code; allow it with trust_remote_code if you trust it"
-    return f"cannot load the {part} of {name}: {text:.300}"
+    here = "" if name == EMBEDDED or Path(name).exists() else " (no such folder here, so the hub's)"
+    return f"cannot load the {part} of {name}{here}: {text:.300}"
 
 
 def _device(device: str | torch.device) -> torch.device:
