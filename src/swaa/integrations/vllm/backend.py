@@ -1,0 +1,87 @@
+"""Backend classes for vLLM: one per kind of layer, derived from the platform's own.
+
+vLLM groups layers by backend class and cache spec, and asks the class for everything else. So each
+plan gets a class of its own, named after its numbers. Full layers keep their stock backend and
+kernels; only their cache spec is ours, and prompt lengths are kept from them, which stock kernels
+would take for a mask of their own.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from vllm.platforms import current_platform
+
+from swaa.integrations.vllm.attention import CPUAttention, GPUAttention, SlidingAttention
+from swaa.integrations.vllm.kv_cache import Memory
+from swaa.integrations.vllm.metadata import SlidingMetadataBuilder
+from swaa.integrations.vllm.support import UnsupportedError
+
+
+def platform_attention() -> tuple[type[Any], type[SlidingAttention]]:
+    """The stock backend whose cache layout a sliding layer shares here, and its attention.
+
+    Raises:
+        UnsupportedError: on a platform without either.
+    """
+    if current_platform.is_cpu():
+        from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+        return CPUAttentionBackend, CPUAttention
+    if current_platform.is_cuda_alike():
+        from vllm.v1.attention.backends.triton_attn import TritonAttentionBackend
+
+        return TritonAttentionBackend, GPUAttention
+    raise UnsupportedError(
+        f"swaa serves vLLM's CPU and GPU platforms, not {current_platform.device_name}"
+    )
+
+
+@functools.cache
+def sliding_backend(memory: Memory) -> type[Any]:
+    """The backend class of a sliding layer."""
+    stock, attention = platform_attention()
+    plan = memory.plan
+    mine = type(f"Swaa{attention.__name__}", (attention,), {"plan": plan})
+    builder = type("SwaaMetadataBuilder", (SlidingMetadataBuilder,), {"plan": plan})
+    return _derive(
+        stock,
+        _name("Sliding", memory),
+        memory,
+        {
+            "get_impl_cls": staticmethod(lambda: mine),
+            "get_builder_cls": staticmethod(lambda: builder),
+            "forward_includes_kv_cache_update": False,
+        },
+    )
+
+
+@functools.cache
+def full_backend(stock: type[Any], memory: Memory) -> type[Any]:
+    """The backend class of a full layer: the stock one, blind to prompt lengths."""
+    stock_builder = stock.get_builder_cls()
+
+    def build(
+        self: Any, common_prefix_len: int, common_attn_metadata: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        blind = common_attn_metadata.replace(rswa_prefix_lens=None)
+        return stock_builder.build(self, common_prefix_len, blind, *args, **kwargs)
+
+    builder = type(f"Swaa{stock_builder.__name__}", (stock_builder,), {"build": build})
+    return _derive(
+        stock, _name("Full", memory), memory, {"get_builder_cls": staticmethod(lambda: builder)}
+    )
+
+
+def _derive(stock: type[Any], name: str, memory: Memory, changes: dict[str, Any]) -> type[Any]:
+    def customize_spec(cls: type[Any], spec: Any) -> Any:
+        return memory.spec(stock.customize_spec(spec))
+
+    return type(name, (stock,), {**changes, "customize_spec": classmethod(customize_spec)})
+
+
+def _name(kind: str, memory: Memory) -> str:
+    plan = memory.plan
+    decode = "FullDecode" if plan.full_decode else ""
+    return f"Swaa{kind}W{plan.window}S{plan.sink_tokens}T{plan.dense_tail}{decode}"

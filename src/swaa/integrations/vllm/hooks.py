@@ -1,0 +1,145 @@
+"""The four places where vLLM is told of swaa, and the check that each still fits.
+
+1. ``EngineArgs.create_engine_config``: read, check and resolve the configuration (front end).
+2. ``Attention.__init__``: hand each layer its backend class (worker); vLLM's own choice never
+   learns which layer it chooses for.
+3. ``WorkerWrapperBase.initialize_from_config``: turn prompt lengths on, then look at what the
+   engine really holds, and refuse to start unless it is what the configuration says (worker).
+4. ``KVCacheManager.get_computed_blocks``: end prefix-cache reuse before the dense tail (engine
+   core).
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from swaa.integrations.vllm.support import UnsupportedError, check_version
+
+_ATTENTION_ARGUMENTS = ("cache_config", "per_layer_sliding_window", "prefix", "attn_backend")
+
+
+def install() -> None:
+    """Put the hooks in place; a second call does nothing.
+
+    Raises:
+        UnsupportedError: for a vLLM outside the tested range, or one that has changed.
+        ImportError: when vLLM's modules are not where they were.
+    """
+    from vllm.version import __version__
+
+    check_version(__version__)
+    wrappers = (
+        ("vllm.engine.arg_utils", "EngineArgs.create_engine_config", _configuring, ()),
+        (
+            "vllm.model_executor.layers.attention.attention",
+            "Attention.__init__",
+            _constructing,
+            _ATTENTION_ARGUMENTS,
+        ),
+        (
+            "vllm.v1.worker.worker_base",
+            "WorkerWrapperBase.initialize_from_config",
+            _activating,
+            ("kv_cache_configs",),
+        ),
+        (
+            "vllm.v1.core.kv_cache_manager",
+            "KVCacheManager.get_computed_blocks",
+            _looking_up,
+            ("request",),
+        ),
+    )
+    for module, path, wrapper, arguments in wrappers:
+        _wrap(module, path, wrapper, arguments)
+    from swaa.integrations.vllm.kv_cache import register_specs
+
+    register_specs()
+
+
+def _wrap(module: str, path: str, wrapper: Callable[..., Any], arguments: tuple[str, ...]) -> None:
+    owner_name, name = path.split(".")
+    owner = getattr(importlib.import_module(module), owner_name, None)
+    original = getattr(owner, name, None)
+    if original is None:
+        raise UnsupportedError(f"vLLM has no {module}.{path} any more; swaa needs it")
+    if hasattr(original, "swaa_original"):
+        return
+    missing = [
+        argument for argument in arguments if argument not in inspect.signature(original).parameters
+    ]
+    if missing:
+        raise UnsupportedError(f"vLLM's {path} takes no {', '.join(missing)} any more")
+    wrapped: Any = functools.wraps(original)(wrapper(original))
+    wrapped.swaa_original = original
+    setattr(owner, name, wrapped)
+
+
+def _configuring(original: Callable[..., Any]) -> Callable[..., Any]:
+    def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
+        from swaa.integrations.vllm import settings, support
+
+        made = original(self, *args, **kwargs)
+        found = settings.find(made)
+        if found is not None:
+            support.check_engine(made)
+            settings.write_back(made, found)
+        return made
+
+    return create_engine_config
+
+
+def _constructing(original: Callable[..., Any]) -> Callable[..., Any]:
+    signature = inspect.signature(original)
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        from vllm.config import get_current_vllm_config_or_none
+
+        from swaa.integrations.vllm import backend, layers
+
+        vllm_config = get_current_vllm_config_or_none()
+        active = None if vllm_config is None else layers.active(vllm_config)
+        if active is None:
+            original(self, *args, **kwargs)
+            return
+        given = dict(signature.bind(self, *args, **kwargs).arguments)
+        given |= given.pop("extra_impl_args", {})
+        memory = active.memory(type(self), given)
+        if memory.plan.full:
+            original(self, *args, **kwargs)
+            self.attn_backend = backend.full_backend(self.attn_backend, memory)
+        else:
+            original(self, *args, **{**kwargs, "attn_backend": backend.sliding_backend(memory)})
+        self.swaa = memory
+
+    return __init__
+
+
+def _activating(original: Callable[..., Any]) -> Callable[..., Any]:
+    def initialize_from_config(self: Any, kv_cache_configs: list[Any]) -> Any:
+        from swaa.integrations.vllm import layers, report
+
+        active = layers.active(self.vllm_config)
+        if active is None:
+            return original(self, kv_cache_configs)
+        # Only now: kernels of full layers were chosen without it, as they should be.
+        self.vllm_config.model_config.model_arch_config.rswa_window = active.prompt_length_switch
+        made = original(self, kv_cache_configs)
+        report.verify(self, active, kv_cache_configs[self.global_rank])
+        return made
+
+    return initialize_from_config
+
+
+def _looking_up(original: Callable[..., Any]) -> Callable[..., Any]:
+    def get_computed_blocks(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        from swaa.integrations.vllm.kv_cache import reusable_up_to, reuse_limit
+
+        limit = reuse_limit(self.coordinator.single_type_managers, request.num_prompt_tokens)
+        with reusable_up_to(limit):
+            return original(self, request, *args, **kwargs)
+
+    return get_computed_blocks

@@ -1,0 +1,290 @@
+"""KV memory: which blocks a layer keeps, which enter the prefix cache, which prompts may reuse.
+
+Three kinds of layers, as specs that vLLM's hybrid cache manager groups by:
+
+* all keys stay (full layers, full decode): :class:`AllKeysSpec`;
+* sinks and window stay, the gap is freed while the prompt is still computed:
+  :class:`SinkWindowSpec`;
+* the same with a dense tail, whose rows see every key: all keys stay until the last prompt row is
+  computed, then the gap is freed: :class:`TailSpec`.
+
+Keys of rows from ``prompt_length - dense_tail`` on were computed in a phase of their own, which a
+later prompt holding the same tokens would not compute. Blocks with such rows are not published,
+and no prompt reuses a block that holds rows of its own tail.
+
+Specs travel from workers to the engine core, so this module must be importable there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from vllm.utils.math_utils import cdiv
+from vllm.v1.core.kv_cache_utils import resolve_block_hashes
+from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager, SlidingWindowManager
+from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec
+from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry, register_kv_cache_spec
+
+from swaa.config import LayerPlan
+
+_hit_limit: ContextVar[int | None] = ContextVar("swaa_hit_limit", default=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """What the cache needs to know of a layer.
+
+    Attributes:
+        plan: of the layer.
+        frees: whether blocks may be freed at all (vLLM's hybrid cache manager is on).
+        prompt_only: publish only blocks wholly before the dense tail.
+        dense_tail: of the model, prompt tokens.
+    """
+
+    plan: LayerPlan
+    frees: bool
+    prompt_only: bool
+    dense_tail: int
+
+    def spec(self, stock: Any) -> Any:
+        """The layer's spec, made of the one that vLLM made for full attention."""
+        common = {
+            field.name: getattr(stock, field.name)
+            for field in dataclasses.fields(stock)
+            if field.init
+        }
+        limits = {"dense_tail": self.dense_tail, "prompt_only": self.prompt_only}
+        plan = self.plan
+        if not self.frees or plan.keeps_all_keys:
+            return AllKeysSpec(**common, **limits)
+        mask = {"sliding_window": plan.window, "sink_tokens": plan.sink_tokens}
+        if plan.dense_tail:
+            return TailSpec(**common | mask, **limits)
+        for name in ("attention_chunk_size", "non_causal"):
+            common.pop(name, None)  # of full attention only
+        return SinkWindowSpec(**common | mask, **limits)
+
+
+@contextmanager
+def reusable_up_to(tokens: int | None) -> Iterator[None]:
+    """Within the block, prefix-cache lookups stop at this many tokens; ``None``: no limit."""
+    reset = _hit_limit.set(tokens)
+    try:
+        yield
+    finally:
+        _hit_limit.reset(reset)
+
+
+def reuse_limit(managers: Any, prompt_length: int) -> int | None:
+    """Tokens of a prompt that cached blocks may stand for, in a cache with these managers."""
+    specs = [getattr(manager, "kv_cache_spec", None) for manager in managers]
+    ours = [spec for spec in specs if isinstance(spec, (AllKeysSpec, TailSpec, SinkWindowSpec))]
+    if not any(spec.prompt_only or spec.dense_tail for spec in ours):
+        return None
+    return max(0, prompt_length - ours[0].dense_tail)
+
+
+def _same(specs: list[Any]) -> bool:
+    return all(type(spec) is type(specs[0]) and spec == specs[0] for spec in specs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AllKeysSpec(FullAttentionSpec):
+    """All keys stay; see :class:`Memory` for the fields."""
+
+    dense_tail: int = 0
+    prompt_only: bool = False
+
+    @classmethod
+    def merge(cls, specs: list[Any]) -> Any:
+        """One spec for layers of one kind."""
+        assert _same(specs), "layers of one group must agree in all numbers"
+        return specs[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TailSpec(FullAttentionSpec):
+    """All keys stay until the prompt is computed, then sinks and ``sliding_window``."""
+
+    sink_tokens: int = 0
+    dense_tail: int = 0
+    prompt_only: bool = False
+
+    @classmethod
+    def merge(cls, specs: list[Any]) -> Any:
+        """One spec for layers of one kind."""
+        assert _same(specs), "layers of one group must agree in all numbers"
+        return specs[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SinkWindowSpec(SlidingWindowSpec):
+    """Sinks and ``sliding_window`` stay."""
+
+    sink_tokens: int = 0
+    dense_tail: int = 0
+    prompt_only: bool = False
+
+    @property
+    def num_retained_tokens(self) -> int:
+        """0: the worker must not null the head of a block table, where the sinks are."""
+        return 0
+
+    def max_admission_blocks_per_request(
+        self, max_in_flight_tokens: int, max_model_len: int
+    ) -> int:
+        """Most blocks that a request holds at once."""
+        window = super().max_admission_blocks_per_request(max_in_flight_tokens, max_model_len)
+        return min(
+            window + cdiv(self.sink_tokens, self.block_size), cdiv(max_model_len, self.block_size)
+        )
+
+    def is_uniform_with_collection(self, kv_cache_specs: dict[str, Any]) -> bool:
+        """Whether all layers keep the same keys, whatever their head size."""
+        numbers = (self.sliding_window, self.sink_tokens, self.dense_tail, self.prompt_only)
+        return all(
+            isinstance(spec, SinkWindowSpec)
+            and numbers
+            == (spec.sliding_window, spec.sink_tokens, spec.dense_tail, spec.prompt_only)
+            for spec in kv_cache_specs.values()
+        )
+
+
+class _PromptBound:
+    """What the managers share: publication and reuse end where the prompt's own phase begins."""
+
+    kv_cache_spec: Any
+
+    def __init__(self, kv_cache_spec: Any, *args: Any, **kwargs: Any) -> None:
+        _require_lookup_hook()
+        super().__init__(kv_cache_spec, *args, **kwargs)  # pyright: ignore
+
+    def cache_blocks(self, request: Any, num_tokens: int, *args: Any, **kwargs: Any) -> None:
+        """Publish blocks, those wholly before the dense tail only."""
+        spec = self.kv_cache_spec
+        if spec.prompt_only:
+            num_tokens = min(num_tokens, max(0, request.num_prompt_tokens - spec.dense_tail))
+        super().cache_blocks(request, num_tokens, *args, **kwargs)  # pyright: ignore
+
+    @classmethod
+    def find_longest_cache_hit(
+        cls, block_hashes: Any, max_length: int, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Cached blocks for a prompt, no further than the limit of the lookup."""
+        limit = _hit_limit.get()
+        max_length = max_length if limit is None else min(max_length, limit)
+        return super().find_longest_cache_hit(  # pyright: ignore
+            block_hashes, max_length, *args, **kwargs
+        )
+
+
+class AllKeysManager(_PromptBound, FullAttentionManager):
+    """Frees nothing before the request ends."""
+
+
+class TailManager(_PromptBound, FullAttentionManager):
+    """Frees the gap between sinks and window once every prompt row is computed."""
+
+    def remove_skipped_blocks(
+        self,
+        request_id: str,
+        processed_computed_tokens: int,
+        num_prompt_tokens: int | None = None,
+    ) -> None:
+        """Free what no later row sees."""
+        if num_prompt_tokens is None or processed_computed_tokens < num_prompt_tokens:
+            return
+        spec = self.kv_cache_spec
+        left = processed_computed_tokens - spec.sliding_window + 1  # of the next row
+        self._remove_blocks_in_range(
+            request_id, cdiv(spec.sink_tokens, self.block_size), left // self.block_size
+        )
+
+
+class SinkWindowManager(_PromptBound, SlidingWindowManager):
+    """Frees the gap between sinks and window while the prompt is computed."""
+
+    def get_num_skipped_tokens(self, num_computed_tokens: int) -> int:
+        """0: vLLM asks this to trim a request's head, and the head holds the sinks."""
+        return 0
+
+    def remove_skipped_blocks(
+        self,
+        request_id: str,
+        processed_computed_tokens: int,
+        num_prompt_tokens: int | None = None,
+    ) -> None:
+        """Free what no later row sees."""
+        left = super().get_num_skipped_tokens(processed_computed_tokens)
+        self._remove_blocks_in_range(
+            request_id,
+            cdiv(self.kv_cache_spec.sink_tokens, self.block_size),
+            left // self.block_size,
+        )
+
+    @classmethod
+    def find_longest_cache_hit(
+        cls, block_hashes: Any, max_length: int, kv_cache_group_ids: Any, **kwargs: Any
+    ) -> Any:
+        """A hit needs the window's blocks and, besides, those of the sinks."""
+        blocks, length = super().find_longest_cache_hit(
+            block_hashes, max_length, kv_cache_group_ids=kv_cache_group_ids, **kwargs
+        )
+        spec, pool = kwargs["kv_cache_spec"], kwargs["block_pool"]
+        hashes = resolve_block_hashes(
+            block_hashes,
+            pool.hash_block_size,
+            spec.block_size,
+            supports_fine_grained_hash_lookup=cls.supports_fine_grained_hash_lookup,
+            alignment_tokens=kwargs["alignment_tokens"],
+        )
+        for index in range(min(cdiv(spec.sink_tokens, spec.block_size), len(blocks[0]))):
+            cached = pool.get_cached_block(hashes[index], kv_cache_group_ids)
+            if not cached:
+                return tuple([] for _ in kv_cache_group_ids), 0
+            for group, block in zip(blocks, cached, strict=True):
+                group[index] = block
+        return blocks, length
+
+    @classmethod
+    def reachable_block_mask(
+        cls, start_block: int, end_block: int, *args: Any, **kwargs: Any
+    ) -> list[bool] | None:
+        """Which blocks are worth publishing: those that vLLM says, and the sinks' always."""
+        mask = super().reachable_block_mask(start_block, end_block, *args, **kwargs)
+        if mask is None:
+            return None
+        spec = kwargs["kv_cache_spec"]
+        for index in range(start_block, min(end_block, cdiv(spec.sink_tokens, spec.block_size))):
+            mask[index - start_block] = True
+        return mask
+
+
+def _require_lookup_hook() -> None:
+    from vllm.v1.core.kv_cache_manager import KVCacheManager
+
+    if not hasattr(KVCacheManager.get_computed_blocks, "swaa_original"):
+        raise RuntimeError(
+            "swaa is not active in vLLM's engine core: its plugin was not loaded there (check"
+            " VLLM_PLUGINS), or something replaced its hook"
+        )
+
+
+def register_specs() -> None:
+    """Make the specs known to vLLM; once per process, again does nothing."""
+    # vLLM registers its own specs only while nobody has registered any.
+    KVCacheSpecRegistry._ensure_registered()
+    for spec, manager in (
+        (AllKeysSpec, AllKeysManager),
+        (TailSpec, TailManager),
+        (SinkWindowSpec, SinkWindowManager),
+    ):
+        register_kv_cache_spec(manager_class=manager, uniform_type_base_spec=spec)(spec)
+
+
+register_specs()

@@ -1,0 +1,76 @@
+"""What is active in an engine: the plan of each layer, found from the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from swaa.config import LayerPlan
+from swaa.integrations.vllm import settings, support
+from swaa.integrations.vllm.kv_cache import Memory
+
+
+@dataclass(frozen=True)
+class Active:
+    """A configuration in force in an engine.
+
+    Attributes:
+        settings: what was asked.
+        plans: of every decoder layer of the model.
+        frees: whether vLLM's cache manager can free what a layer no longer needs.
+    """
+
+    settings: settings.Settings
+    plans: tuple[LayerPlan, ...]
+    frees: bool
+
+    @property
+    def prompt_length_switch(self) -> int | None:
+        """What ``rswa_window`` is set to: any number makes vLLM pass the prompt lengths on."""
+        needed = any(plan.needs_prompt_length for plan in self.plans)
+        return self.settings.config.window if needed else None
+
+    def memory(self, attention_class: type[Any], given: Mapping[str, Any]) -> Memory:
+        """What a layer does, from the arguments that it is made with.
+
+        Raises:
+            UnsupportedError: for a layer that cannot be adapted.
+        """
+        from vllm.model_executor.layers.attention.attention import Attention
+        from vllm.model_executor.models.utils import extract_layer_index
+
+        name = given.get("prefix", "")
+        support.check_layer(name, attention_class is Attention, given)
+        index = extract_layer_index(name)
+        if index >= len(self.plans):
+            raise support.UnsupportedError(
+                f"swaa: layer {name} is beyond the model's {len(self.plans)} decoder layers"
+            )
+        return Memory(
+            plan=self.plans[index],
+            frees=self.frees,
+            prompt_only=self.prompt_length_switch is not None
+            and not self.settings.publish_generated,
+            dense_tail=self.settings.config.dense_tail,
+        )
+
+
+def active(vllm_config: Any) -> Active | None:
+    """What is in force for an engine, or None: nobody asked, or every layer stays full.
+
+    Raises:
+        UnsupportedError: for a model or an option that cannot be served.
+        ValueError: for a bad configuration.
+    """
+    if vllm_config.model_config is None:
+        return None
+    found = settings.find(vllm_config)
+    if found is None or found.config.window is None:
+        return None
+    support.check_engine(vllm_config)
+    plans = found.plans(vllm_config.model_config.get_total_num_hidden_layers())
+    if all(plan.full for plan in plans):
+        raise support.UnsupportedError("swaa: no layer would slide: full_layers names them all")
+    hybrid_off = vllm_config.scheduler_config.disable_hybrid_kv_cache_manager
+    return Active(found, plans, frees=not hybrid_off)

@@ -1,0 +1,105 @@
+"""Per-batch numbers of a sliding layer: where each request's full rows begin and end.
+
+The prompt lengths come from the scheduler (``CommonAttentionMetadata.rswa_prefix_lens``), so one
+batch may mix prompts, chunks of prompts, decoding and verification: each row follows its own
+position. Nothing is read on the host. The numbers live in buffers that never move, so a captured
+CUDA graph reads the values of the batch that replays it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from vllm.v1.attention.backend import AttentionCGSupport, AttentionMetadataBuilder
+
+from swaa.config import LayerPlan
+
+
+@dataclass
+class SlidingMetadata:
+    """What one forward pass hands to a sliding layer.
+
+    Attributes:
+        num_actual_tokens: query rows, padding of captured graphs included.
+        max_query_len: most query rows of a request.
+        max_seq_len: most keys of a request.
+        query_start_loc: int32 ``[requests + 1]``, offsets of the requests' rows.
+        seq_lens: int32 ``[requests]``, keys that exist.
+        block_table: int32 ``[requests, blocks]``.
+        slot_mapping: int64 ``[rows]``, where each row's key is stored.
+        full_from: int32 ``[requests]``, rows from this position on see everything, or None.
+        full_until: int32 ``[requests]``, the end of those rows, or None: no end.
+    """
+
+    num_actual_tokens: int
+    max_query_len: int
+    max_seq_len: int
+    query_start_loc: Tensor
+    seq_lens: Tensor
+    block_table: Tensor
+    slot_mapping: Tensor
+    full_from: Tensor | None
+    full_until: Tensor | None
+
+
+class SlidingMetadataBuilder(AttentionMetadataBuilder[SlidingMetadata]):
+    """Makes :class:`SlidingMetadata` for the layers of one plan, V1 and V2 model runner alike."""
+
+    # Decode and verification batches replay exactly: our kernels take their grid from shapes, and
+    # read every length on the device. Mixed batches are not declared before a GPU has shown them.
+    _cudagraph_support: ClassVar[AttentionCGSupport] = AttentionCGSupport.UNIFORM_BATCH
+    plan: ClassVar[LayerPlan]
+
+    def __init__(
+        self, kv_cache_spec: Any, layer_names: list[str], vllm_config: Any, device: torch.device
+    ) -> None:
+        super().__init__(kv_cache_spec, layer_names, vllm_config, device)
+        requests = max(
+            vllm_config.scheduler_config.max_num_seqs,
+            vllm_config.compilation_config.max_cudagraph_capture_size or 0,
+        )
+        # Zero makes every row full: what a warm-up batch, which has no prompts, may as well see.
+        self._full_from, self._full_until = (
+            torch.zeros(requests, dtype=torch.int32, device=device) for _ in range(2)
+        )
+
+    def build(
+        self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False
+    ) -> SlidingMetadata:
+        """The numbers of one batch."""
+        batch = common_attn_metadata
+        staged = self.plan.needs_prompt_length
+        if staged:
+            self._stage(batch.rswa_prefix_lens)
+        requests = batch.num_reqs
+        return SlidingMetadata(
+            num_actual_tokens=batch.num_actual_tokens,
+            max_query_len=batch.max_query_len,
+            max_seq_len=batch.max_seq_len,
+            query_start_loc=batch.query_start_loc[: requests + 1],
+            seq_lens=batch.seq_lens[:requests],
+            block_table=batch.block_table_tensor[:requests],
+            slot_mapping=batch.slot_mapping,
+            full_from=self._full_from[:requests] if staged else None,
+            full_until=self._full_until[:requests]
+            if staged and not self.plan.full_decode
+            else None,
+        )
+
+    def _stage(self, prompt_lengths: Tensor | None) -> None:
+        if prompt_lengths is None:
+            # The V2 runner has none for warm-up and capture, whose output nobody reads.
+            if self.vllm_config.use_v2_model_runner:
+                return
+            raise RuntimeError(
+                "vLLM's model runner passed no prompt lengths: full decode and dense tail cannot be"
+                " told from the prompt; this vLLM is not supported"
+            )
+        count = prompt_lengths.shape[0]
+        until = self._full_until[:count]
+        until.copy_(prompt_lengths, non_blocking=True)
+        torch.sub(until, self.plan.dense_tail, out=self._full_from[:count])
+        self._full_from[:count].clamp_(min=0)

@@ -1,0 +1,147 @@
+"""After start-up: refuse an engine that does not hold what was asked, and say what is active."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from swaa.config import LayerPlan
+from swaa.integrations.vllm.attention import SlidingAttention
+from swaa.integrations.vllm.layers import Active
+from swaa.integrations.vllm.metadata import SlidingMetadataBuilder
+
+FOLDER = "SWAA_VLLM_REPORT"
+"""Environment variable of ``swaa serve``: where each rank writes what is active on it."""
+
+
+class NotActiveError(RuntimeError):
+    """The engine would not compute what the configuration says."""
+
+
+def verify(wrapper: Any, active: Active, kv_cache: Any) -> None:
+    """Check every layer of a rank, then log one line.
+
+    Args:
+        wrapper: vLLM's ``WorkerWrapperBase`` of this rank.
+        active: what was asked.
+        kv_cache: the rank's ``KVCacheConfig``.
+
+    Raises:
+        NotActiveError: naming the first layer that is not as it should be.
+    """
+    vllm_config = wrapper.vllm_config
+    specs = _specs(kv_cache)
+    layers = _attention_layers(vllm_config)
+    first, end = vllm_config.model_config.get_layers_start_end_indices(vllm_config.parallel_config)
+    if len(layers) != end - first:
+        raise NotActiveError(
+            f"swaa is not active: {len(layers)} of {end - first} layers were found to be adapted;"
+            " vLLM made the others without asking"
+        )
+    for name, layer in layers.items():
+        fault = _fault(layer, specs.get(name))
+        if fault:
+            raise NotActiveError(f"swaa is not active in layer {name}: {fault}")
+    for group in _groups(wrapper.worker.model_runner):
+        _check_group(group, layers)
+    needed = active.prompt_length_switch
+    if needed is not None and vllm_config.model_config.rswa_window != needed:
+        raise NotActiveError("swaa is not active: vLLM does not pass prompt lengths on")
+    line = summary(active, layers, kv_cache, vllm_config)
+    logging.getLogger("vllm.swaa").info("rank %d: %s", wrapper.global_rank, line)
+    if os.environ.get(FOLDER):
+        found = {"world_size": vllm_config.parallel_config.world_size, "summary": line}
+        path = Path(os.environ[FOLDER], f"rank-{wrapper.global_rank}.json")
+        path.write_text(json.dumps(found), encoding="utf-8")
+
+
+def summary(active: Active, layers: dict[str, Any], kv_cache: Any, vllm_config: Any) -> str:
+    """One line: what slides, by which kernels, and what memory that leaves."""
+    sliding = [layer for layer in layers.values() if not layer.swaa.plan.full]
+    roles = Counter(_role(layer.swaa.plan) for layer in layers.values())
+    kernels = ", ".join(sorted({layer.impl.kernels for layer in sliding})) or "stock"
+    tokens, full_tokens = capacity(kv_cache, vllm_config)
+    groups = "; ".join(_describe(group) for group in kv_cache.kv_cache_groups)
+    return (
+        f"swaa adapted {len(sliding)} of {len(layers)} layers"
+        f" ({', '.join(f'{count} {role}' for role, count in sorted(roles.items()))}):"
+        f" {active.settings.config.describe()}, backend {kernels};"
+        f" KV cache of {kv_cache.num_blocks} blocks holds {tokens:,} tokens at the longest context"
+        f" (full attention {full_tokens:,}); groups: {groups}"
+    )
+
+
+def capacity(kv_cache: Any, vllm_config: Any) -> tuple[int, int]:
+    """Tokens of requests of the longest context that fit: under this cache, and all layers full."""
+    longest = vllm_config.model_config.max_model_len
+    ours = stock = 0
+    width = max(len(group.layer_names) for group in kv_cache.kv_cache_groups)
+    for group in kv_cache.kv_cache_groups:
+        spec = group.kv_cache_spec
+        ours += -(-spec.max_memory_usage_bytes(vllm_config) // spec.page_size_bytes)
+        stock += -(-longest // spec.block_size) * len(group.layer_names) / width
+    return int(kv_cache.num_blocks / ours * longest), int(kv_cache.num_blocks / stock * longest)
+
+
+def _role(plan: LayerPlan) -> str:
+    if plan.full:
+        return "full"
+    return "full decode" if plan.full_decode else "sliding"
+
+
+def _describe(group: Any) -> str:
+    kind = type(group.kv_cache_spec).__name__.removesuffix("Spec")
+    return f"{len(group.layer_names)} layers {kind}"
+
+
+def _attention_layers(vllm_config: Any) -> dict[str, Any]:
+    known = vllm_config.compilation_config.static_forward_context
+    return {name: layer for name, layer in known.items() if hasattr(layer, "swaa")}
+
+
+def _specs(kv_cache: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for group in kv_cache.kv_cache_groups:
+        each = getattr(group.kv_cache_spec, "kv_cache_specs", None)
+        for name in group.layer_names:
+            found[name] = each[name] if each else group.kv_cache_spec
+    return found
+
+
+def _fault(layer: Any, spec: Any) -> str | None:
+    memory = layer.swaa
+    if isinstance(layer.impl, SlidingAttention) == memory.plan.full:
+        return f"its attention is {type(layer.impl).__name__}"
+    if not memory.plan.full and layer.impl.plan != memory.plan:
+        return f"its attention follows {layer.impl.plan}"
+    if spec is None:
+        return "it has no keys in the cache"
+    if spec != memory.spec(_stock(spec)):
+        return f"its cache is {type(spec).__name__}"
+    return None
+
+
+def _stock(spec: Any) -> Any:
+    """A full-attention spec of the same sizes, to make the expected one of."""
+    from vllm.v1.kv_cache_interface import AttentionSpec, FullAttentionSpec
+
+    names = AttentionSpec.__dataclass_fields__
+    return FullAttentionSpec(
+        **{name: getattr(spec, name) for name, field in names.items() if field.init}
+    )
+
+
+def _groups(runner: Any) -> list[Any]:
+    return [group for groups in runner.attn_groups for group in groups]
+
+
+def _check_group(group: Any, layers: dict[str, Any]) -> None:
+    for name in group.layer_names:
+        if name in layers and not layers[name].swaa.plan.full:
+            builders = group.metadata_builders
+            if not all(isinstance(builder, SlidingMetadataBuilder) for builder in builders):
+                raise NotActiveError(f"swaa is not active in layer {name}: {builders} serve it")

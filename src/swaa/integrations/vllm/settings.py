@@ -1,0 +1,94 @@
+"""What the user asked of a vLLM engine: read once, written back in one form that travels."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from swaa.config import LayerPlan, SWAAConfig
+
+KEY = "swaa"
+"""Key of ``additional_config`` and of a checkpoint's config.json."""
+
+_KNOBS = tuple(field.name for field in dataclasses.fields(SWAAConfig))
+_FORMS = "a recipe name, {'recipe': ...} with knobs on top, or the knobs of SWAAConfig"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """A configuration for an engine.
+
+    Attributes:
+        config: the five knobs.
+        publish_generated: let the dense tail's and generated tokens' keys into the prefix cache.
+            They were computed in their own phase: a later prompt that reuses them gets an answer
+            that depends on what was served before, and a faster first token.
+    """
+
+    config: SWAAConfig
+    publish_generated: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values; :func:`parse` reads them."""
+        return {"recipe": self.config.to_dict(), "publish_generated": self.publish_generated}
+
+    def plans(self, layers: int) -> tuple[LayerPlan, ...]:
+        """The plan of each decoder layer."""
+        return self.config.layers(layers)
+
+
+def parse(value: object) -> Settings:
+    """Read what stands under ``"swaa"``.
+
+    >>> parse({"window": 2048, "sink_tokens": 64}).config.describe()
+    'window 2048, 64 sinks'
+
+    Args:
+        value: a recipe's name or file; a mapping with ``recipe`` (name, file or mapping) and knobs
+            that override it; or a mapping with the knobs themselves. A mapping may also hold
+            ``publish_generated``.
+
+    Raises:
+        TypeError: for anything else.
+        ValueError: for unknown keys, recipes or values.
+    """
+    from swaa.recipes import resolve
+
+    if isinstance(value, str):
+        return Settings(config=resolve(value))
+    if not isinstance(value, Mapping):
+        raise TypeError(f"'{KEY}' is {value!r:.80}; expected {_FORMS}")
+    values = dict(value)
+    publish = values.pop("publish_generated", False)
+    if not isinstance(publish, bool):
+        raise TypeError(f"publish_generated is {publish!r}; expected true or false")
+    if "recipe" not in values:
+        return Settings(config=SWAAConfig.from_dict(values), publish_generated=publish)
+    config = resolve(values.pop("recipe"))
+    unknown = sorted(values.keys() - set(_KNOBS))
+    if unknown:
+        raise ValueError(f"unknown keys {', '.join(unknown)} in '{KEY}'; expected {_FORMS}")
+    return Settings(config=dataclasses.replace(config, **values), publish_generated=publish)
+
+
+def find(vllm_config: Any) -> Settings | None:
+    """The settings of an engine: its ``additional_config``, else its checkpoint's, else None.
+
+    Raises:
+        TypeError: for a value of the wrong type.
+        ValueError: for a configuration that cannot be read.
+    """
+    additional = vllm_config.additional_config
+    if isinstance(additional, dict) and additional.get(KEY) is not None:
+        return parse(additional[KEY])
+    carried = getattr(getattr(vllm_config.model_config, "hf_config", None), KEY, None)
+    return None if carried is None else parse(carried)
+
+
+def write_back(vllm_config: Any, settings: Settings) -> None:
+    """Store the resolved settings where workers on other machines find them without the file."""
+    additional = vllm_config.additional_config
+    base = additional if isinstance(additional, dict) else {}
+    vllm_config.additional_config = {**base, KEY: settings.to_dict()}

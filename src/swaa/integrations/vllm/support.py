@@ -1,0 +1,120 @@
+"""What is refused, and why: versions, models and features under which the mask would not hold."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+OLDEST, NEWEST = (0, 32), (0, 33)
+"""First and last vLLM release that the hooks were written against."""
+ANY_VERSION = "SWAA_VLLM_ANY_VERSION"
+"""Environment variable that lets another version try."""
+
+MODEL_FREE_DRAFTERS = ("ngram", "ngram_gpu", "suffix")
+"""Speculative methods that bring no layers of their own."""
+
+
+class UnsupportedError(ValueError):
+    """A vLLM, a model or an option with which swaa cannot be applied; the message says why."""
+
+
+def check_version(version: str) -> None:
+    """Refuse a vLLM outside the tested range.
+
+    Raises:
+        UnsupportedError: unless ``SWAA_VLLM_ANY_VERSION`` is set.
+    """
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    known = numbers and OLDEST <= (int(numbers[1]), int(numbers[2])) <= NEWEST
+    if not known and not os.environ.get(ANY_VERSION):
+        tested = " to ".join(".".join(map(str, end)) for end in (OLDEST, NEWEST))
+        raise UnsupportedError(
+            f"vLLM {version} is outside the tested range {tested}:"
+            f" install one of those, or set {ANY_VERSION}=1 to try"
+        )
+
+
+def check_engine(vllm_config: Any) -> None:
+    """Refuse models and engine options.
+
+    Raises:
+        UnsupportedError: with the first reason.
+    """
+    for reason in (*_model_reasons(vllm_config.model_config), *_engine_reasons(vllm_config)):
+        raise UnsupportedError(f"swaa: {reason}")
+
+
+def _model_reasons(model: Any) -> Iterator[str]:
+    name = ", ".join(model.architectures or [])
+    if model.runner_type != "generate":
+        yield f"{name} runs as a {model.runner_type} model; swaa serves generation"
+    if model.is_encoder_decoder:
+        yield f"{name} is an encoder-decoder; swaa adapts decoders"
+    if model.is_multimodal_model:
+        yield f"{name} is multimodal; swaa adapts text-only decoders"
+    if model.use_mla:
+        yield f"{name} compresses its keys (multi-head latent attention)"
+    if model.is_hybrid or model.is_attention_free:
+        yield f"{name} has layers without softmax attention"
+
+
+def _engine_reasons(vllm_config: Any) -> Iterator[str]:
+    parallel = vllm_config.parallel_config
+    if parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1:
+        yield "context parallelism spreads one sequence's keys over GPUs; serve without it"
+    if vllm_config.kv_transfer_config is not None:
+        yield (
+            "KV connectors and offloading store blocks that a layer may have freed; serve without"
+            " --kv-transfer-config and KV offloading"
+        )
+    if vllm_config.cache_config.cache_dtype not in ("auto", "float16", "bfloat16", "float32"):
+        yield (
+            f"a KV cache of {vllm_config.cache_config.cache_dtype} is not served;"
+            " use --kv-cache-dtype auto"
+        )
+    if parallel.enable_dbo:
+        yield "dual batch overlap splits batches behind the prompt lengths; serve without it"
+    speculative = vllm_config.speculative_config
+    if speculative is not None and speculative.method not in MODEL_FREE_DRAFTERS:
+        yield (
+            f"speculative decoding by {speculative.method} brings layers of its own; served are"
+            f" {', '.join(MODEL_FREE_DRAFTERS)}"
+        )
+
+
+def check_layer(layer: str, exact_class: bool, given: Mapping[str, Any]) -> None:
+    """Refuse an attention layer by the arguments that it is made with.
+
+    Args:
+        layer: its name.
+        exact_class: whether it is vLLM's ``Attention`` itself, no class derived from it.
+        given: arguments of its constructor by name.
+
+    Raises:
+        UnsupportedError: with the first reason.
+    """
+    for reason in _layer_reasons(exact_class, given):
+        raise UnsupportedError(f"swaa: layer {layer} {reason}")
+
+
+def _layer_reasons(exact_class: bool, given: Mapping[str, Any]) -> Iterator[str]:
+    if not exact_class or given.get("attn_backend") is not None:
+        yield "is a special kind of attention with a backend of its own"
+    attention = given.get("attn_type", "decoder")
+    if attention != "decoder":
+        yield f"is {attention} attention; swaa adapts decoders"
+    cache = given.get("cache_config")
+    if given.get("per_layer_sliding_window") or getattr(cache, "sliding_window", None):
+        yield "slides already, as the model came"
+    if given.get("logits_soft_cap"):
+        yield "soft-caps its scores"
+    if given.get("alibi_slopes") is not None or given.get("use_alibi_sqrt"):
+        yield "biases its scores by position (ALiBi)"
+    if given.get("sinks") is not None:
+        yield "has learned sink logits"
+    if given.get("kv_sharing_target_layer_name") is not None:
+        yield "reads another layer's keys"
+    if given.get("head_size_v") not in (None, given.get("head_size")):
+        yield "has values of another size than its keys"

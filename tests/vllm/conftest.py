@@ -1,0 +1,54 @@
+"""vLLM's own venv runs these tests (`make test-vllm`); elsewhere they are skipped."""
+
+import importlib.util
+import os
+
+import pytest
+
+HERE = os.path.dirname(__file__)
+MISSING = importlib.util.find_spec("vllm") is None
+
+# Read by vLLM when it is first imported. One process, so that tests can look into the scheduler.
+os.environ.update(
+    VLLM_ENABLE_V1_MULTIPROCESSING="0",
+    VLLM_CPU_KVCACHE_SPACE="1",
+    VLLM_NO_USAGE_STATS="1",
+    VLLM_LOGGING_LEVEL="WARNING",
+    HF_HUB_OFFLINE="1",
+)
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "vllm: needs vLLM, in a venv of its own")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if str(item.path).startswith(HERE):
+            item.add_marker(pytest.mark.vllm)
+            # vLLM and what it imports warn of their own affairs.
+            item.add_marker(pytest.mark.filterwarnings("default"))
+            item.add_marker(pytest.mark.timeout(900))
+            if MISSING:
+                item.add_marker(pytest.mark.skip(reason="vllm is not installed (make test-vllm)"))
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory():
+    """Fresh memory is left alone: vLLM has its own kernels, which need not be deterministic."""
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """A folder with a tiny random model of a family, made once."""
+    from tests.vllm.engine import save_model
+
+    made = {}
+
+    def folder(family="qwen3", **extra):
+        key = (family, repr(extra))
+        if key not in made:
+            made[key] = save_model(tmp_path_factory.mktemp(family), family, **extra)
+        return made[key]
+
+    return folder

@@ -1,0 +1,135 @@
+"""A real vLLM engine in this process, and the judge of its tokens: a model under loop masks."""
+
+import copy
+import gc
+
+import torch
+
+from tests.integrations.families import tiny_model
+from tests.integrations.loop_model import build_masks, loop_logits, positions, rows_of
+
+BLOCK = 32
+CHUNK = 64
+VOCABULARY = 97
+
+
+def save_model(folder, family, **extra):
+    """Save a tiny random float32 model; ``extra`` goes into its config.json."""
+    torch.manual_seed(0)
+    # head_dim 32: the smallest that vLLM's own CPU attention serves.
+    model = tiny_model(family, head_dim=32, max_position_embeddings=8192, initializer_range=0.3)
+    for name, value in extra.items():
+        setattr(model.config, name, value)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+def prompts_of(*lengths, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(1, VOCABULARY, (n,), generator=generator).tolist() for n in lengths]
+
+
+class Engine:
+    """An ``LLM`` with the settings of these tests; a context manager that ends it."""
+
+    def __init__(self, folder, swaa=None, **options):
+        from vllm import LLM
+
+        defaults = {
+            "dtype": "float32",
+            "skip_tokenizer_init": True,
+            "enforce_eager": True,
+            "block_size": BLOCK,
+            "max_model_len": 2048,
+            "max_num_batched_tokens": CHUNK,
+            "num_gpu_blocks_override": 400,
+            "additional_config": {} if swaa is None else {"swaa": swaa},
+        }
+        self.llm = LLM(folder, **{**defaults, **options})
+        self.scheduler = self.llm.llm_engine.engine_core.engine_core.scheduler
+        self.manager = self.scheduler.kv_cache_manager
+        self.preemptions = 0
+        preempt = self.scheduler._preempt_request
+
+        def counting(*args, **kwargs):
+            self.preemptions += 1
+            return preempt(*args, **kwargs)
+
+        self.scheduler._preempt_request = counting
+
+    def __enter__(self):
+        self.free_at_start = self.free_blocks()
+        return self
+
+    def __exit__(self, *_error):
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        self.llm.llm_engine.engine_core.shutdown()
+        del self.llm, self.scheduler, self.manager
+        cleanup_dist_env_and_memory()
+        gc.collect()
+
+    def free_blocks(self):
+        return self.manager.block_pool.get_num_free_blocks()
+
+    def run(self, prompts, max_tokens=24, **options):
+        """Requests, all at once, greedy by default; vLLM's outputs in the order of the prompts."""
+        outputs = self.llm.generate(
+            [{"prompt_token_ids": prompt} for prompt in prompts],
+            sampling(max_tokens=max_tokens, **options),
+            use_tqdm=False,
+        )
+        assert self.free_blocks() == self.free_at_start, "blocks leaked"
+        return outputs
+
+    def answers(self, prompts, max_tokens=24, **options):
+        """The one answer to each prompt: ``token_ids`` and ``logprobs``."""
+        return [output.outputs[0] for output in self.run(prompts, max_tokens, **options)]
+
+    def forget(self):
+        """Empty the prefix cache."""
+        assert self.llm.reset_prefix_cache()
+
+
+def sampling(**options):
+    from vllm import SamplingParams
+
+    defaults = {"temperature": 0, "detokenize": False, "ignore_eos": True, "logprobs": 0}
+    return SamplingParams(**{**defaults, **options})
+
+
+class Judge:
+    """The model under the rule of the mask, in Transformers."""
+
+    def __init__(self, folder, config):
+        from transformers import AutoModelForCausalLM
+
+        self.model = AutoModelForCausalLM.from_pretrained(
+            folder, attn_implementation="eager", dtype=torch.float32
+        )
+        self.config = config
+        self.layers = ["full_attention"] * self.model.config.num_hidden_layers
+
+    def under(self, config):
+        """The same model under another configuration."""
+        other = copy.copy(self)
+        other.config = config
+        return other
+
+    def check(self, prompt, answer, greedy=True):
+        """vLLM's tokens and their log-probabilities are those of the model."""
+        ids = list(answer.token_ids)
+        logits = self.logits(prompt, ids)
+        if greedy:
+            assert logits.argmax(-1).tolist() == ids
+        expected = logits.log_softmax(-1)[range(len(ids)), ids]
+        said = [chosen[token].logprob for chosen, token in zip(answer.logprobs, ids, strict=True)]
+        torch.testing.assert_close(torch.tensor(said), expected, atol=2e-4, rtol=2e-4)
+
+    def logits(self, prompt, answer):
+        """Logits of the rows that emit the answer's tokens, ``[answer, vocabulary]``."""
+        ids = torch.tensor([[*prompt, *answer]])
+        total = ids.shape[1]
+        rows = rows_of(len(prompt), self.config.dense_tail, total)
+        masks = build_masks(self.config, self.layers, [0], total, rows)
+        return loop_logits(self.model, ids, masks, positions([0], total))[0, len(prompt) - 1 : -1]
