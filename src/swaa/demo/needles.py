@@ -82,10 +82,7 @@ def make_needles(
         needles.append(
             Needle(
                 document=_insert(text, fact, depth),
-                question=(
-                    f"What is the special magic number for {name} mentioned in the text?"
-                    " Answer with the number only."
-                ),
+                question=f"What is the special magic number for {name} mentioned in the text?",
                 digits=digits,
                 depth=depth,
             )
