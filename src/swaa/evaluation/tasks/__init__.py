@@ -17,6 +17,10 @@ TASKS = {
     "multivalue": "find all numbers of one (multivalue:N, default 4)",
     "variable_tracking": "follow assignments through the text (variable_tracking:N, default 4)",
     "recall": "look a key up in a long list of pairs",
+    "jsonl": "your own questions: jsonl:FILE",
+    "longmemeval": "LongMemEval, judged: longmemeval:FILE, longmemeval:SESSIONS:FILE",
+    "longbench_v2": "LongBench v2, multiple choice: longbench_v2:FILE",
+    "ruler": "a task of RULER, or all 13: ruler:vt, ruler (needs the extra 'ruler')",
 }
 """Each task is the module ``swaa.evaluation.tasks.<name>`` with ``make(argument)``."""
 

@@ -1,0 +1,170 @@
+"""Rows of a local file in one of the formats that benchmarks come in; errors name file and line."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from swaa.evaluation.prompt import Prompt
+from swaa.evaluation.revision import checksum
+from swaa.evaluation.sample import Sample
+
+FORMATS = (".jsonl", ".json", ".parquet")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row.
+
+    Attributes:
+        file: name of its file, without folders.
+        number: line of a ``.jsonl``, else the row, from 1.
+        values: its columns.
+    """
+
+    file: str
+    number: int
+    values: Mapping[str, Any]
+
+    def error(self, reason: str) -> ValueError:
+        """An error that names file and line."""
+        what = "line" if self.file.endswith(".jsonl") else "row"
+        return ValueError(f"{self.file}, {what} {self.number}: {reason}")
+
+    def text(self, *names: str, default: str | None = None) -> str:
+        """The text in the first of these columns that there is; numbers as text.
+
+        Raises:
+            ValueError: naming file, line and columns, when there is none or it is no text.
+        """
+        for name in names:
+            value = self.values.get(name)
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                return str(value)
+            if value is not None and not isinstance(value, str):
+                raise self.error(f"column {name!r} is a {type(value).__name__}; expected text")
+            if value is not None:
+                return value
+        if default is not None:
+            return default
+        there = ", ".join(map(str, self.values)) or "none"
+        raise self.error(
+            f"there is no column {' or '.join(map(repr, names))}; the columns are {there}"
+        )
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A local file of rows."""
+
+    path: Path
+
+    @classmethod
+    def find(cls, task: str, argument: str | None) -> DataFile:
+        """The file behind a task's colon.
+
+        Raises:
+            ValueError: when none is named, or its format is not known.
+            FileNotFoundError: when it is not there.
+        """
+        if argument is None:
+            raise ValueError(f"{task} reads a local file; name it: {task}:FILE{FORMATS[0]}")
+        path = Path(argument).expanduser()
+        if path.suffix not in FORMATS:
+            raise ValueError(f"{argument}: expected a file that ends in {', '.join(FORMATS)}")
+        if not path.is_file():
+            raise FileNotFoundError(f"no such file: {argument}")
+        return cls(path)
+
+    def describe(self) -> dict[str, Any]:
+        """Name and checksum."""
+        return {"data": self.path.name, "data_revision": checksum([self.path])}
+
+    def rows(self) -> Iterator[Row]:
+        """All rows.
+
+        Raises:
+            ValueError: naming file and line, for what is no row.
+            ImportError: for a parquet file without the package that reads it.
+        """
+        read = {".jsonl": _jsonl, ".json": _json, ".parquet": _parquet}[self.path.suffix]
+        for number, values in read(self.path):
+            row = Row(self.path.name, number, values if isinstance(values, dict) else {})
+            if not isinstance(values, dict):
+                raise row.error(f"expected a JSON object with named columns, got {values!r:.60}")
+            yield row
+
+
+def take(
+    rows: Iterator[Row],
+    make: Callable[[Row], Sample],
+    prompt: Prompt,
+    *,
+    length: int | None,
+    count: int | None,
+) -> list[Sample]:
+    """Samples of rows in their order, with their lengths; longer ones than ``length`` left out.
+
+    Args:
+        rows: of a file.
+        make: one sample of a row, its length not yet known.
+        prompt: counts tokens.
+        length: the most tokens of a prompt; ``None``: no limit.
+        count: the most samples; ``None``: all.
+
+    Raises:
+        ValueError: naming file and line, for a row that is no sample, or has another's id.
+    """
+    samples: list[Sample] = []
+    seen: set[str] = set()
+    for row in rows:
+        if count is not None and len(samples) >= count:
+            break
+        sample = make(row)
+        if sample.id in seen:
+            raise row.error(f"a row before it has the same id, {sample.id!r}")
+        seen.add(sample.id)
+        tokens = prompt.count(sample.context, sample.question, sample.answer_prefix)
+        if length is None or tokens <= length:
+            samples.append(dataclasses.replace(sample, length=tokens))
+    return samples
+
+
+def _jsonl(path: Path) -> Iterator[tuple[int, Any]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield number, _parse(path, f"line {number}", line)
+
+
+def _json(path: Path) -> Iterator[tuple[int, Any]]:
+    values = _parse(path, "the file", path.read_bytes())
+    if not isinstance(values, list):
+        raise ValueError(f"{path.name}: expected a list of rows, got a {type(values).__name__}")
+    yield from enumerate(values, 1)
+
+
+def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
+    try:
+        parquet: Any = importlib.import_module("pyarrow.parquet")
+    except ImportError:
+        raise ImportError("reading parquet files needs pyarrow; run: pip install pyarrow") from None
+    number = 0
+    for batch in parquet.ParquetFile(path).iter_batches(batch_size=16):
+        for values in batch.to_pylist():
+            number += 1
+            yield number, values
+
+
+def _parse(path: Path, where: str, data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError as error:  # bad JSON, or not UTF-8
+        raise ValueError(
+            f"{path.name}, {where} is not JSON: {error}; correct it or take it out"
+        ) from None
