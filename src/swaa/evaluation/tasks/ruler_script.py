@@ -1,0 +1,102 @@
+"""Run one generator of the RULER wheel as its authors do, without what it would download.
+
+Its scripts read the command line when imported and seed the whole process, so that this one runs in
+a process of its own: ``python -m swaa.evaluation.tasks.ruler_script SPEC``, SPEC being a JSON file.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import re
+import runpy
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+MARKS = ("\ue000", "\ue001")
+"""Put behind the context and before the answer prefix, where the prompt is taken apart again."""
+
+_OVERHEAD = "overhead"
+
+
+def split_sentences(text: str) -> list[str]:
+    """Sentences of English text, in place of the splitter whose model nltk would download.
+
+    >>> split_sentences('He came. "Who?" she asked. No 3.5 of them.')
+    ['He came.', '"Who?"', 'she asked.', 'No 3.5 of them.']
+    """
+    return [part for part in re.split(r"(?<=[.!?])\s+|(?<=[.!?][\"')])\s+", text.strip()) if part]
+
+
+class _Tokenizer:
+    """What the scripts count with: the model's tokenizer, and the chat template's tokens."""
+
+    def __init__(self, folder: str, overhead: int) -> None:
+        from transformers import AutoTokenizer
+
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        self._overhead = overhead
+
+    def text_to_tokens(self, text: str) -> list[int]:
+        for mark in MARKS:
+            text = text.replace(mark, "")
+        ids = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return [*ids, *([0] * self._overhead)]
+
+
+def _module(name: str, **members: object) -> None:
+    module = types.ModuleType(name)
+    vars(module).update(members)
+    sys.modules[name] = module
+
+
+def main(spec: dict[str, Any]) -> None:
+    """Write the samples of one task."""
+
+    def select_tokenizer(kind: str, path: str) -> _Tokenizer:
+        del kind
+        return _Tokenizer(path, spec[_OVERHEAD])
+
+    _module("nltk")
+    _module("nltk.tokenize", sent_tokenize=split_sentences)
+    # By both names that the scripts import it by.
+    _module("tokenizer", select_tokenizer=select_tokenizer)
+    package = importlib.util.find_spec("long_context_eval")
+    assert package is not None
+    assert package.origin is not None
+    root = Path(package.origin).parent
+    import yaml
+
+    task = yaml.safe_load((root / "synthetic.yaml").read_text("utf-8"))[spec["task"]]
+    constants = importlib.import_module("long_context_eval.data.synthetic.constants")
+    base = constants.TASKS[task["task"]]
+    _module("long_context_eval.data.tokenizer", select_tokenizer=select_tokenizer)
+    template = base["template"].replace("{context}", f"{{context}}{MARKS[0]}")
+    script = root / "data" / "synthetic" / f"{task['task']}.py"
+    words = {
+        "save_dir": spec["folder"],
+        "save_name": "samples",
+        "tokenizer_path": spec["tokenizer"],
+        "tokenizer_type": "hf",
+        "max_seq_length": spec["length"],
+        "tokens_to_generate": base["tokens_to_generate"],
+        "num_samples": spec["count"],
+        "random_seed": spec["seed"],
+        "template": f"{template} {MARKS[1]}{base['answer_prefix']}",
+        **task["args"],
+    }
+    # As where Python starts a script.
+    sys.path.insert(0, str(script.parent))
+    sys.argv = [str(script), *(word for k, v in words.items() for word in (f"--{k}", str(v)))]
+    runpy.run_path(str(script), run_name="__main__")
+    lines = (Path(spec["folder"]) / "samples" / "validation.jsonl").read_text("utf-8").splitlines()
+    samples = [json.loads(line) for line in lines]
+    made = {"tokens_to_generate": base["tokens_to_generate"], "samples": samples}
+    (Path(spec["folder"]) / "made.json").write_text(json.dumps(made), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(json.loads(Path(sys.argv[1]).read_text("utf-8")))
