@@ -172,6 +172,16 @@ def test_strided_inputs_and_gradients():
     assert all(torch.isfinite(x.grad).all() for x in leaves)
 
 
+def test_numbers_may_be_strided():
+    q, k, v = make_inputs(Case(queries=40, starts=(0, 0, 0)), dtype=DTYPES[0], device=DEVICE)
+    table = torch.tensor([[0, 30], [5, 35], [9, 40]], device=DEVICE)  # int64, one column each
+    numbers = {"kv_start": table[:, 0], "full_from": table[:, 1]}
+    strided = swaa_attention(q, k, v, window=9, sink_tokens=2, backend="triton", **numbers)
+    numbers = {name: value.int().contiguous() for name, value in numbers.items()}
+    plain = swaa_attention(q, k, v, window=9, sink_tokens=2, backend="triton", **numbers)
+    assert torch.equal(strided.output, plain.output)
+
+
 @pytest.mark.parametrize("case", [c for c in SHAPES if c.queries > 8], ids=lambda case: case.id)
 def test_hopper_plan_covers_each_visible_key_once(case):
     q, k, v = make_inputs(case, dtype=torch.float16, device=DEVICE)

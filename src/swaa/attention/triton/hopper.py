@@ -28,15 +28,13 @@ from swaa.attention.triton.tiles import Tile
 
 PLAN = tl.constexpr(16)
 """Numbers per planned tile."""
-ROWS = 64
-"""Rows of one group of computing warps."""
+ROWS = tl.constexpr(64)
+"""Rows of one group of four computing warps."""
 
 
 def serves(q: Tensor, numbers: Numbers) -> bool:
     """Whether the Hopper kernel can run a prefill whose tensors the copy engine can address."""
-    if q.device.type != "cuda" or torch.version.hip or q.dtype == torch.float32:
-        return False
-    if torch.cuda.get_device_capability(q.device) != (9, 0):
+    if not is_hopper(q.device) or q.dtype == torch.float32:
         return False
     padded = not isinstance(numbers.kv_start, int) or numbers.kv_start > 0
     return not (padded and moves_back(numbers))
@@ -78,7 +76,7 @@ def launch(
     tiles = planned * heads
     programs = min(tiles, multiprocessors(q.device)) if even(numbers) else tiles
     hopper_kernel[(programs,)](
-        described(q, ROWS),
+        described(q, ROWS.value),
         described(k, tile.block_n),
         described(v, tile.block_n),
         output,
@@ -104,6 +102,14 @@ def even(numbers: Numbers) -> bool:
     """Whether neighbouring tiles cost about the same, so that they can be dealt out beforehand."""
     no_full_rows = isinstance(numbers.full_from, int) and numbers.full_from == NEVER.value
     return no_full_rows and numbers.p_left is None and not numbers.packed
+
+
+@functools.cache
+def is_hopper(device: torch.device) -> bool:
+    """Whether a device is a GPU of compute capability 9.0."""
+    if device.type != "cuda" or torch.version.hip:
+        return False
+    return torch.cuda.get_device_capability(device) == (9, 0)
 
 
 @functools.cache

@@ -1,8 +1,8 @@
 """The prefill forward for Hopper, in Gluon: warps that copy and warps that compute.
 
-One warp brings tiles of q, k and v by the copy engine; each group of four warps owns 64 rows and
-keeps two products in flight: while the softmax of one block runs, the tensor cores multiply the
-weights of the block before and the scores of the next group. Programs stay for many tiles, so that
+One warp brings tiles of q, k and v by the copy engine; each group of four warps owns 64 rows. While
+a group's softmax of one block runs, the tensor cores multiply its weights of the block before by
+their values, and whatever the other group has for them. Programs stay for many tiles, so that
 copies run ahead into the next tile. What a tile must read is planned by a small kernel: this one
 knows block lists and each row's ``left``, nothing else of the mask.
 """
@@ -23,13 +23,11 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-ROWS = gl.constexpr(64)
-"""Rows of one group of four warps."""
+from swaa.attention.triton.hopper import PLAN, ROWS
+from swaa.attention.triton.sequences import LN_2
+
 GROUPS = gl.constexpr(2)
 """Groups of computing warps; a third brought nothing at head_dim 64, where it fits."""
-PLAN = gl.constexpr(16)
-"""Numbers per planned tile."""
-LN_2 = gl.constexpr(0.6931471805599453)
 
 
 @gluon.jit
@@ -39,9 +37,8 @@ def block_at(
 ) -> tuple:  # fmt: skip
     """First key read for a block, range of its keys that count, whether all rows see all of it.
 
-    ``first_row`` is the position of the first row.
-
-    ``BACK`` moves a block that would pass the end of the keys back to end with them.
+    ``first_row`` is the position of the first row. ``BACK`` moves a block that would pass the end
+    of the keys back to end with them.
     """
     in_sinks = block < sinks
     first = gl.where(in_sinks, start + block * BLOCK_N, low + (block - sinks) * BLOCK_N)
@@ -214,7 +211,6 @@ def attend_rows(
             b_v = v_tiles.index(v_stage).reshape([BLOCK_N, BLOCK_D])
             acc = warpgroup_mma(b_w, b_v, acc, is_async=True)
             scores = warpgroup_mma_wait(1, deps=[scores])
-            mbarrier.arrive(k_empty.index(stage))
             weights, top, shrink = soften(
                 scores, top, positions, lefts, key, from_key, limit, sink_end, whole, scale_log2,
                 BLOCK_N, S_LAYOUT, BACK,
@@ -229,6 +225,7 @@ def attend_rows(
                 pred=block + 1 < blocks,
             )
             acc = warpgroup_mma_wait(0, deps=[acc])
+            mbarrier.arrive(k_empty.index(stage))
             mbarrier.arrive(v_empty.index(v_stage))
             acc = acc * gl.convert_layout(shrink, gl.SliceLayout(1, O_LAYOUT))[:, None]
             b_w = gl.convert_layout(weights.to(k_tiles.dtype), W_LAYOUT)

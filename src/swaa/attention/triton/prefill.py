@@ -19,6 +19,7 @@ from swaa.attention.call import AttentionCall, AttentionOutput
 from swaa.attention.triton import hopper
 from swaa.attention.triton.sequences import (
     LENGTHS,
+    LN_2,
     LOG2_E,
     Numbers,
     key_blocks,
@@ -33,8 +34,6 @@ from swaa.attention.triton.sequences import (
     visible,
 )
 from swaa.attention.triton.tiles import Tile, tile_for
-
-LN_2 = tl.constexpr(0.6931471805599453)
 
 
 def refusal(call: AttentionCall) -> str | None:

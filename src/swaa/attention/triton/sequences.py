@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from swaa.attention.call import AttentionCall
+from swaa.attention.mask import Position
 
 NEVER = tl.constexpr(2**31 - 1)
 """A position that no row reaches."""
@@ -26,6 +27,7 @@ UNBOUNDED = 2**30
 """A window wider than any sequence."""
 
 LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2 = tl.constexpr(0.6931471805599453)
 
 LENGTHS = (
     "stride_left",
@@ -71,11 +73,11 @@ class Numbers(NamedTuple):
     sequences: int
     queries: int
     keys: int
-    q_start: int | Tensor
-    kv_start: int | Tensor
-    kv_lens: int | Tensor
-    full_from: int | Tensor
-    full_until: int | Tensor
+    q_start: Position
+    kv_start: Position
+    kv_lens: Position
+    full_from: Position
+    full_until: Position
     window: int
     sink_tokens: int
 
@@ -101,23 +103,29 @@ class Numbers(NamedTuple):
 def numbers_of(call: AttentionCall) -> Numbers:
     """The numbers of a call that is not paged."""
     queries, keys = call.q.shape[1], call.k.shape[1]
-    left = call.left
+    left = None if call.left is None else call.left.contiguous()
     return Numbers(
-        p_cu_q=call.cu_seqlens_q,
-        p_cu_k=call.cu_seqlens_k,
+        p_cu_q=None if call.cu_seqlens_q is None else call.cu_seqlens_q.contiguous(),
+        p_cu_k=None if call.cu_seqlens_k is None else call.cu_seqlens_k.contiguous(),
         p_left=left,
         stride_left=0 if left is None or left.shape[0] == 1 else left.stride(0),
         sequences=call.q.shape[0] if call.cu_seqlens_q is None else len(call.cu_seqlens_q) - 1,
         queries=queries,
         keys=keys,
-        q_start=-1 if call.q_start is None else call.q_start,
-        kv_start=call.kv_start,
-        kv_lens=keys if call.kv_lens is None else call.kv_lens,
-        full_from=NEVER.value if call.full_from is None else call.full_from,
-        full_until=NEVER.value if call.full_until is None else call.full_until,
+        q_start=_number(call.q_start, -1),
+        kv_start=_number(call.kv_start, 0),
+        kv_lens=_number(call.kv_lens, keys),
+        full_from=_number(call.full_from, NEVER.value),
+        full_until=_number(call.full_until, NEVER.value),
         window=min(call.window or UNBOUNDED, UNBOUNDED),
         sink_tokens=min(call.sink_tokens, UNBOUNDED),
     )
+
+
+def _number(value: Position | None, default: int) -> Position:
+    if isinstance(value, Tensor):
+        return value.contiguous()
+    return default if value is None else value
 
 
 @triton.jit
