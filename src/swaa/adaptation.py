@@ -190,11 +190,11 @@ def _pick_backends(
     decoder = requested if requested != "auto" and not why_not(requested, decode) else None
     decoder = decoder or choose_backend(decode).name
     ready_made = _probe(model, plan, 256, static=True) if requested == "auto" else prompt
+    # "auto" stays open: the model may be moved to another device later.
     backends = Backends(
         requested,
-        decoder if requested != "auto" else "auto",
-        compiled_decode=pick(decoder, decode),
-        compiled_prefill=pick(requested, ready_made),
+        requested if requested == "auto" else decoder,
+        traced=pick(requested, ready_made),
     )
     return name if name == decoder else f"{name} (decoding: {decoder})", backends
 

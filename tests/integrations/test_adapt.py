@@ -275,3 +275,16 @@ def test_layers_spread_by_accelerate():
     expected = model.generate(IDS, max_new_tokens=5, do_sample=False)
     accelerate.cpu_offload(model)  # a hook on every module moves its arguments
     assert torch.equal(model.generate(IDS, max_new_tokens=5, do_sample=False), expected)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiled_decoding_calls_one_operator(backend):
+    from transformers import CompileConfig
+
+    model = tiny_model("llama")
+    swaa.adapt(model, CONFIG, quiet=True)
+    options = {"max_new_tokens": 6, "do_sample": False, "cache_implementation": "static"}
+    expected = model.generate(IDS, disable_compile=True, **options)
+    compiled = CompileConfig(backend=backend, fullgraph=True)
+    compiled._compile_all_devices = True
+    assert torch.equal(model.generate(IDS, compile_config=compiled, **options), expected)

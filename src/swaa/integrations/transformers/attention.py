@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from swaa.attention.api import choose_backend, load_backend, make_call, require_backend
 from swaa.attention.call import AttentionCall, AttentionOutput
+from swaa.attention.operator import attend_compiled, is_plain
 from swaa.config import LayerPlan
 from swaa.integrations.transformers.mask import FEW_ROWS, RowInfo
 
@@ -31,29 +32,28 @@ Attend = Callable[[AttentionCall], AttentionOutput]
 class Backends:
     """Which backend serves which kind of call of one model.
 
-    ``"auto"`` is resolved once per kind (device, dtype, phase) and remembered. Inside
-    torch.compile nothing can be asked or imported, so two choices are made ahead.
+    ``"auto"`` is resolved once per kind (device, dtype, phase) and remembered. Compiled code calls
+    one operator, behind which the choice is made; only gradients are traced, through a backend
+    that was chosen ahead.
 
     Attributes:
         requested: a backend's name, or ``"auto"``.
-        decode: the same for passes of few rows.
-        compiled_decode: serves few rows in compiled code.
-        compiled_prefill: serves many rows in compiled code.
+        decode: the name of the backend for passes of few rows.
+        traced: serves what compiled code must trace.
         chosen: what was picked, by kind of call.
     """
 
     requested: str
     decode: str
-    compiled_decode: Attend
-    compiled_prefill: Attend
+    traced: Attend
     chosen: dict[Any, Attend] = field(default_factory=dict)
 
     def run(self, call: AttentionCall) -> Tensor:
         """Serve the call; the output alone, ``[batch, queries, heads, head_dim]``."""
         few = call.q.shape[1] <= FEW_ROWS
+        name = self.decode if few else self.requested
         if torch.compiler.is_compiling():
-            attend = self.compiled_decode if few else self.compiled_prefill
-            return attend(call).output
+            return attend_compiled(call, name) if is_plain(call) else self.traced(call).output
         kind = (
             few,
             call.q.device.type,
@@ -66,7 +66,7 @@ class Backends:
             torch.is_grad_enabled() and call.q.requires_grad,
         )
         if kind not in self.chosen:
-            self.chosen[kind] = pick(self.decode if few else self.requested, call)
+            self.chosen[kind] = pick(name, call)
         return self.chosen[kind](call).output
 
 

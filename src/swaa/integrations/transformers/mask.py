@@ -167,7 +167,8 @@ class RowInfo:
             return None
         restarts = torch.diff(position_ids, dim=-1) != 1
         if torch.compiler.is_compiling():  # cannot branch on what the positions hold
-            torch._assert_async(~restarts.any(), "torch.compile cannot serve packed sequences")
+            message = "torch.compile cannot serve packed sequences"
+            torch.ops.aten._assert_async.msg(~restarts.any(), message)
             return None
         if "documents" not in self._memo:
             documents = torch.nn.functional.pad(restarts.cumsum(-1), (1, 0))
