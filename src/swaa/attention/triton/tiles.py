@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -69,8 +69,3 @@ def load_table(name: str) -> dict:
     """``{kernel: {bits of the dtype: {head_dim: tile}}}``, empty where there is no such table."""
     path = TABLES / f"{name}.json"
     return json.loads(path.read_text()) if path.exists() else {}
-
-
-def without_tma(tile: Tile) -> Tile:
-    """The same tile read by pointers, for tensors that the copy engine cannot address."""
-    return replace(tile, tma=False)
