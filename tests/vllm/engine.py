@@ -33,6 +33,8 @@ class Engine:
     """An ``LLM`` with the settings of these tests; a context manager that ends it."""
 
     def __init__(self, folder, swaa=None, **options):
+        from vllm.platforms import current_platform
+
         from vllm import LLM
 
         defaults = {
@@ -46,6 +48,8 @@ class Engine:
             "additional_config": {} if swaa is None else {"swaa": swaa},
         }
         self.llm = LLM(folder, **{**defaults, **options})
+        # Once per process: its second scan fails on objects that speculative decoding imports.
+        type(current_platform).register_triton_kernel_overrides = classmethod(lambda cls: None)
         self.scheduler = self.llm.llm_engine.engine_core.engine_core.scheduler
         self.manager = self.scheduler.kv_cache_manager
         self.preemptions = 0

@@ -18,6 +18,7 @@ VERBS = {
     "generate": "answer a question about a document under a recipe",
     "plan": "price a recipe on a model: KV bytes and FLOPs, without loading weights",
     "eval": "measure recipes on tasks, with confidence intervals",
+    "serve": "serve a model by vLLM under a recipe",
     "recipes": "list the shipped recipes, or show one",
     "bench": "measure prefill and decode against the best stock attention",
     "env": "say which versions, devices and backends are here",

@@ -14,6 +14,8 @@ from typing import Any
 
 REQUIRED = "SWAA_VLLM_REQUIRED"
 """Environment variable of ``swaa serve``: here a failure ends the process at once."""
+REPORTS = "SWAA_VLLM_REPORTS"
+"""Environment variable of ``swaa serve``: the folder where ranks write what is active."""
 
 
 def register() -> None:

@@ -13,9 +13,7 @@ from swaa.config import LayerPlan
 from swaa.integrations.vllm.attention import SlidingAttention
 from swaa.integrations.vllm.layers import Active
 from swaa.integrations.vllm.metadata import SlidingMetadataBuilder
-
-FOLDER = "SWAA_VLLM_REPORT"
-"""Environment variable of ``swaa serve``: where each rank writes what is active on it."""
+from swaa.integrations.vllm.plugin import REPORTS
 
 
 class NotActiveError(RuntimeError):
@@ -53,10 +51,12 @@ def verify(wrapper: Any, active: Active, kv_cache: Any) -> None:
         raise NotActiveError("swaa is not active: vLLM does not pass prompt lengths on")
     line = summary(active, layers, kv_cache, vllm_config)
     logging.getLogger("vllm.swaa").info("rank %d: %s", wrapper.global_rank, line)
-    if os.environ.get(FOLDER):
-        found = {"world_size": vllm_config.parallel_config.world_size, "summary": line}
-        path = Path(os.environ[FOLDER], f"rank-{wrapper.global_rank}.json")
-        path.write_text(json.dumps(found), encoding="utf-8")
+    if os.environ.get(REPORTS):
+        ranks = vllm_config.parallel_config.local_world_size
+        path = Path(os.environ[REPORTS], f"rank-{wrapper.global_rank}.json")
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps({"local_world_size": ranks, "summary": line}), "utf-8")
+        partial.rename(path)  # a reader never sees half of it
 
 
 def summary(active: Active, layers: dict[str, Any], kv_cache: Any, vllm_config: Any) -> str:

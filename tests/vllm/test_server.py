@@ -1,0 +1,183 @@
+"""`swaa serve` as people run it: HTTP, streams, aborts, two tenants, a kill and a restart."""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+import torch
+
+from swaa.config import SWAAConfig
+from tests.vllm.engine import Judge, prompts_of
+
+CONFIG = SWAAConfig(window=24, sink_tokens=4, full_layers=(1,), full_decode=(2,), dense_tail=8)
+FLAGS = (
+    *("--window", "24", "--sink-tokens", "4", "--dense-tail", "8"),
+    *("--full-layers", "1", "--full-decode", "2"),
+)
+VLLM = (
+    *("--host", "127.0.0.1", "--dtype", "float32", "--skip-tokenizer-init", "--enforce-eager"),
+    *("--block-size", "32", "--max-model-len", "2048", "--max-num-batched-tokens", "64"),
+    *("--num-gpu-blocks-override", "400", "--gpu-memory-utilization", "0.1"),
+)
+# A server takes its engine apart into processes, as it would anywhere, and logs what is active.
+PROCESSES = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_LOGGING_LEVEL": "INFO"}
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def server(folder, log, *extra, **environment):
+    """`swaa serve` on a free port of 127.0.0.1, ended by its process id."""
+    port = free_port()
+    command = [sys.executable, "-m", "swaa", "serve", folder, "--recipe", "naive", *FLAGS, *VLLM]
+    with open(log, "ab") as out:
+        process = subprocess.Popen(
+            [*command, "--port", str(port), *extra],
+            env=os.environ | PROCESSES | environment,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        yield process, f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def wait_until_up(process, address, log):
+    for _ in range(600):
+        assert process.poll() is None, log.read_text()[-3000:]
+        with contextlib.suppress(urllib.error.URLError, OSError):
+            if urllib.request.urlopen(f"{address}/health", timeout=5).status == 200:
+                return
+        time.sleep(0.5)
+    pytest.fail("the server did not come up")
+
+
+def ask(address, folder, prompt, **options):
+    body = {"model": folder, "prompt": prompt, "max_tokens": 16, "temperature": 0}
+    body |= {"ignore_eos": True, "return_token_ids": True, "logprobs": 0, **options}
+    request = urllib.request.Request(
+        f"{address}/v1/completions",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    return urllib.request.urlopen(request, timeout=300)
+
+
+def answer(address, folder, prompt):
+    with ask(address, folder, prompt, logprobs=None) as reply:
+        return json.load(reply)["choices"][0]["token_ids"]
+
+
+def streamed(address, folder, prompt):
+    ids = []
+    with ask(address, folder, prompt, stream=True, logprobs=None) as reply:
+        for line in reply:
+            if line.startswith(b"data: {"):
+                ids += json.loads(line[6:])["choices"][0].get("token_ids") or []
+    return ids
+
+
+@pytest.fixture
+def judge(checkpoint):
+    judge = Judge(checkpoint(), CONFIG)
+    judge.agrees = lambda prompt, ids: (
+        torch.equal(judge.logits(prompt, ids).argmax(-1), torch.tensor(ids)) and len(ids) == 16
+    )
+    return judge
+
+
+@pytest.mark.slow
+def test_server(checkpoint, tmp_path, judge):
+    folder, log = checkpoint(), tmp_path / "log"
+    prompts = prompts_of(300, 65, 140, 90)
+    with server(folder, log) as (process, address):
+        wait_until_up(process, address, log)
+        assert judge.agrees(prompts[0], streamed(address, folder, prompts[0]))
+
+        # A client that leaves in the middle of a long prompt.
+        (long,) = prompts_of(1900, seed=9)
+        with contextlib.suppress(OSError):
+            left = ask(address, folder, long, stream=True)
+            left.close()
+
+        # Two tenants at once.
+        said = {}
+        tenants = [
+            threading.Thread(
+                target=lambda n=n: said.update({n: answer(address, folder, prompts[n])})
+            )
+            for n in (1, 2)
+        ]
+        for tenant in tenants:
+            tenant.start()
+        for tenant in tenants:
+            tenant.join()
+        assert all(judge.agrees(prompts[n], said[n]) for n in (1, 2))
+        text = log.read_text()
+        assert "swaa adapted 3 of 4 layers" in text
+        assert "every worker confirms the recipe" in text
+        process.kill()
+
+    with server(folder, log) as (process, address):
+        wait_until_up(process, address, log)
+        assert judge.agrees(prompts[3], answer(address, folder, prompts[3]))
+
+
+@pytest.mark.slow
+def test_two_tensor_parallel_ranks(checkpoint, tmp_path, judge):
+    folder, log = checkpoint(), tmp_path / "log"
+    prompts = prompts_of(65, 200)
+    binding = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
+    with server(folder, log, "--tensor-parallel-size", "2", **binding) as (process, address):
+        wait_until_up(process, address, log)
+        for prompt in prompts:
+            assert judge.agrees(prompt, answer(address, folder, prompt))
+    text = log.read_text()
+    assert "rank 0: swaa adapted" in text
+    assert "rank 1: swaa adapted" in text
+
+
+def test_server_whose_plugin_is_filtered_out(checkpoint, tmp_path):
+    log = tmp_path / "log"
+    with server(checkpoint(), log, VLLM_PLUGINS="another") as (process, _):
+        assert process.wait(60) == 2
+    assert "VLLM_PLUGINS=another keeps swaa out" in log.read_text()
+
+
+@pytest.mark.slow
+def test_server_whose_workers_do_not_report_is_ended(checkpoint, tmp_path):
+    from swaa.integrations.vllm import launch
+
+    log = tmp_path / "log"
+    code = (
+        "import sys; from swaa.integrations.vllm import launch;"
+        "launch.REPORTS = 'NOBODY_READS_THIS';"
+        "sys.exit(launch.serve(sys.argv[1:]))"
+    )
+    swaa = json.dumps({"swaa": {"window": 24}})
+    arguments = [checkpoint(), *VLLM, "--port", str(free_port()), "--additional-config", swaa]
+    with log.open("wb") as out:
+        ran = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            env=os.environ | PROCESSES,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            timeout=600,
+            check=False,
+        )
+    assert ran.returncode == launch.NOT_ACTIVE
+    assert "no worker says that swaa is active" in log.read_text()
