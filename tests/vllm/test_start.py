@@ -1,0 +1,178 @@
+"""What starts and what refuses to: carriers of the configuration, hooks broken on purpose."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from swaa.config import SWAAConfig
+from tests.vllm.engine import Engine, Judge, prompts_of
+
+KNOBS = {"window": 24, "sink_tokens": 4, "full_decode": True, "dense_tail": 8}
+CONFIG = SWAAConfig(**KNOBS)
+
+
+def attempt(folder, swaa, **options):
+    """Start an engine that is expected to refuse; the chain of reasons as text."""
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - vLLM wraps what we raise
+        Engine(folder, swaa, **options)
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    cleanup_dist_env_and_memory()
+    return str(caught.value)
+
+
+def test_entry_point_imports_the_standard_library_only():
+    code = "import sys, swaa.integrations.vllm.plugin as p; print(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {name.split(".")[0] for name in ran.stdout.split()}
+    assert not loaded & {"torch", "vllm", "transformers", "triton", "numpy"}
+
+
+@pytest.mark.parametrize(
+    "carried",
+    [{"recipe": KNOBS}, {"recipe": "naive", **KNOBS}, KNOBS, "file", "checkpoint"],
+    ids=["recipe", "recipe_and_knobs", "knobs", "file", "checkpoint"],
+)
+def test_carriers_of_the_configuration(checkpoint, tmp_path, carried):
+    folder = checkpoint()
+    if carried == "file":
+        CONFIG.save(tmp_path / "recipe.json")
+        carried = {"recipe": str(tmp_path / "recipe.json")}
+    if carried == "checkpoint":
+        folder, carried = checkpoint(swaa=CONFIG.to_dict()), None
+    (prompt,) = prompts_of(90)
+    with Engine(folder, carried) as engine:
+        answer = engine.answers([prompt], max_tokens=6)[0]
+    Judge(folder, CONFIG).check(prompt, answer)
+
+
+def test_unconfigured_engine_is_left_alone(checkpoint):
+    (prompt,) = prompts_of(90)
+    with Engine(checkpoint()) as engine:
+        answer = engine.answers([prompt], max_tokens=6)[0]
+        specs = [m.kv_cache_spec for m in engine.manager.coordinator.single_type_managers]
+    assert [type(spec).__name__ for spec in specs] == ["FullAttentionSpec"]
+    Judge(checkpoint(), SWAAConfig(window=4096)).check(prompt, answer)
+
+
+@pytest.mark.parametrize(
+    ("swaa", "reason"),
+    [
+        ("unheard-of", "unknown recipe 'unheard-of'"),
+        ({"recipe": "naive", "windows": 3}, "unknown keys windows"),
+        ({"window": 0}, "window is 0"),
+        (7, "expected a recipe name"),
+        ({**KNOBS, "publish_generated": 1}, "expected true or false"),
+    ],
+)
+def test_bad_configuration(checkpoint, swaa, reason):
+    assert reason in attempt(checkpoint(), swaa)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"kv_cache_dtype": "fp8"}, "a KV cache of fp8"),
+        (
+            {
+                "kv_transfer_config": {
+                    "kv_connector": "ExampleConnector",
+                    "kv_role": "kv_both",
+                }
+            },
+            "KV connectors",
+        ),
+        (
+            {
+                "hf_overrides": {
+                    "layer_types": ["sliding_attention"] * 4,
+                    "sliding_window": 64,
+                    "use_sliding_window": True,
+                    "max_window_layers": 4,
+                }
+            },
+            "slides already",
+        ),
+    ],
+    ids=["fp8", "connector", "native_window"],
+)
+def test_options_that_are_refused(checkpoint, options, reason):
+    assert reason in attempt(checkpoint(), KNOBS, **options)
+
+
+def test_version_outside_the_range(monkeypatch):
+    from swaa.integrations.vllm.support import ANY_VERSION, UnsupportedError, check_version
+
+    for version in ("0.32.0", "0.32.1+cpu", "0.33.0", "0.33.1rc1"):
+        check_version(version)
+    for version in ("0.31.0", "0.34.0", "1.0.0", "dev"):
+        with pytest.raises(UnsupportedError, match=r"outside the tested range 0\.32 to 0\.33"):
+            check_version(version)
+    monkeypatch.setenv(ANY_VERSION, "1")
+    check_version("0.34.0")
+
+
+def unhook(monkeypatch, owner, name):
+    monkeypatch.setattr(owner, name, getattr(owner, name).swaa_original)
+
+
+def test_layers_that_are_not_handed_their_backend_stop_the_engine(checkpoint, monkeypatch):
+    from vllm.model_executor.layers.attention.attention import Attention
+
+    unhook(monkeypatch, Attention, "__init__")
+    assert "0 of 4 layers" in attempt(checkpoint(), KNOBS)
+
+
+def test_layers_without_our_attention_stop_the_engine(checkpoint, monkeypatch):
+    from swaa.integrations.vllm import backend
+
+    monkeypatch.setattr(backend, "sliding_backend", lambda memory: backend.platform_attention()[0])
+    assert "its attention is CPUAttentionBackendImpl" in attempt(checkpoint(), KNOBS)
+
+
+def test_cache_that_is_not_ours_stops_the_engine(checkpoint, monkeypatch):
+    from swaa.integrations.vllm import backend
+
+    def stock_cache(memory, real=backend.sliding_backend):
+        mine = real(memory)
+        return type("Broken", (mine,), {"customize_spec": classmethod(lambda cls, spec: spec)})
+
+    monkeypatch.setattr(backend, "sliding_backend", stock_cache)
+    assert "its cache is FullAttentionSpec" in attempt(checkpoint(), KNOBS)
+
+
+def test_prefix_cache_without_its_limit_stops_the_engine(checkpoint, monkeypatch):
+    from vllm.v1.core.kv_cache_manager import KVCacheManager
+
+    unhook(monkeypatch, KVCacheManager, "get_computed_blocks")
+    assert "not active in vLLM's engine core" in attempt(checkpoint(), KNOBS)
+
+
+def test_runner_without_prompt_lengths_stops_the_engine(checkpoint, monkeypatch):
+    from vllm.config import ModelConfig
+
+    monkeypatch.setattr(ModelConfig, "rswa_window", property(lambda self: None))
+    assert "does not pass prompt lengths" in attempt(checkpoint(), KNOBS)
+
+
+BROKEN = """
+import sys, os
+os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
+import vllm.v1.core.kv_cache_manager as broken
+del broken.KVCacheManager.get_computed_blocks
+from tests.vllm.engine import Engine
+Engine(sys.argv[1], {swaa})
+"""
+
+
+@pytest.mark.parametrize("swaa", [KNOBS, None], ids=["configured", "unconfigured"])
+def test_hooks_that_no_longer_fit_stop_configured_engines_only(checkpoint, swaa):
+    code = BROKEN.format(swaa=json.dumps(swaa).replace("true", "True").replace("null", "None"))
+    ran = subprocess.run(
+        [sys.executable, "-c", code, checkpoint()], capture_output=True, text=True, check=False
+    )
+    said = "swaa cannot be applied to this vLLM: vLLM has no" in ran.stderr
+    assert said == (swaa is not None)
+    assert (ran.returncode == 0) == (swaa is None), ran.stderr[-2000:]
