@@ -23,9 +23,9 @@ DEFAULT_LENGTHS = "4096"
 
 _EPILOG = """\
 Tasks: needle, multikey[:others], multiquery[:N], multivalue[:N], variable_tracking[:hops], recall,
-jsonl:FILE, longmemeval:FILE, longbench_v2:FILE, ruler[:task]. The same command resumes what was
-interrupted and skips what is done; each run is one .json with its provenance in RESULTS/eval/, its
-samples in the .jsonl beside it.
+perplexity, jsonl:FILE, longmemeval[:sessions]:FILE, longbench_v2:FILE, ruler[:task]. The same
+command resumes what was interrupted and skips what is done; each run is one .json with its
+provenance in RESULTS/eval/, its samples in the .jsonl beside it.
 """
 
 

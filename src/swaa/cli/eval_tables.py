@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,18 +20,24 @@ _PLACES = {"sinks": "in the sinks", "beyond": "between", "window": "in the windo
 
 
 def print_tables(outcomes: Sequence[Outcome]) -> None:
-    """Print accuracy against full attention, and accuracy by the needle's place."""
+    """Print accuracy against full attention, accuracy by the needle's place, and perplexity."""
     from swaa.evaluation.comparison import against_full, places
+    from swaa.evaluation.run import is_likelihood
 
-    pairs = against_full(outcomes)
-    print(format_table(_HEADERS, [_cells(o, p) for o, p in zip(outcomes, pairs, strict=True)]))
     sorted_by = places(outcomes)
-    if sorted_by is not None:
-        _print_places(outcomes, *sorted_by)
-    print()
+    answered = [outcome for outcome in outcomes if not is_likelihood(outcome.run)]
+    read = [outcome for outcome in outcomes if is_likelihood(outcome.run)]
+    if answered:
+        pairs = against_full(answered)
+        print(format_table(_HEADERS, [_cells(o, p) for o, p in zip(answered, pairs, strict=True)]))
+        if sorted_by is not None:
+            _print_places(answered, *sorted_by)
+        print()
+    if read:
+        _print_perplexities(read, *(sorted_by or (None, 0)))
     for name, config in {o.run.setting: o.run.config for o in outcomes}.items():
         print(f"{name}: {config.describe()}")
-    unjudged = sum(outcome.result.rows[0]["unjudged"] for outcome in outcomes)
+    unjudged = sum(outcome.result.rows[0]["unjudged"] for outcome in answered)
     if unjudged:
         print(f"{unjudged} verdicts of the judge could not be read; they count as wrong.")
     print(f"results: {outcomes[0].path.parent}")
@@ -85,3 +92,19 @@ def _print_places(outcomes: Sequence[Outcome], window: int, sink_tokens: int) ->
         print(f"\nBy where the needle lies: the first {sink_tokens} tokens, the last {window}, or")
         print("between; of several needles, all of them, else they count as between.")
         print(format_table(("task", "tokens", "recipe", *_PLACES.values()), rows))
+
+
+def _print_perplexities(outcomes: Sequence[Outcome], window: int | None, sink_tokens: int) -> None:
+    from swaa.evaluation.tasks.perplexity import split
+
+    rows = []
+    for outcome in outcomes:
+        means = split(outcome.samples, window=window, sink_tokens=sink_tokens)
+        shown = ("-" if nll is None else f"{math.exp(nll):.2f}" for nll in means.values())
+        run = outcome.run
+        rows.append((run.length, run.setting, len(outcome.samples), *shown))
+    if window is not None:
+        print(f"Perplexity of the first {window + sink_tokens} tokens, of the prompt beyond, and")
+        print("of what counts as generated:")
+    print(format_table(("tokens", "recipe", "texts", "inside", "beyond", "answer"), rows))
+    print()

@@ -14,7 +14,7 @@ from swaa.config import SWAAConfig
 from swaa.evaluation.engines import Engine
 from swaa.evaluation.judge import Judge
 from swaa.evaluation.prompt import Prompt
-from swaa.evaluation.run import Outcome, Run, execute, find
+from swaa.evaluation.run import Outcome, Run, execute, find, is_likelihood
 from swaa.evaluation.sample import Sample
 from swaa.evaluation.statistics import mcnemar, retention
 from swaa.evaluation.summary import by_place, is_right
@@ -187,7 +187,7 @@ def against_full(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     rows = []
     for outcome in outcomes:
         full = next((o for o in outcomes if _is_pair(outcome, o)), None)
-        if full is None:
+        if full is None or is_likelihood(outcome.run):
             rows.append({"retention": None, "p": None})
             continue
         ours, theirs = _right(outcome.samples), _right(full.samples)

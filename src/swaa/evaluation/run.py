@@ -13,6 +13,7 @@ from typing import Any
 
 from swaa import results
 from swaa.config import SWAAConfig
+from swaa.evaluation import likelihood
 from swaa.evaluation.engines import Engine, Reply, Request, make_batches
 from swaa.evaluation.judge import Judge, apply_verdicts
 from swaa.evaluation.prompt import Prompt
@@ -20,6 +21,7 @@ from swaa.evaluation.sample import Sample
 from swaa.evaluation.samples_file import SamplesFile
 from swaa.evaluation.summary import summarize
 from swaa.evaluation.tasks import Task
+from swaa.evaluation.tasks.perplexity import Perplexity
 
 KIND = "eval"
 """Folder of these results."""
@@ -148,37 +150,61 @@ def execute(
     path = results.result_path(KIND, run.name, run.identity, folder=folder)
     started = time.perf_counter()
     with SamplesFile(path.with_suffix(".jsonl")) as file:
-        requests = [_request(run.prompt, sample) for sample in samples]
-        prints = {request.id: fingerprint(request.ids) for request in requests}
-        done = _done(file, prints)
-        resumed = len(done)
-        if progress is not None:
-            progress(resumed)
-        by_id = {sample.id: sample for sample in samples}
-        batches = make_batches(requests, batch_size)
-        # A batch that is done in part is answered again as a whole: other companions could move
-        # the last digits of its logits.
-        left = [batch for batch in batches if any(request.id not in done for request in batch)]
-        for reply in engine.answer(left):
-            if reply.id in done:
-                continue
-            done.add(reply.id)
-            file.append(_record(run, by_id[reply.id], reply, prints[reply.id]))
-            if progress is not None:
-                progress(len(done))
-        order = {request.id: place for place, request in enumerate(requests)}
-        records = sorted(file.samples, key=lambda record: order[record["id"]])
-        if judge is not None and run.task.needs_judge:
-            records = apply_verdicts(judge, records, by_id, path.with_suffix(".judge.jsonl"))
+        resumed = len(file.samples)
+        if is_likelihood(run):
+            likelihood.measure(run.prompt, samples, engine, file, progress)
+            records = file.samples
+            rows = likelihood.summarize(records, run.config)
+        else:
+            _answer(run, samples, engine, file, batch_size, progress)
+            order = {sample.id: place for place, sample in enumerate(samples)}
+            records = sorted(file.samples, key=lambda record: order[record["id"]])
+            if judge is not None and run.task.needs_judge:
+                by_id = {sample.id: sample for sample in samples}
+                records = apply_verdicts(judge, records, by_id, path.with_suffix(".judge.jsonl"))
+            rows = summarize(records, run.config)
         result = results.Result(
             kind=KIND,
             name=run.name,
             config=run.identity,
-            rows=tuple(summarize(records, run.config)),
+            rows=tuple(rows),
             provenance=_provenance(run, device, time.perf_counter() - started, packages),
         )
         results.save(result, folder=folder, samples=records)
     return Outcome(run=run, result=result, samples=tuple(records), path=path, resumed=resumed)
+
+
+def is_likelihood(run: Run) -> bool:
+    """Whether a run measures likelihoods instead of answers."""
+    return isinstance(run.task, Perplexity)
+
+
+def _answer(
+    run: Run,
+    samples: Sequence[Sample],
+    engine: Engine,
+    file: SamplesFile,
+    batch_size: int,
+    progress: Callable[[int], None] | None,
+) -> None:
+    """Append a record of each prompt that has none yet."""
+    requests = [_request(run.prompt, sample) for sample in samples]
+    prints = {request.id: fingerprint(request.ids) for request in requests}
+    done = _done(file, prints)
+    if progress is not None:
+        progress(len(done))
+    by_id = {sample.id: sample for sample in samples}
+    # A batch that is done in part is answered again as a whole: other companions could move the
+    # last digits of its logits.
+    batches = make_batches(requests, batch_size)
+    left = [batch for batch in batches if any(request.id not in done for request in batch)]
+    for reply in engine.answer(left):
+        if reply.id in done:
+            continue
+        done.add(reply.id)
+        file.append(_record(run, by_id[reply.id], reply, prints[reply.id]))
+        if progress is not None:
+            progress(len(done))
 
 
 def fingerprint(ids: Sequence[int]) -> str:

@@ -21,6 +21,7 @@ TASKS = {
     "longmemeval": "LongMemEval, judged: longmemeval:FILE, longmemeval:SESSIONS:FILE",
     "longbench_v2": "LongBench v2, multiple choice: longbench_v2:FILE",
     "ruler": "a task of RULER, or all 13: ruler:vt, ruler (needs the extra 'ruler')",
+    "perplexity": "how well text is predicted inside the window and beyond it",
 }
 """Each task is the module ``swaa.evaluation.tasks.<name>`` with ``make(argument)``."""
 

@@ -1,0 +1,120 @@
+"""`perplexity`: how well running text is predicted inside the window, beyond it, and as an answer.
+
+A text of ``length`` tokens goes through the model once. Its last tokens count as generated, so that
+full decode and the dense tail hold for them as they would for an answer; all before count as
+prompt. No chat template, no question.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from swaa.evaluation.prompt import Prompt
+from swaa.evaluation.sample import Sample
+from swaa.evaluation.tasks.generated import GeneratedTask, no_argument
+from swaa.evaluation.tasks.haystack import grow, read_filler
+
+BLOCK = 64
+"""Tokens whose likelihoods are added up in a sample's record."""
+
+LONGEST_ANSWER = 256
+"""Tokens at the end that count as generated; of short texts a quarter."""
+
+
+@dataclass(frozen=True)
+class Perplexity(GeneratedTask):
+    """Prediction of the shipped text."""
+
+    name: str = "perplexity"
+
+    def sample(
+        self, prompt: Prompt, name: str, length: int, index: int, chance: random.Random
+    ) -> Sample:
+        """One text."""
+        if length < 2 * BLOCK:
+            raise ValueError(f"perplexity of {length} tokens; expected at least {2 * BLOCK}")
+        text = read_filler()
+        start = text.index(". ", chance.randrange(len(text) // 2)) + 2
+        # Ten letters a token are more than any tokenizer needs.
+        rest = (text[start:] + text * (10 * length // len(text) + 1))[: 10 * length]
+        missing = _missing(prompt, length)
+        letters = _most_letters(rest, missing)
+        context = grow(rest[:letters], rest[letters : letters + 2000], missing)
+        return Sample(
+            id=name,
+            task=self.name,
+            length=length,
+            context=context,
+            question="",
+            answer_prefix="",
+            answers=(),
+            max_new_tokens=0,
+        )
+
+
+def answer_from(length: int) -> int:
+    """Position of the first token that counts as generated, at a block's beginning."""
+    return (length - min(LONGEST_ANSWER, length // 4)) // BLOCK * BLOCK
+
+
+def encode(prompt: Prompt, text: str) -> list[int]:
+    """Token ids of the text alone."""
+    ids: Any = prompt.tokenizer(text, add_special_tokens=False, verbose=False)
+    return ids["input_ids"]
+
+
+def split(
+    samples: Sequence[Mapping[str, Any]], *, window: int | None, sink_tokens: int
+) -> dict[str, float | None]:
+    """Mean negative log-likelihood by position, in nats a token.
+
+    Args:
+        samples: with ``blocks``: sum and count of each :data:`BLOCK` tokens, and ``answer_from``.
+        window: keys a sliding row sees, itself included; ``None``: all.
+        sink_tokens: first tokens that every row sees.
+
+    Returns:
+        ``inside`` what window and sinks show whole, ``beyond`` it, as ``answer``; ``None`` where
+        there is no such position. Blocks that lie across a bound are left out.
+    """
+    sums = {name: [0.0, 0] for name in ("inside", "beyond", "answer")}
+    for sample in samples:
+        seen = sample["length"] if window is None else window + sink_tokens
+        for place, (total, count) in enumerate(sample["blocks"]):
+            first = place * BLOCK
+            if first >= sample["answer_from"]:
+                name = "answer"
+            elif first >= seen:
+                name = "beyond"
+            elif first + BLOCK <= seen:
+                name = "inside"
+            else:
+                continue
+            sums[name][0] += total
+            sums[name][1] += count
+    return {name: total / count if count else None for name, (total, count) in sums.items()}
+
+
+def _most_letters(text: str, missing: Callable[[str], int]) -> int:
+    """How much of the text fits, by bisection."""
+    least, most = 0, len(text)
+    while least < most:
+        middle = (least + most + 1) // 2
+        if missing(text[:middle]) >= 0:
+            least = middle
+        else:
+            most = middle - 1
+    return least
+
+
+def _missing(prompt: Prompt, length: int) -> Callable[[str], int]:
+    return lambda text: length - len(encode(prompt, text))
+
+
+def make(argument: str | None) -> list[Perplexity]:
+    """The task as typed."""
+    no_argument("perplexity", argument)
+    return [Perplexity()]
