@@ -3,6 +3,7 @@ import json
 import pytest
 
 from swaa import cli, models
+from swaa.config import SWAAConfig
 from swaa.evaluation import sources
 from tests.evaluation.server import serve
 
@@ -84,3 +85,15 @@ def test_a_mistake_is_one_line_and_code_2(tiny, capsys, words, message):
 def test_help_names_every_default(capsys):
     assert cli.main(["eval", "--help"]) == 0
     assert "default: needle,multikey" in capsys.readouterr().out
+
+
+def test_settings_of_one_file_name_are_told_apart(tiny, capsys, tmp_path):
+    for folder, window in (("a", 100), ("b", 200)):
+        (tmp_path / folder).mkdir()
+        SWAAConfig(window=window).save(tmp_path / folder / "x.json")
+    words = ["--tasks", "needle", "--lengths", "600", "--samples", "1", "--json"]
+    for _ in range(2):
+        assert cli.main(["eval", "tiny", *words, "--recipes", "a/x.json,b/x.json"]) == 0
+        rows = json.loads(capsys.readouterr().out)
+        assert [row["recipe"] for row in rows] == ["a/x.json", "b/x.json"]
+        assert rows[0]["file"] != rows[1]["file"]

@@ -90,32 +90,42 @@ class Comparison:
             (task, length, [self._run(source, task, length, *item) for item in self.settings])
             for task, length in itertools.product(self.tasks, self.lengths)
         ]
-        outcomes: dict[str, Outcome] = {}
-        work: list[tuple[Run, list[Sample]]] = []
-        for task, length, runs in groups:
-            for run in runs:
-                if (done := find(run, folder=self.folder)) is not None:
-                    outcomes[run.name] = done
-            left = [run for run in runs if run.name not in outcomes]
-            if left:
-                samples = self._samples(source, task, length)
-                work += [(run, samples) for run in left]
-        meter = _Meter([_tokens(samples) for _, samples in work], progress)
-        for run, samples in work:
-            engine = source.engine(run.config)
-            with source.running(engine):
-                outcomes[run.name] = execute(
-                    run,
-                    samples,
-                    engine,
-                    folder=self.folder,
-                    batch_size=self.batch_size,
-                    judge=self.judge,
-                    device=source.device,
-                    progress=meter.of(len(samples), f"{run.setting}: {run.task.name}"),
-                )
-            meter.finish()
-        return [outcomes[run.name] for _, _, runs in groups for run in runs]
+        found = [[find(run, folder=self.folder) for run in runs] for _, _, runs in groups]
+        # Every prompt is made before the first is answered: what is wrong with them shows at once.
+        samples = [
+            [] if all(done) else self._samples(source, task, length)
+            for (task, length, _), done in zip(groups, found, strict=True)
+        ]
+        weights = [
+            _tokens(group)
+            for group, done in zip(samples, found, strict=True)
+            for outcome in done
+            if outcome is None
+        ]
+        meter = _Meter(weights, progress)
+        return [
+            outcome or self._execute(source, run, group, meter)
+            for (_, _, runs), done, group in zip(groups, found, samples, strict=True)
+            for run, outcome in zip(runs, done, strict=True)
+        ]
+
+    def _execute(
+        self, source: Source, run: Run, samples: Sequence[Sample], meter: _Meter
+    ) -> Outcome:
+        engine = source.engine(run.config)
+        with source.running(engine):
+            outcome = execute(
+                run,
+                samples,
+                engine,
+                folder=self.folder,
+                batch_size=self.batch_size,
+                judge=self.judge,
+                device=source.device,
+                progress=meter.of(len(samples), f"{run.setting}: {run.task.name}"),
+            )
+        meter.finish()
+        return outcome
 
     def _run(
         self, source: Source, task: Task, length: int | None, name: str, config: SWAAConfig
