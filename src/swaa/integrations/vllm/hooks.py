@@ -106,13 +106,15 @@ def _constructing(original: Callable[..., Any]) -> Callable[..., Any]:
             original(self, *args, **kwargs)
             return
         given = dict(signature.bind(self, *args, **kwargs).arguments)
-        given |= given.pop("extra_impl_args", {})
+        extras = given.pop("extra_impl_args", {})
+        given |= extras
         memory = active.memory(type(self), given)
         if memory.plan.full:
             original(self, *args, **kwargs)
             self.attn_backend = backend.full_backend(self.attn_backend, memory)
         else:
-            original(self, *args, **{**kwargs, "attn_backend": backend.sliding_backend(memory)})
+            plain = {name: value for name, value in kwargs.items() if name not in extras}
+            original(self, *args, **{**plain, "attn_backend": backend.sliding_backend(memory)})
         self.swaa = memory
 
     return __init__

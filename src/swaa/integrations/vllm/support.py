@@ -15,6 +15,16 @@ ANY_VERSION = "SWAA_VLLM_ANY_VERSION"
 MODEL_FREE_DRAFTERS = ("ngram", "ngram_gpu", "suffix")
 """Speculative methods that bring no layers of their own."""
 
+_KNOWN_ARGUMENTS = frozenset(
+    (
+        *("self", "num_heads", "head_size", "head_size_v", "scale", "num_kv_heads", "prefix"),
+        *("cache_config", "quant_config", "attn_type", "attn_backend", "sinks"),
+        *("alibi_slopes", "use_alibi_sqrt", "logits_soft_cap", "per_layer_sliding_window"),
+        *("kv_sharing_target_layer_name", "mm_prefix_clamp_sliding_window"),
+    )
+)
+"""What a layer may be made with: harmless, or refused for a reason of its own."""
+
 
 class UnsupportedError(ValueError):
     """A vLLM, a model or an option with which swaa cannot be applied; the message says why."""
@@ -114,6 +124,9 @@ def _layer_reasons(exact_class: bool, given: Mapping[str, Any]) -> Iterator[str]
         yield "biases its scores by position (ALiBi)"
     if given.get("sinks") is not None:
         yield "has learned sink logits"
+    strange = given.keys() - _KNOWN_ARGUMENTS
+    for name in sorted(name for name in strange if given[name] is not None):
+        yield f"asks for {name}, which swaa's attention does not know"
     if given.get("kv_sharing_target_layer_name") is not None:
         yield "reads another layer's keys"
     if given.get("head_size_v") not in (None, given.get("head_size")):

@@ -1,0 +1,109 @@
+"""What can be shown of the GPU path without a GPU: our kernels, interpreted, and fixed buffers."""
+
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from swaa.config import LayerPlan, SWAAConfig
+
+INTERPRETED = """
+import sys
+import torch
+import swaa.attention.triton
+swaa.attention.triton.serves_cpu = True
+from swaa.integrations.vllm.attention import CPUAttention
+CPUAttention.kernels = "triton"
+from swaa.config import SWAAConfig
+from tests.vllm.engine import Engine, Judge, prompts_of
+config = SWAAConfig.from_dict({config})
+judge = Judge(sys.argv[1], config)
+prompts = prompts_of(5, 65, 70)
+with Engine(sys.argv[1], config.to_dict()) as engine:
+    for prompt, answer in zip(prompts, engine.answers(prompts, max_tokens=4), strict=True):
+        judge.check(prompt, answer)
+print("agrees")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "config",
+    [
+        SWAAConfig(window=24, sink_tokens=4, full_layers=(1,)),
+        SWAAConfig(window=24, sink_tokens=4, full_decode=(2,), dense_tail=8),
+    ],
+    ids=["sliding", "full_decode_and_tail"],
+)
+def test_our_kernels_under_vllms_scheduler(checkpoint, config):
+    code = INTERPRETED.format(config=config.to_dict())
+    ran = subprocess.run(
+        [sys.executable, "-c", code, checkpoint()],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.stdout.strip().endswith("agrees"), ran.stderr[-3000:]
+
+
+def make_builder(plan, v2):
+    from swaa.integrations.vllm.metadata import SlidingMetadataBuilder
+
+    vllm_config = SimpleNamespace(
+        scheduler_config=SimpleNamespace(max_num_seqs=4),
+        compilation_config=SimpleNamespace(max_cudagraph_capture_size=8),
+        use_v2_model_runner=v2,
+        speculative_config=None,
+    )
+    kind = type("Builder", (SlidingMetadataBuilder,), {"plan": plan})
+    return kind(None, [], vllm_config, torch.device("cpu"))
+
+
+def batch(requests, prompt_lengths):
+    return SimpleNamespace(
+        num_reqs=requests,
+        num_actual_tokens=requests,
+        max_query_len=1,
+        max_seq_len=100,
+        query_start_loc=torch.arange(requests + 1, dtype=torch.int32),
+        seq_lens=torch.full((requests,), 100, dtype=torch.int32),
+        block_table_tensor=torch.zeros(requests, 4, dtype=torch.int32),
+        slot_mapping=torch.arange(requests),
+        rswa_prefix_lens=None
+        if prompt_lengths is None
+        else torch.tensor(prompt_lengths, dtype=torch.int32),
+    )
+
+
+def test_captured_numbers_are_those_of_the_batch_that_replays():
+    builder = make_builder(LayerPlan(window=8, full_decode=True, dense_tail=3), v2=True)
+    captured = builder.build(0, batch(4, None))
+    builder.build(0, batch(4, [50, 1]))  # two requests, padded to the captured four
+    assert captured.full_from[:2].tolist() == [47, 0]
+    assert captured.full_until is None
+    again = builder.build(0, batch(8, [7, 8, 9]))
+    assert again.full_from.data_ptr() == captured.full_from.data_ptr()
+    assert captured.full_from[:3].tolist() == [4, 5, 6]
+
+
+def test_tail_ends_with_the_prompt_without_full_decode():
+    builder = make_builder(LayerPlan(window=8, dense_tail=3), v2=False)
+    made = builder.build(0, batch(2, [50, 20]))
+    assert made.full_from.tolist() == [47, 17]
+    assert made.full_until.tolist() == [50, 20]
+
+
+def test_plan_without_phases_needs_no_prompt_lengths():
+    made = make_builder(LayerPlan(window=8, sink_tokens=2), v2=False).build(0, batch(2, None))
+    assert made.full_from is None
+    assert made.full_until is None
+
+
+def test_v1_runner_that_passes_no_prompt_lengths_is_an_error():
+    builder = make_builder(LayerPlan(window=8, dense_tail=3), v2=False)
+    with pytest.raises(RuntimeError, match="no prompt lengths"):
+        builder.build(0, batch(2, None))
