@@ -33,17 +33,15 @@ def run(args: argparse.Namespace) -> int:
     own = Parser(prog="swaa serve", add_help=False)
     _add_options(own)
     own, rest = own.parse_known_args(args.arguments, argparse.Namespace(**vars(args)))
-    if "--additional-config" in rest or any(
-        word.startswith("--additional-config=") for word in rest
-    ):
+    config = config_from(own)
+    if config.window is None:
+        raise ValueError("the recipe leaves every layer full; run 'vllm serve' for that")
+    if any(word.split("=")[0] == "--additional-config" for word in rest):
         raise ValueError(
             "--additional-config cannot be combined with 'swaa serve';"
             " run 'vllm serve' with your own, holding a key 'swaa'"
         )
-    wanted = {
-        "recipe": config_from(own).to_dict(),
-        "publish_generated": own.publish_generated,
-    }
+    wanted = {"recipe": config.to_dict(), "publish_generated": own.publish_generated}
     return serve([own.model, *rest, "--additional-config", json.dumps({"swaa": wanted})])
 
 
