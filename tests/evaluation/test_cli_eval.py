@@ -97,3 +97,18 @@ def test_settings_of_one_file_name_are_told_apart(tiny, capsys, tmp_path):
         rows = json.loads(capsys.readouterr().out)
         assert [row["recipe"] for row in rows] == ["a/x.json", "b/x.json"]
         assert rows[0]["file"] != rows[1]["file"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--backend", "sdpa", "--endpoint", "http://127.0.0.1:1/v1", "--recipes", "fast"),
+        ("--batch-size", "4", "--endpoint", "http://127.0.0.1:1/v1", "--recipes", "fast"),
+        ("--concurrency", "2"),
+        ("--served-model", "m"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_flag_that_would_do_nothing_is_refused(tiny, capsys, words):
+    assert _run(*words) == 2
+    assert f"{words[0]} does nothing with" in capsys.readouterr().err

@@ -278,6 +278,7 @@ def _source(
     args: argparse.Namespace, settings: list[tuple[str, SWAAConfig]]
 ) -> tuple[Source, Prompt]:
     """Where engines come from, and how prompts are put to them."""
+    _refuse_unused(args)
     from swaa.evaluation.prompt import Prompt
     from swaa.evaluation.sources import LocalModel, ServedModel, load_tokenizer
     from swaa.models import load_model
@@ -310,3 +311,14 @@ def _source(
     served = ServedModel(endpoint, api=args.api, concurrency=args.concurrency)
     tokenizer = load_tokenizer(args.model, trust_remote_code=args.trust_remote_code)
     return served, Prompt(tokenizer=tokenizer, **options)
+
+
+def _refuse_unused(args: argparse.Namespace) -> None:
+    """A flag that would do nothing is a mistake."""
+    local = {"batch_size": 1, "chunk": None, "backend": "auto", "dtype": "auto", "device": "auto"}
+    served = {"served_model": None, "api": "completions", "concurrency": 8}
+    unused, where = (served, "without") if args.endpoint is None else (local, "with")
+    for name, default in unused.items():
+        if getattr(args, name) != default:
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(f"{flag} does nothing {where} --endpoint; leave it out")
