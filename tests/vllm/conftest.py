@@ -2,20 +2,30 @@
 
 import importlib.util
 import os
+from types import SimpleNamespace
 
 import pytest
 
 HERE = os.path.dirname(__file__)
 MISSING = importlib.util.find_spec("vllm") is None
 
-# Read by vLLM when it is first imported. One process, so that tests can look into the scheduler.
-os.environ.update(
-    VLLM_ENABLE_V1_MULTIPROCESSING="0",
-    VLLM_CPU_KVCACHE_SPACE="1",
-    VLLM_NO_USAGE_STATS="1",
-    VLLM_LOGGING_LEVEL="WARNING",
-    HF_HUB_OFFLINE="1",
-)
+if not MISSING:
+    # Read by vLLM when first imported. One process, so that tests can look into the scheduler.
+    os.environ.update(
+        VLLM_ENABLE_V1_MULTIPROCESSING="0",
+        VLLM_CPU_KVCACHE_SPACE="1",
+        VLLM_NO_USAGE_STATS="1",
+        VLLM_LOGGING_LEVEL="WARNING",
+        HF_HUB_OFFLINE="1",
+    )
+if os.environ.get("SWAA_TEST_RUNNER") == "v2" and not MISSING:
+    # The V2 model runner is made of Triton kernels, which a CPU has only the interpreter for; vLLM
+    # looks for a CPU backend by this name, and asks nothing else of it.
+    os.environ.update(TRITON_INTERPRET="1", VLLM_USE_V2_MODEL_RUNNER="1")
+    from triton.backends import backends
+
+    driver = SimpleNamespace(is_active=lambda: False)
+    backends["cpu"] = SimpleNamespace(driver=driver, compiler=None)
 
 
 def pytest_configure(config):

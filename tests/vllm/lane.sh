@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Builds a venv with the CPU build of vLLM and runs tests/vllm in it. Kept between runs.
-# PYTHON (3.11 or later), VLLM_VENV (default .venv-vllm); arguments go to pytest.
+# PYTHON (3.11 or later), VLLM_VENV (default .venv/vllm); arguments go to pytest.
 # The build needs PyTorch's CPU wheels: where pip does not find them, name their index in
 # PIP_EXTRA_INDEX_URL.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-venv=${VLLM_VENV:-.venv-vllm}
+venv=${VLLM_VENV:-.venv/vllm}
 version=0.32.0
 bin=$venv/bin
 
@@ -25,4 +25,10 @@ if [ ! -e "$venv/.vllm-$version" ]; then
 fi
 "$bin/pip" install --quiet --disable-pip-version-check --no-deps --editable .
 echo "== tests of the vLLM plugin"
-OMP_NUM_THREADS=1 "$bin/python" -m pytest tests/vllm "$@"
+export OMP_NUM_THREADS=1
+"$bin/python" -m pytest tests/vllm "$@"
+if [ $# -eq 0 ]; then
+  echo "== the same under vLLM's V2 model runner, its kernels interpreted"
+  SWAA_TEST_RUNNER=v2 "$bin/python" -m pytest tests/vllm/test_features.py \
+    tests/vllm/test_scheduling.py -k '(all_kinds or sliding) and not random'
+fi

@@ -1,5 +1,6 @@
 """Under pressure: preemption, random traffic, speculation, tensor parallelism."""
 
+import os
 import random
 
 import pytest
@@ -24,6 +25,10 @@ def test_preempted_requests_answer_as_if_alone(checkpoint, name):
         judge.check(prompt, answer)
 
 
+@pytest.mark.skipif(
+    os.environ.get("SWAA_TEST_RUNNER") == "v2",
+    reason="Triton's interpreter does not run vLLM's own kernels for drafts",
+)
 @pytest.mark.parametrize("name", ["sliding", "full_decode", "all_kinds"])
 def test_verified_drafts_follow_their_own_position(checkpoint, name):
     config = CONFIGS[name]

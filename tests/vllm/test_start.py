@@ -1,6 +1,7 @@
 """What starts and what refuses to: carriers of the configuration, hooks broken on purpose."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -176,3 +177,26 @@ def test_hooks_that_no_longer_fit_stop_configured_engines_only(checkpoint, swaa)
     said = "swaa cannot be applied to this vLLM: vLLM has no" in ran.stderr
     assert said == (swaa is not None)
     assert (ran.returncode == 0) == (swaa is None), ran.stderr[-2000:]
+
+
+WITHOUT_PLUGIN = """
+import sys
+from tests.vllm.engine import Engine, Judge, prompts_of
+from swaa.config import SWAAConfig
+(prompt,) = prompts_of(90)
+with Engine(sys.argv[1], {swaa}) as engine:
+    answer = engine.answers([prompt], max_tokens=6)[0]
+Judge(sys.argv[1], SWAAConfig(window=4096)).check(prompt, answer)
+"""
+
+
+def test_vllm_without_the_plugin_ignores_the_configuration(checkpoint):
+    """What docs/vllm.md warns of; when this fails, vLLM has learned to tell."""
+    ran = subprocess.run(
+        [sys.executable, "-c", WITHOUT_PLUGIN.format(swaa=KNOBS), checkpoint()],
+        env=os.environ | {"VLLM_PLUGINS": "another"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]

@@ -53,7 +53,7 @@ def verify(wrapper: Any, active: Active, kv_cache: Any) -> None:
     logging.getLogger("vllm.swaa").info("rank %d: %s", wrapper.global_rank, line)
     if os.environ.get(REPORTS):
         ranks = vllm_config.parallel_config.local_world_size
-        path = Path(os.environ[REPORTS], f"rank-{wrapper.global_rank}.json")
+        path = Path(os.environ[REPORTS], f"rank-{wrapper.global_rank}-{os.getpid()}.json")
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps({"local_world_size": ranks, "summary": line}), "utf-8")
         partial.rename(path)  # a reader never sees half of it
