@@ -66,6 +66,16 @@ def wait_until_up(process, address, log):
     pytest.fail("the server did not come up")
 
 
+def wait_until_down(address):
+    for _ in range(120):
+        try:
+            urllib.request.urlopen(f"{address}/health", timeout=5)
+        except (urllib.error.URLError, OSError):
+            return
+        time.sleep(0.5)
+    pytest.fail("the server outlived the command that started it")
+
+
 def ask(address, folder, prompt, **options):
     body = {"model": folder, "prompt": prompt, "max_tokens": 16, "temperature": 0}
     body |= {"ignore_eos": True, "return_token_ids": True, "logprobs": 0, **options}
@@ -131,6 +141,7 @@ def test_server(checkpoint, tmp_path, judge):
         assert "swaa adapted 3 of 4 layers" in text
         assert "every worker confirms the recipe" in text
         process.kill()
+        wait_until_down(address)
 
     with server(folder, log) as (process, address):
         wait_until_up(process, address, log)
