@@ -129,7 +129,7 @@ def make_inputs(
 
 
 def keys_seen(
-    attention: Callable[[Tensor, Tensor, Tensor], AttentionOutput],
+    attention: Callable[[Tensor, Tensor, Tensor], AttentionOutput | Tensor],
     *,
     batch: int,
     queries: int,
@@ -146,7 +146,8 @@ def keys_seen(
     show in the output which keys a row saw. ``head_dim`` keys are read per call.
 
     Args:
-        attention: maps ``q, k, v`` of layout ``[batch, tokens, heads, head_dim]`` to the output.
+        attention: maps ``q, k, v`` of layout ``[batch, tokens, heads, head_dim]`` to the output,
+            a tensor of the shape of ``q`` or an :class:`swaa.AttentionOutput`.
         batch: sequences.
         queries: query rows.
         keys: key slots.
@@ -160,7 +161,8 @@ def keys_seen(
         bool ``[batch, queries, keys]``.
 
     Raises:
-        AssertionError: when heads differ, or a row weighs its keys unequally (one counted twice).
+        AssertionError: when the output is not finite, heads differ, a row weighs its keys unequally
+            (one counted twice), or its weights do not sum to one.
     """
     q = torch.zeros(batch, queries, heads, head_dim, dtype=dtype, device=device)
     k = torch.randn(batch, keys, kv_heads, head_dim, device=device).to(dtype)
@@ -169,13 +171,19 @@ def keys_seen(
         count = min(head_dim, keys - first)
         v = torch.zeros(batch, keys, kv_heads, head_dim, dtype=dtype, device=device)
         v[:, first : first + count, :, :count] = torch.eye(count, dtype=dtype)[:, None].to(device)
-        output = attention(q, k, v).output
+        output = attention(q, k, v)
+        output = output.output if isinstance(output, AttentionOutput) else output
+        assert torch.isfinite(output).all(), "the output is not finite"
         weights[..., first : first + count] = output[..., :count].float().cpu()
     seen = weights > 0
     assert (seen == seen[:, :, :1]).all(), "heads saw different keys"
     largest = weights.amax(dim=-1, keepdim=True)
     even = (weights - largest).abs() <= 2 * torch.finfo(dtype).eps * largest
     assert (even | ~seen).all(), "a row weighs its keys unequally: a key was counted twice"
+    total = weights.sum(dim=-1)
+    rounding = torch.finfo(dtype).eps * seen.sum(dim=-1).clamp(min=1)
+    one = ((total - 1).abs() <= rounding) | ~seen.any(dim=-1)
+    assert one.all(), "the weights of a row do not sum to one"
     return seen[:, :, 0]
 
 

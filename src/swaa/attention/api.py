@@ -7,6 +7,7 @@ import importlib
 from types import ModuleType
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from swaa.attention.call import AttentionCall, AttentionOutput, BackendError
@@ -66,7 +67,8 @@ def swaa_attention(
             Default 0. Positions before it are padding: never seen, and zero rows themselves.
         kv_lens: int32 ``[batch]``, keys that exist per sequence; slots behind hold anything.
         cu_seqlens_q: int32 ``[sequences + 1]``, offsets of packed sequences; positions, and
-            ``left``, then count from each sequence's own start.
+            ``left``, then count from each sequence's own start. Tokens behind the last sequence
+            come back as zero rows.
         cu_seqlens_k: as ``cu_seqlens_q`` for the keys; not used with ``block_table``.
         block_table: int32 ``[batch, pages]``, page of each ``page_size`` keys; needs ``kv_lens``.
         scale: factor of the scores; default ``head_dim ** -0.5``.
@@ -76,7 +78,9 @@ def swaa_attention(
         :class:`AttentionOutput`: output shaped as ``q``, and the log-sum-exp of the scores.
 
     Raises:
-        ValueError: for arguments that do not fit each other.
+        TypeError: for a window or a number of sinks that is no whole number.
+        ValueError: for arguments that do not fit each other. Values of tensors on a GPU are not
+            looked at, which would wait for it.
         BackendError: when the named backend cannot serve the call; names those that can.
     """
     call = make_call(
@@ -122,10 +126,8 @@ def make_call(
 ) -> AttentionCall:
     """Check the arguments of :func:`swaa_attention` and fill in the defaults."""
     _check_tensors(q, k, v)
-    if window is not None and window < 1:
-        raise ValueError(f"window is {window}; it must be at least 1 key, or None for full rows")
-    if sink_tokens < 0:
-        raise ValueError(f"sink_tokens is {sink_tokens}; it must be 0 or more")
+    _check_count("window", window if window is not None else 1, 1, "key, or None for full rows")
+    _check_count("sink_tokens", sink_tokens, 0, "tokens")
     _check_layout(q, k, kv_lens, cu_seqlens_q, cu_seqlens_k, block_table)
     sequences = q.shape[0] if cu_seqlens_q is None else len(cu_seqlens_q) - 1
     numbers = {
@@ -138,10 +140,16 @@ def make_call(
     for name, value in numbers.items():
         if isinstance(value, Tensor) and value.shape != (sequences,):
             raise ValueError(f"{name} has shape {tuple(value.shape)}; expected ({sequences},)")
-    if left is not None and (left.ndim != 2 or left.shape[1] != q.shape[1]):
-        raise ValueError(f"left has shape {tuple(left.shape)}; expected (batch or 1, {q.shape[1]})")
+    batch, rows = q.shape[:2]
+    if left is not None and tuple(left.shape) not in ((1, rows), (batch, rows)):
+        raise ValueError(f"left has shape {tuple(left.shape)}; expected ({batch} or 1, {rows})")
     if q_start is None and cu_seqlens_q is None:
-        q_start = (k.shape[1] if kv_lens is None else kv_lens) - q.shape[1]
+        if kv_lens is None and rows > k.shape[1]:
+            raise ValueError(
+                f"{rows} queries and {k.shape[1]} keys: the queries are the last positions unless"
+                " q_start says where they begin"
+            )
+        q_start = (k.shape[1] if kv_lens is None else kv_lens) - rows
     return AttentionCall(
         q=q,
         k=k,
@@ -159,6 +167,13 @@ def make_call(
         block_table=block_table,
         scale=q.shape[-1] ** -0.5 if scale is None else scale,
     )
+
+
+def _check_count(name: str, value: object, least: int, unit: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
+        raise TypeError(f"{name} is {value!r}; expected a whole number")
+    if value < least:
+        raise ValueError(f"{name} is {value}; it must be at least {least} {unit}")
 
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -203,10 +218,41 @@ def _check_layout(
         raise ValueError("packed sequences need both cu_seqlens_q and cu_seqlens_k")
     elif cu_seqlens_k is not None and kv_lens is not None:
         raise ValueError("kv_lens and cu_seqlens_k exclude each other")
-    if cu_seqlens_q is not None and q.shape[0] != 1:
-        raise ValueError(f"packed q must have batch 1, got {q.shape[0]}")
+    if cu_seqlens_q is not None:
+        _check_packed(q, k, cu_seqlens_q, cu_seqlens_k)
+    if kv_lens is not None and block_table is None and _is_readable(kv_lens):
+        longest = int(kv_lens.max()) if kv_lens.numel() else 0
+        if longest > k.shape[1]:
+            raise ValueError(f"kv_lens holds {longest}, but there are {k.shape[1]} key slots")
     if block_table is None and q.shape[0] != k.shape[0]:
         raise ValueError(f"q has batch {q.shape[0]} and k {k.shape[0]}; they must agree")
+
+
+def _check_packed(q: Tensor, k: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor | None) -> None:
+    if q.shape[0] != 1:
+        raise ValueError(f"packed q must have batch 1, got {q.shape[0]}")
+    if cu_seqlens_k is not None:
+        if cu_seqlens_q.ndim != 1 or cu_seqlens_q.shape != cu_seqlens_k.shape:
+            raise ValueError(
+                f"cu_seqlens_q has shape {tuple(cu_seqlens_q.shape)} and cu_seqlens_k"
+                f" {tuple(cu_seqlens_k.shape)}; both are (sequences + 1,)"
+            )
+        _check_offsets("cu_seqlens_k", cu_seqlens_k, k.shape[1])
+    _check_offsets("cu_seqlens_q", cu_seqlens_q, q.shape[1])
+
+
+def _check_offsets(name: str, offsets: Tensor, tokens: int) -> None:
+    """Offsets start at 0, never fall, and stay within the tokens; read on the CPU only."""
+    if not _is_readable(offsets):
+        return
+    values = offsets.tolist()
+    if not values or values[0] != 0 or sorted(values) != values or values[-1] > tokens:
+        raise ValueError(f"{name} is {values}; expected offsets from 0 up to at most {tokens}")
+
+
+def _is_readable(x: Tensor) -> bool:
+    """Whether reading a tensor's values waits for no device and breaks no graph."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def load_backend(name: str) -> ModuleType:

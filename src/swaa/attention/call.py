@@ -112,6 +112,12 @@ class AttentionCall:
             )
         return calls
 
+    def joined(self, outputs: list[Tensor]) -> Tensor:
+        """Outputs of :meth:`sequences` side by side; tokens behind the last one are zero."""
+        rows = sum(output.shape[1] for output in outputs)
+        behind = self.q.new_zeros((1, self.q.shape[1] - rows, self.q.shape[2], self.v.shape[3]))
+        return torch.cat([*outputs, behind], dim=1)
+
     def _keys_of(self, n: int) -> tuple[Tensor, Tensor]:
         """Keys and values ``[1, length, kv_heads, head_dim]`` of a packed call's sequence ``n``."""
         if self.cu_seqlens_k is not None:

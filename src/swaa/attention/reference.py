@@ -23,9 +23,15 @@ def attend(call: AttentionCall) -> AttentionOutput:
     if call.packed:
         parts = [attend(one) for one in call.sequences()]
         lse = torch.cat([_lse(part) for part in parts], dim=2)
-        return AttentionOutput(torch.cat([part.output for part in parts], dim=1), lse)
+        behind = call.q.shape[1] - lse.shape[2]
+        lse = torch.nn.functional.pad(lse, (0, behind), value=float("-inf"))
+        return AttentionOutput(call.joined([part.output for part in parts]), lse)
     if call.paged:
         call = call.gathered()
+    if call.q.shape[1] == 0 or call.k.shape[1] == 0:
+        batch, queries, heads, _ = call.q.shape
+        lse = call.q.new_full((batch, heads, queries), float("-inf"), dtype=torch.float32)
+        return AttentionOutput(call.q.new_zeros((batch, queries, heads, call.v.shape[3])), lse)
     mask = call_mask(call)
     used = mask.any(dim=1)[:, :, None, None]  # unused slots may hold anything, NaN included
     k, v = (torch.where(used, x, torch.zeros_like(x)) for x in (call.k, call.v))

@@ -39,11 +39,11 @@ def refusal(call: AttentionCall) -> str | None:
 def attend(call: AttentionCall) -> AttentionOutput:
     """Attention over sinks and window only, chunk by chunk; ``lse`` is None."""
     if call.packed:
-        return AttentionOutput(torch.cat([attend(c).output for c in call.sequences()], 1), None)
+        return AttentionOutput(call.joined([attend(c).output for c in call.sequences()]), None)
     if call.paged:
         call = call.gathered()
-    if call.q.shape[1] == 0:
-        return AttentionOutput(torch.empty_like(call.q), None)
+    if call.q.shape[1] == 0 or call.k.shape[1] == 0:
+        return AttentionOutput(call.q.new_zeros((*call.q.shape[:3], call.v.shape[3])), None)
     if _plain_causal(call):
         return AttentionOutput(_sdpa(call.q, call.k, call.v, None, call.scale, causal=True), None)
     positions = call.positions()
