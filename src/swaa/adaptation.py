@@ -29,7 +29,12 @@ from swaa.integrations.transformers.attention import (
 )
 from swaa.integrations.transformers.generate import Generate
 from swaa.integrations.transformers.mask import swaa_mask
-from swaa.integrations.transformers.support import Layers, UnsupportedModelError, find_layers
+from swaa.integrations.transformers.support import (
+    Layers,
+    UnsupportedModelError,
+    find_layers,
+    require_model,
+)
 
 _MISSING = object()
 
@@ -95,12 +100,13 @@ def adapt(
         ValueError: for a model that cannot be adapted, with the reason; for a bad configuration;
             for a backend that cannot serve the model.
     """
+    require_model(model)
     resolved = _resolve(model, config)
-    if is_adapted(model):
-        restore(model)
     layers = find_layers(model)
     plans = _plans(resolved, layers)
     name, backends = _pick_backends(model, plans, backend)
+    if is_adapted(model):  # only now: a mistake above leaves the earlier adaptation in force
+        restore(model)
     _install(model, resolved, layers, plans, backends)
     adaptation = Adaptation(resolved, plans, name, _summary(resolved, plans, name))
     if not quiet:
@@ -119,6 +125,7 @@ def restore(model: PreTrainedModel) -> None:
     Raises:
         ValueError: when the model is not adapted.
     """
+    require_model(model)
     if not is_adapted(model):
         raise ValueError("the model is not adapted; there is nothing to restore")
     undo: _Undo = vars(model)["_swaa_undo"]
@@ -148,6 +155,11 @@ def _resolve(
         return config
     if isinstance(config, Mapping):
         return SWAAConfig.from_dict(config)
+    if not isinstance(config, str | Path):
+        raise TypeError(
+            f"config is a {type(config).__name__}; expected a SWAAConfig, a recipe name, the path"
+            " of a JSON file, or a dictionary"
+        )
     from swaa.recipes import load_recipe  # reads files: only when a name was given
 
     return load_recipe(str(config))

@@ -288,3 +288,56 @@ def test_compiled_decoding_calls_one_operator(backend):
     compiled = CompileConfig(backend=backend, fullgraph=True)
     compiled._compile_all_devices = True
     assert torch.equal(model.generate(IDS, compile_config=compiled, **options), expected)
+
+
+def test_holes_are_noticed_in_short_passes_too():
+    model = tiny_model("llama")
+    swaa.adapt(model, SWAAConfig(window=8), quiet=True)
+    mask = torch.ones(1, 48, dtype=torch.long)
+    mask[0, 20:22] = 0
+    first = model(IDS, use_cache=True)
+    with pytest.raises(ValueError, match="holes"):
+        model(IDS[:, :8], attention_mask=mask, past_key_values=first.past_key_values)
+    with pytest.raises(ValueError, match="holes"):
+        model.generate(IDS, attention_mask=mask[:, 8:], prefill_chunk_size=8)
+
+
+def test_prompts_padded_on_the_right_are_refused():
+    model = tiny_model("llama")
+    swaa.adapt(model, SWAAConfig(window=8), quiet=True)
+    mask = torch.ones_like(IDS)
+    mask[0, 38:] = 0
+    with pytest.raises(ValueError, match="padded on the right"):
+        model.generate(IDS, attention_mask=mask, max_new_tokens=2)
+
+
+def test_a_failed_adaptation_leaves_the_earlier_one_in_force():
+    model = tiny_model("llama")
+    swaa.adapt(model, CONFIG, quiet=True)
+    before = logits(model)
+    with pytest.raises(ValueError, match="no layer would slide"):
+        swaa.adapt(model, SWAAConfig(window=8, full_layers="first:1"))
+    assert torch.equal(logits(model), before)
+
+
+@pytest.mark.parametrize("action", [lambda m: swaa.adapt(m, CONFIG), swaa.restore])
+def test_a_name_is_no_model(action):
+    with pytest.raises(TypeError, match="expected a loaded Transformers model, got str"):
+        action("gpt2")
+
+
+def test_a_list_is_no_configuration():
+    with pytest.raises(TypeError, match="config is a list"):
+        swaa.adapt(tiny_model("llama"), ["fast"])
+
+
+def test_a_reset_cache_starts_afresh():
+    config = SWAAConfig(window=8, sink_tokens=3, full_decode=[2])
+    model = tiny_model("llama")
+    plans = swaa.adapt(model, config, quiet=True).plans
+    cache = SWAACache(model.config, plans)
+    with torch.no_grad(), swaa.prompt_length(40):
+        first = model(IDS, past_key_values=cache).logits
+        cache.reset()
+        assert cache.get_seq_length() == cache.kv_bytes() == 0
+        assert torch.equal(model(IDS, past_key_values=cache).logits, first)

@@ -118,11 +118,6 @@ class RollingLayer(DynamicLayer):
         self.cumulative_length -= count
         self._trim(keys[:, :, :kept], values[:, :, :kept])
 
-    def reset(self) -> None:
-        """Forget everything."""
-        super().reset()
-        self.evicted = 0
-
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Slots that the next pass will see, and slots freed before them."""
         return self.cumulative_length - self.evicted + query_length, self.evicted
@@ -144,6 +139,7 @@ class SWAACache(DynamicCache):
 
     def __init__(self, config: PreTrainedConfig, plans: Sequence[LayerPlan]) -> None:
         super().__init__(config=config)
+        self._made_of = (config, tuple(plans))
         for index, (layer, plan) in enumerate(zip(self.layers, plans, strict=True)):
             if type(layer) is DynamicLayer and not plan.keeps_all_keys:
                 self.layers[index] = RollingLayer(plan)
@@ -163,6 +159,12 @@ class SWAACache(DynamicCache):
     def kv_bytes(self) -> int:
         """Bytes of keys and values held now."""
         return sum(layer_bytes(layer) for layer in self.layers)
+
+    def reset(self) -> None:
+        """Forget everything, by new layers: how a layer resets differs between versions."""
+        fresh = SWAACache(*self._made_of)
+        self.layers, self._bytes = fresh.layers, fresh._bytes
+        self.peak_kv_bytes = 0
 
     def has_evicted(self) -> bool:
         """Whether keys that a full row would need are gone."""

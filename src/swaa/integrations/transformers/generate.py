@@ -9,6 +9,7 @@ from transformers import Cache, PreTrainedModel
 
 from swaa.config import LayerPlan
 from swaa.integrations.transformers.cache import SWAACache
+from swaa.integrations.transformers.mask import left_padding
 from swaa.phase import Phase, current_phase, declare
 
 
@@ -27,6 +28,7 @@ class Generate:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model's own ``generate``; same arguments, same result."""
         inputs = args[0] if args else kwargs.get("inputs")
+        _check_mask(kwargs.get("attention_mask"))
         tokens = _prompt_tokens(inputs, kwargs)
         cache = kwargs.get("past_key_values")
         if cache is None:
@@ -89,6 +91,18 @@ class Generate:
                 " conversation as input_ids, so that the prompt can be recomputed"
             )
         cache.reset()
+
+
+def _check_mask(mask: Any) -> None:
+    """Refuse what generation cannot continue: holes, and padding between prompt and answer."""
+    if mask is None:
+        return
+    left_padding(mask)
+    if not bool(mask[:, -1].all()):
+        raise ValueError(
+            "the prompts are padded on the right, between prompt and answer; pad on the left"
+            " (tokenizer.padding_side = 'left')"
+        )
 
 
 def _prompt_tokens(inputs: Any, kwargs: dict[str, Any]) -> int:

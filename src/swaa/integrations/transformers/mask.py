@@ -276,7 +276,12 @@ def swaa_mask(
     if isinstance(q_offset, Tensor):
         # A static layer counts in place, before its attention runs: keep the number as it is now.
         q_offset = int(q_offset) if q_length > FEW_ROWS else q_offset.clone()
-    starts = None if attention_mask is None else _padding(attention_mask, q_length)
+    phase = current_phase()
+    starts = None
+    if attention_mask is not None:
+        # generate has checked the prompt's mask, and appends only ones to it.
+        known = phase.generating and FEW_ROWS >= q_length < attention_mask.shape[-1]
+        starts = left_padding(attention_mask, check=not known)
     rows = RowInfo(
         batch=batch_size,
         queries=q_length,
@@ -284,7 +289,7 @@ def swaa_mask(
         starts=starts,
         native_window=local_size,
         kv_offset=kv_offset,
-        phase=current_phase(),
+        phase=phase,
         device=torch.device(device),
     )
     if local_size is None and not torch.compiler.is_compiling():
@@ -292,21 +297,32 @@ def swaa_mask(
     return rows
 
 
-def _padding(mask: Tensor, q_length: int) -> Tensor | None:
-    """First real slot ``[batch]`` of a mask ``[batch, slots]``; None without left padding."""
+def left_padding(mask: Tensor, *, check: bool = True) -> Tensor | None:
+    """First real slot of each sequence.
+
+    Args:
+        mask: 1 where a slot is real, ``[batch, slots]``.
+        check: look for holes, and for padding at all, which waits for the device.
+
+    Returns:
+        int32 ``[batch]``, or None where a check found no left padding.
+
+    Raises:
+        ValueError: when real slots do not follow one another.
+    """
     real = mask.bool()
     starts = (real.long().cumsum(-1) == 0).sum(-1)
-    if q_length > FEW_ROWS or q_length == mask.shape[-1]:
-        # Once per prompt, not per token: it reads from the device.
-        inside = real.long().sum(-1) + starts
-        ends = mask.shape[-1] - (real.flip(-1).long().cumsum(-1) == 0).sum(-1)
-        if bool(((inside != ends) & (ends > 0)).any()):
-            raise ValueError(
-                "the attention mask has holes; swaa serves left and right padding only"
-            )
-        if not bool(starts.any()):
-            return None
-    return starts.to(torch.int32)
+    if not check:
+        return starts.to(torch.int32)
+    ends = mask.shape[-1] - (real.flip(-1).long().cumsum(-1) == 0).sum(-1)
+    holes = ((real.long().sum(-1) + starts != ends) & (ends > 0)).any()
+    message = "the attention mask has holes; swaa serves left and right padding only"
+    if torch.compiler.is_compiling():  # cannot branch on what the mask holds
+        torch.ops.aten._assert_async.msg(~holes, message)
+        return starts.to(torch.int32)
+    if bool(holes):
+        raise ValueError(message)
+    return starts.to(torch.int32) if bool(starts.any()) else None
 
 
 def _shifted(value: Position | None, gone: int) -> Position | None:

@@ -41,8 +41,7 @@ def find_layers(model: PreTrainedModel) -> Layers:
         TypeError: for anything but a loaded Transformers model.
         UnsupportedModelError: with the reason, for a model that swaa would answer wrongly.
     """
-    if not isinstance(model, PreTrainedModel):
-        raise TypeError(f"expected a loaded Transformers model, got {type(model).__name__}")
+    require_model(model)
     refuse_unsupported(model)
     config = model.config
     count = config.num_hidden_layers
@@ -66,6 +65,12 @@ def find_layers(model: PreTrainedModel) -> Layers:
             f"{_name(model)} has no full-attention layer: every layer slides or has no attention"
         )
     return Layers(count, full, native)
+
+
+def require_model(model: object) -> None:
+    """Raise :class:`TypeError` for anything but a loaded Transformers model."""
+    if not isinstance(model, PreTrainedModel):
+        raise TypeError(f"expected a loaded Transformers model, got {type(model).__name__}")
 
 
 def attention_modules(model: PreTrainedModel) -> dict[int, nn.Module]:
