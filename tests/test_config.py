@@ -174,3 +174,15 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path):
         SWAAConfig.load(path)
     with pytest.raises(FileNotFoundError, match="missing"):
         SWAAConfig.load(tmp_path / "missing.json")
+
+
+def test_a_version_that_never_was_is_refused():
+    with pytest.raises(ValueError, match="there is no such version"):
+        SWAAConfig.from_dict({"version": 0, "window": 8})
+
+
+def test_an_index_into_a_single_configuration_is_refused(tmp_path):
+    path = tmp_path / "one.json"
+    SWAAConfig(window=8).save(path)
+    with pytest.raises(ValueError, match="leave out '#3'"):
+        SWAAConfig.load(f"{path}#3")

@@ -204,11 +204,13 @@ def _check_count(name: str, value: object, least: int, unit: str) -> None:
 
 
 def _check_version(version: object) -> None:
-    if version != CONFIG_VERSION:
-        raise ValueError(
-            f"format version {version!r}; this swaa reads version {CONFIG_VERSION}:"
-            " upgrade swaa to read a newer file"
-        )
+    if version == CONFIG_VERSION:
+        return
+    newer = isinstance(version, int) and version > CONFIG_VERSION
+    remedy = "upgrade swaa to read a newer file" if newer else "there is no such version"
+    raise ValueError(
+        f"format version {version!r}; this swaa reads version {CONFIG_VERSION}: {remedy}"
+    )
 
 
 def _from_authors(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -243,10 +245,13 @@ def _read_json(path: str) -> tuple[str, Any]:
 
 def _select(values: Any, path: str) -> Any:
     """One configuration out of a file's content: itself, a recipe's, or one of a settings list."""
-    if not isinstance(values, list):
-        return values.get("config", values) if isinstance(values, dict) else values
     name, _, index = path.rpartition("#")
-    if not name or not index.isdecimal():
+    indexed = bool(name) and index.isdecimal()
+    if not isinstance(values, list):
+        if indexed:
+            raise ValueError(f"holds one configuration, no list; leave out '#{index}'")
+        return values.get("config", values) if isinstance(values, dict) else values
+    if not indexed:
         if len(values) != 1:
             raise ValueError(f"holds {len(values)} settings; name one by '{path}#0' and so on")
         name, index = path, "0"
