@@ -7,7 +7,8 @@ from swaa import results
 from swaa.adaptation import is_adapted
 from swaa.cli import main
 from swaa.demo import DemoOptions, demo_settings, make_needles, run_demo
-from swaa.demo.needles import encode, read_text
+from swaa.demo.needles import encode
+from swaa.evaluation.tasks.haystack import read_filler
 from swaa.models import load_model
 from tests.checkpoint import save_checkpoint
 
@@ -81,7 +82,7 @@ def test_prompts_the_model_cannot_take(loaded, sizes, message):
 
 
 def test_text_is_whole_paragraphs():
-    text = read_text()
+    text = read_filler()
     assert text.startswith("Chapter 1\nSir Walter Elliot, of Kellynch Hall")
     assert len(text) > 100_000
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import random
 import re
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-NAMES = (
-    "Lisbon", "Oslo", "Nairobi", "Kyoto", "Lima", "Geneva", "Havana", "Cairo",
-    "Dublin", "Manila", "Prague", "Quito", "Riga", "Seoul", "Tunis", "Vienna",
-)  # fmt: skip
+from swaa.evaluation.tasks.facts import pick_names, pick_numbers, sentence, share_found
+from swaa.evaluation.tasks.haystack import read_filler
 
 DEEPEST = 0.7
 """Needles lie in the first 70 % of the text: beyond the reach of a window of a quarter of it."""
@@ -39,13 +36,7 @@ class Needle:
 
     def is_answered(self, text: str) -> bool:
         """Whether a reply holds the digits, whatever else it says."""
-        return self.digits in text.replace(",", "")
-
-
-def read_text() -> str:
-    """The text that ships with the package, one paragraph a line; see README.md beside it."""
-    raw = importlib.resources.files("swaa.demo").joinpath("persuasion.txt").read_text("utf-8")
-    return "\n".join(" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", raw))
+        return share_found([self.digits], text).value == 1.0
 
 
 def make_needles(
@@ -65,16 +56,14 @@ def make_needles(
     Raises:
         ValueError: when ``tokens`` leaves no room for a needle, or exceeds the shipped text.
     """
-    ids = encode(tokenizer, read_text())
+    ids = encode(tokenizer, read_filler())
     if not 64 <= tokens <= len(ids):
         raise ValueError(f"needle documents of {tokens} tokens; expected 64 to {len(ids):,}")
     chance = random.Random(seed)
-    names = [NAMES[index % len(NAMES)] for index in range(count)]
-    chance.shuffle(names)
     needles = []
-    for index, name in enumerate(names):
-        digits = str(chance.randint(1_000_000, 9_999_999))
-        fact = f"One of the special magic numbers for {name} is: {digits}."
+    for index in range(count):
+        (name,), (digits,) = pick_names(chance, 1), pick_numbers(chance, 1)
+        fact = sentence(name, digits)
         length = tokens - len(encode(tokenizer, f" {fact}"))
         first = index * (len(ids) - length) // max(1, count - 1)
         text = decode(tokenizer, ids[first : first + length])
