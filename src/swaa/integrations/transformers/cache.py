@@ -162,7 +162,10 @@ class SWAACache(DynamicCache):
 
     def reset(self) -> None:
         """Forget everything, by new layers: how a layer resets differs between versions."""
+        recording = any(getattr(layer, "record_past", False) for layer in self.layers)
         fresh = SWAACache(*self._made_of)
+        if recording:
+            fresh.activate_past_recording()
         self.layers, self._bytes = fresh.layers, fresh._bytes
         self.peak_kv_bytes = 0
 
