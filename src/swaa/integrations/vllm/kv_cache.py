@@ -89,37 +89,32 @@ def reuse_limit(managers: Any, prompt_length: int) -> int | None:
     return max(0, prompt_length - ours[0].dense_tail)
 
 
-def _same(specs: list[Any]) -> bool:
-    return all(type(spec) is type(specs[0]) and spec == specs[0] for spec in specs)
+class _OneKind:
+    """What the specs of full attention share: a group holds layers of one kind only."""
+
+    @classmethod
+    def merge(cls, specs: list[Any]) -> Any:
+        """One spec for layers of one kind."""
+        same = all(type(spec) is type(specs[0]) and spec == specs[0] for spec in specs)
+        assert same, "layers of one group must agree in all numbers"
+        return specs[0]
 
 
 @dataclass(frozen=True, kw_only=True)
-class AllKeysSpec(FullAttentionSpec):
+class AllKeysSpec(_OneKind, FullAttentionSpec):
     """All keys stay; see :class:`Memory` for the fields."""
 
     dense_tail: int = 0
     prompt_only: bool = False
 
-    @classmethod
-    def merge(cls, specs: list[Any]) -> Any:
-        """One spec for layers of one kind."""
-        assert _same(specs), "layers of one group must agree in all numbers"
-        return specs[0]
-
 
 @dataclass(frozen=True, kw_only=True)
-class TailSpec(FullAttentionSpec):
+class TailSpec(_OneKind, FullAttentionSpec):
     """All keys stay until the prompt is computed, then sinks and ``sliding_window``."""
 
     sink_tokens: int = 0
     dense_tail: int = 0
     prompt_only: bool = False
-
-    @classmethod
-    def merge(cls, specs: list[Any]) -> Any:
-        """One spec for layers of one kind."""
-        assert _same(specs), "layers of one group must agree in all numbers"
-        return specs[0]
 
 
 @dataclass(frozen=True, kw_only=True)
