@@ -198,17 +198,14 @@ def _pick_backends(
             logging.getLogger("swaa").info("backend %s not used: %s", other, reason)
     else:
         require_backend(requested, prompt)
-    # A backend for prompts only leaves decoding to the best other one; the summary says so.
-    decoder = requested if requested != "auto" and not why_not(requested, decode) else None
-    decoder = decoder or choose_backend(decode).name
-    ready_made = _probe(model, plan, 256, static=True) if requested == "auto" else prompt
-    # "auto" stays open: the model may be moved to another device later.
-    backends = Backends(
-        requested,
-        requested if requested == "auto" else decoder,
-        traced=pick(requested, ready_made),
-    )
-    return name if name == decoder else f"{name} (decoding: {decoder})", backends
+    # A backend for prompts only leaves decoding to the best other one; the summary says so. "auto"
+    # stays open: the model may be moved to another device later.
+    open_or_able = requested == "auto" or why_not(requested, decode) is None
+    decoder = requested if open_or_able else choose_backend(decode).name
+    traced = _probe(model, plan, 256, static=True) if requested == "auto" else prompt
+    backends = Backends(requested, decoder, traced=pick(requested, traced))
+    shown = choose_backend(decode).name if decoder == "auto" else decoder
+    return name if name == shown else f"{name} (decoding: {shown})", backends
 
 
 def _probe(model: PreTrainedModel, plan: LayerPlan, rows: int, *, static: bool) -> AttentionCall:
