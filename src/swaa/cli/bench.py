@@ -1,13 +1,17 @@
-"""`swaa bench`: measure on this GPU, against the best that others ship."""
+"""`swaa bench`: measure on this GPU, against the best that others ship.
+
+Each thing to measure is a module ``swaa.cli.bench_<name>`` beside this file: its
+``register(subparsers)`` adds the sub-verb and sets the default ``bench`` to the function that runs
+it, ``(args) -> exit code``.
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from swaa.benchmark.kernels import Options
+import importlib
+import pkgutil
+from pathlib import Path
+from typing import Any
 
 
 def register(subparsers: Any) -> None:
@@ -18,104 +22,11 @@ def register(subparsers: Any) -> None:
         description="Measure on this GPU, in one process with the best stock kernels.",
     )
     what = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
-    kernels = what.add_parser(
-        "kernels",
-        help="attention kernels: prefill, decode, backward",
-        description="Time attention kernels. Each first shows on this GPU which keys its rows see;"
-        " one whose mask is wrong is not timed. The last line of stdout is JSON.",
-    )
-    kernels.add_argument(
-        "--phases",
-        default="prefill,decode,backward",
-        metavar="P",
-        help="of prefill, decode, backward (default: all)",
-    )
-    for flag, default, text in (
-        ("--lengths", "32768,131072", "tokens, for prefill and full decode"),
-        ("--backward-lengths", "32768", "tokens, for backward"),
-        ("--windows", "2048", "keys a sliding row sees, itself included"),
-        ("--sink-tokens", "128", "first tokens that every row sees"),
-    ):
-        help_text = f"{text}; several with commas (default: {default})"
-        kernels.add_argument(flag, default=default, metavar="N", help=help_text)
-    for flag, default, text in (
-        ("--heads", 32, "query heads"),
-        ("--kv-heads", 8, "key and value heads"),
-        ("--head-dim", 128, "channels per head"),
-        ("--batch", 32, "sequences, for sliding decode"),
-    ):
-        kernels.add_argument(
-            flag, type=int, default=default, metavar="N", help=f"{text} (default: {default})"
-        )
-    kernels.add_argument(
-        "--dtype", default="bfloat16", metavar="T", help="bfloat16 or float16 (default: bfloat16)"
-    )
-    kernels.add_argument(
-        "--backends", default="triton,fa4", metavar="B", help="of ours (default: triton,fa4)"
-    )
-    kernels.add_argument(
-        "--no-stock", action="store_true", help="measure ours only (default: stock kernels too)"
-    )
-    kernels.add_argument(
-        "--again", action="store_true", help="measure what is measured already (default: show it)"
-    )
-    kernels.add_argument(
-        "--output", default="results", metavar="DIR", help="folder of results (default: results)"
-    )
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        if module.name.startswith("bench_"):
+            importlib.import_module(f"swaa.cli.{module.name}").register(what)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, print and keep the results."""
-    options = _options(args)
-
-    import torch
-
-    from swaa import results
-    from swaa.benchmark import kernels
-    from swaa.benchmark.kernels_plot import plot_kernels
-
-    result = None
-    if torch.cuda.is_available() and not args.again:
-        name, config = kernels.file_name(options), kernels.config_of(options)
-        result = results.find("kernels", name, config, folder=args.output)
-    if result is None:
-        result = kernels.measure(options)
-    else:
-        print(f"measured on {result.provenance.created[:10]}; --again measures anew")
-        for row in result.rows[1:]:
-            print(kernels.describe(dict(row)))
-    path = results.save(result, folder=args.output)
-    try:
-        title = f"{result.provenance.device}, torch {result.provenance.versions['torch']}"
-        plot_kernels(result.rows, path.with_suffix(".png"), title=title)
-    except ValueError as error:  # the numbers are there all the same
-        print(f"no plot: {error}")
-    print(f"kept in {path}")
-    print(json.dumps(result.to_dict()))
-    return 0
-
-
-def _options(args: argparse.Namespace) -> Options:
-    from swaa.benchmark.kernels import Options
-
-    return Options(
-        phases=tuple(args.phases.split(",")),
-        lengths=_numbers(args.lengths, "--lengths"),
-        backward_lengths=_numbers(args.backward_lengths, "--backward-lengths"),
-        windows=_numbers(args.windows, "--windows"),
-        sink_tokens=_numbers(args.sink_tokens, "--sink-tokens", least=0),
-        heads=args.heads,
-        kv_heads=args.kv_heads,
-        head_dim=args.head_dim,
-        batch=args.batch,
-        dtype=args.dtype,
-        backends=tuple(args.backends.split(",")),
-        stock=not args.no_stock,
-    )
-
-
-def _numbers(text: str, flag: str, least: int = 1) -> tuple[int, ...]:
-    words = text.split(",")
-    if not all(word.isdecimal() and int(word) >= least for word in words):
-        raise ValueError(f"{flag} {text}: expected whole numbers of at least {least}, with commas")
-    return tuple(int(word) for word in words)
+    """Measure what was asked for, and return the exit code."""
+    return args.bench(args)

@@ -1,4 +1,4 @@
-"""Flags shared by every verb that takes a recipe, and the configuration they make."""
+"""Flags that several verbs share, and the configuration that those of a recipe make."""
 
 from __future__ import annotations
 
@@ -97,6 +97,23 @@ def name_from(args: argparse.Namespace, *, default: str = DEFAULT_RECIPE) -> str
     """
     given = [f"{name}={getattr(args, name)}" for name in _FLAGS if getattr(args, name) is not None]
     return " ".join([args.recipe if args.recipe is not None else default, *given])
+
+
+def whole_numbers(text: str, flag: str, *, least: int = 1) -> tuple[int, ...]:
+    """The numbers of a flag that takes several with commas: ``8192,32768``.
+
+    Args:
+        text: what was given.
+        flag: for the message.
+        least: smallest number allowed.
+
+    Raises:
+        ValueError: naming the flag, for anything else.
+    """
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() and int(word) >= least for word in words):
+        raise ValueError(f"{flag} {text}: expected whole numbers of at least {least}, with commas")
+    return tuple(int(word) for word in words)
 
 
 def _changes(args: argparse.Namespace) -> dict[str, Any]:

@@ -1,0 +1,111 @@
+"""`swaa bench kernels`: attention kernels on this GPU, against the best that others ship."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+from swaa.cli.options import whole_numbers
+
+if TYPE_CHECKING:
+    from swaa.benchmark.kernels import Options
+
+
+def register(subparsers: Any) -> None:
+    """Add the sub-verb to ``swaa bench``."""
+    parser = subparsers.add_parser(
+        "kernels",
+        help="attention kernels: prefill, decode, backward",
+        description="Time attention kernels. Each first shows on this GPU which keys its rows see;"
+        " one whose mask is wrong is not timed. The last line of stdout is JSON.",
+    )
+    parser.add_argument(
+        "--phases",
+        default="prefill,decode,backward",
+        metavar="P",
+        help="of prefill, decode, backward (default: all)",
+    )
+    for flag, default, text in (
+        ("--lengths", "32768,131072", "tokens, for prefill and full decode"),
+        ("--backward-lengths", "32768", "tokens, for backward"),
+        ("--windows", "2048", "keys a sliding row sees, itself included"),
+        ("--sink-tokens", "128", "first tokens that every row sees"),
+    ):
+        help_text = f"{text}; several with commas (default: {default})"
+        parser.add_argument(flag, default=default, metavar="N", help=help_text)
+    for flag, default, text in (
+        ("--heads", 32, "query heads"),
+        ("--kv-heads", 8, "key and value heads"),
+        ("--head-dim", 128, "channels per head"),
+        ("--batch", 32, "sequences, for sliding decode"),
+    ):
+        parser.add_argument(
+            flag, type=int, default=default, metavar="N", help=f"{text} (default: {default})"
+        )
+    parser.add_argument(
+        "--dtype", default="bfloat16", metavar="T", help="bfloat16 or float16 (default: bfloat16)"
+    )
+    parser.add_argument(
+        "--backends", default="triton,fa4", metavar="B", help="of ours (default: triton,fa4)"
+    )
+    parser.add_argument(
+        "--no-stock", action="store_true", help="measure ours only (default: stock kernels too)"
+    )
+    parser.add_argument(
+        "--again", action="store_true", help="measure what is measured already (default: show it)"
+    )
+    parser.add_argument(
+        "--output", default="results", metavar="DIR", help="folder of results (default: results)"
+    )
+    parser.set_defaults(bench=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, print and keep the results."""
+    options = _options(args)
+
+    import torch
+
+    from swaa import results
+    from swaa.benchmark import kernels
+    from swaa.benchmark.kernels_plot import plot_kernels
+
+    result = None
+    if torch.cuda.is_available() and not args.again:
+        name, config = kernels.file_name(options), kernels.config_of(options)
+        result = results.find("kernels", name, config, folder=args.output)
+    if result is None:
+        result = kernels.measure(options)
+    else:
+        print(f"measured on {result.provenance.created[:10]}; --again measures anew")
+        for row in result.rows[1:]:
+            print(kernels.describe(dict(row)))
+    path = results.save(result, folder=args.output)
+    try:
+        title = f"{result.provenance.device}, torch {result.provenance.versions['torch']}"
+        plot_kernels(result.rows, path.with_suffix(".png"), title=title)
+    except ValueError as error:  # the numbers are there all the same
+        print(f"no plot: {error}")
+    print(f"kept in {path}")
+    print(json.dumps(result.to_dict()))
+    return 0
+
+
+def _options(args: argparse.Namespace) -> Options:
+    from swaa.benchmark.kernels import Options
+
+    return Options(
+        phases=tuple(args.phases.split(",")),
+        lengths=whole_numbers(args.lengths, "--lengths"),
+        backward_lengths=whole_numbers(args.backward_lengths, "--backward-lengths"),
+        windows=whole_numbers(args.windows, "--windows"),
+        sink_tokens=whole_numbers(args.sink_tokens, "--sink-tokens", least=0),
+        heads=args.heads,
+        kv_heads=args.kv_heads,
+        head_dim=args.head_dim,
+        batch=args.batch,
+        dtype=args.dtype,
+        backends=tuple(args.backends.split(",")),
+        stock=not args.no_stock,
+    )
