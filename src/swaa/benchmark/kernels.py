@@ -154,7 +154,7 @@ def _measure_one(candidate: Candidate, shape: Shape, matmul: float, copy: float)
         "refused": None,
     }
     try:
-        _require_exact(candidate, shape)
+        require_exact(candidate, shape)
         times = _time(candidate, shape)
     except Exception as error:  # a kernel that fails is a row of the table, not the end of it
         return row | {"refused": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
@@ -171,7 +171,7 @@ def _measure_one(candidate: Candidate, shape: Shape, matmul: float, copy: float)
     }
 
 
-def _require_exact(candidate: Candidate, shape: Shape) -> None:
+def require_exact(candidate: Candidate, shape: Shape) -> None:
     """Raise unless the kernel shows exactly its mask's keys, at the same window and sinks."""
     mask = candidate.mask
     keys = 1000 if mask.window is None else mask.window + mask.sink_tokens + 300

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +36,19 @@ class Tile:
     registers: int = 0
 
 
-@functools.cache
+_forced: dict[str, Tile] = {}
+
+
+@contextlib.contextmanager
+def forced(kernel: str, tile: Tile) -> Iterator[None]:
+    """Run a kernel with another tile than the table's: for tuning."""
+    _forced[kernel] = tile
+    try:
+        yield
+    finally:
+        del _forced[kernel]
+
+
 def tile_for(kernel: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> Tile:
     """The tile of a kernel: from the table of this GPU, of its architecture, or of any GPU.
 
@@ -44,13 +58,23 @@ def tile_for(kernel: str, device: torch.device, dtype: torch.dtype, head_dim: in
         dtype: of q, k and v.
         head_dim: channels per head; the entry of the next larger one serves.
     """
-    size = "32" if dtype == torch.float32 else "16"
-    for name in table_names(device):
-        entries = load_table(name).get(kernel, {}).get(size, {})
+    return _forced.get(kernel) or _tile_of_table(kernel, device, dtype, head_dim)
+
+
+@functools.cache
+def _tile_of_table(kernel: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> Tile:
+    for entries in table_entries(kernel, device, dtype):
         fitting = [int(key) for key in entries if int(key) >= head_dim]
         if fitting:
             return Tile(**entries[str(min(fitting))])
     raise AssertionError(f"default.json has no tile for {kernel}, {dtype}, head_dim {head_dim}")
+
+
+def table_entries(kernel: str, device: torch.device, dtype: torch.dtype) -> list[dict[str, dict]]:
+    """``{head_dim: tile}`` of a kernel in each table that may hold for a device, best first."""
+    size = "32" if dtype == torch.float32 else "16"
+    found = [load_table(name).get(kernel, {}).get(size, {}) for name in table_names(device)]
+    return [entries for entries in found if entries]
 
 
 def table_names(device: torch.device) -> tuple[str, ...]:

@@ -1,0 +1,70 @@
+"""`swaa bench tune-kernels`: the tile sizes of our Triton kernels for this GPU."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from swaa.cli.options import whole_numbers
+
+
+def register(subparsers: Any) -> None:
+    """Add the sub-verb to ``swaa bench``."""
+    parser = subparsers.add_parser(
+        "tune-kernels",
+        help="find the tile sizes of our Triton kernels for this GPU",
+        description="Try tile sizes one knob at a time, from those in force; exact masks and"
+        " gradients first. Writes the table of this GPU, which then is what the kernels run with."
+        " Takes minutes: every tile is compiled. The last line of stdout is JSON.",
+    )
+    parser.add_argument(
+        "--kernels",
+        default="hopper,prefill,dq,dkdv,sinks",
+        metavar="K",
+        help="of hopper, prefill, dq, dkdv, sinks (default: all that this GPU uses)",
+    )
+    parser.add_argument(
+        "--head-dims",
+        default="64,128,256",
+        metavar="N",
+        help="channels per head, several with commas (default: 64,128,256)",
+    )
+    parser.add_argument(
+        "--dtype", default="bfloat16", metavar="T", help="bfloat16 or float16 (default: bfloat16)"
+    )
+    for flag, default, text in (
+        ("--tokens", 16_384, "length of the prompt that is timed, in tokens"),
+        ("--window", 2048, "keys a sliding row sees, itself included"),
+        ("--sink-tokens", 128, "first tokens that every row sees"),
+    ):
+        parser.add_argument(
+            flag, type=int, default=default, metavar="N", help=f"{text} (default: {default})"
+        )
+    parser.add_argument(
+        "--output", metavar="DIR", help="folder of the table (default: inside the package)"
+    )
+    parser.set_defaults(bench=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Tune, print what was tried, and keep the table."""
+    import importlib.util
+
+    if importlib.util.find_spec("triton") is None:
+        raise ValueError("needs Triton, which comes with PyTorch for GPUs")
+    from swaa.benchmark import tune_kernels
+
+    options = tune_kernels.Options(
+        kernels=tuple(args.kernels.split(",")),
+        head_dims=whole_numbers(args.head_dims, "--head-dims"),
+        dtype=args.dtype,
+        tokens=args.tokens,
+        window=args.window,
+        sink_tokens=args.sink_tokens,
+    )
+    table = tune_kernels.tune(options)
+    path = tune_kernels.save(table, args.output)
+    print(f"kept in {path}")
+    print(json.dumps(table))
+    return 0
