@@ -5,6 +5,7 @@ import pytest
 from swaa import cli, models
 from swaa.config import SWAAConfig
 from swaa.evaluation import sources
+from swaa.evaluation.prompt import Prompt
 from tests.evaluation.server import serve
 
 
@@ -15,6 +16,9 @@ def tiny(loaded, monkeypatch, tmp_path):
     monkeypatch.setattr(models, "load_model", lambda name, **options: loaded)
     monkeypatch.setattr(sources, "load_tokenizer", lambda name, **options: loaded.tokenizer)
     return loaded
+
+
+_LIGHT = ["--tasks", "needle", "--lengths", "600", "--samples", "1"]
 
 
 def _run(*words):
@@ -45,6 +49,19 @@ def test_recipes_are_measured_on_the_same_samples_and_kept(tiny, capsys, tmp_pat
         if path.suffix == ".jsonl" and "needle" in path.name
     ]
     assert prompts[0] == prompts[1] == prompts[2]
+
+
+def test_prompts_are_encoded_once_for_all_settings(tiny, monkeypatch, tmp_path):
+    calls = []
+    encode = Prompt.encode
+    monkeypatch.setattr(Prompt, "encode", lambda *args: calls.append(1) or encode(*args))
+    counts = []
+    for recipes in ("full", "full,naive,fast"):
+        calls.clear()
+        words = ["--recipes", recipes, "--results", str(tmp_path / recipes)]
+        assert cli.main(["eval", "tiny", *words, *_LIGHT]) == 0
+        counts.append(len(calls))
+    assert counts[0] == counts[1] > 0
 
 
 def test_a_served_model_is_asked(tiny, capsys):
@@ -91,9 +108,8 @@ def test_settings_of_one_file_name_are_told_apart(tiny, capsys, tmp_path):
     for folder, window in (("a", 100), ("b", 200)):
         (tmp_path / folder).mkdir()
         SWAAConfig(window=window).save(tmp_path / folder / "x.json")
-    words = ["--tasks", "needle", "--lengths", "600", "--samples", "1", "--json"]
     for _ in range(2):
-        assert cli.main(["eval", "tiny", *words, "--recipes", "a/x.json,b/x.json"]) == 0
+        assert cli.main(["eval", "tiny", *_LIGHT, "--json", "--recipes", "a/x.json,b/x.json"]) == 0
         rows = json.loads(capsys.readouterr().out)
         assert [row["recipe"] for row in rows] == ["a/x.json", "b/x.json"]
         assert rows[0]["file"] != rows[1]["file"]

@@ -11,10 +11,10 @@ from typing import Any, Protocol
 
 from swaa import results
 from swaa.config import SWAAConfig
-from swaa.evaluation.engines import Engine
+from swaa.evaluation.engines import Engine, Request
 from swaa.evaluation.judge import Judge
 from swaa.evaluation.prompt import Prompt
-from swaa.evaluation.run import Outcome, Run, execute, find, is_likelihood
+from swaa.evaluation.run import Outcome, Run, execute, find, is_likelihood, make_requests
 from swaa.evaluation.sample import Sample
 from swaa.evaluation.statistics import mcnemar, retention
 from swaa.evaluation.summary import by_place, is_right
@@ -103,14 +103,23 @@ class Comparison:
             if outcome is None
         ]
         meter = _Meter(weights, progress)
-        return [
-            outcome or self._execute(source, run, group, meter)
-            for (_, _, runs), done, group in zip(groups, found, samples, strict=True)
-            for run, outcome in zip(runs, done, strict=True)
-        ]
+        outcomes: list[Outcome] = []
+        for (_, _, runs), done, group in zip(groups, found, samples, strict=True):
+            # Once for all settings: encoding long prompts takes as long as some models' answers.
+            requests = make_requests(self.prompt, group)
+            outcomes += [
+                outcome or self._execute(source, run, group, requests, meter)
+                for run, outcome in zip(runs, done, strict=True)
+            ]
+        return outcomes
 
     def _execute(
-        self, source: Source, run: Run, samples: Sequence[Sample], meter: _Meter
+        self,
+        source: Source,
+        run: Run,
+        samples: Sequence[Sample],
+        requests: Sequence[Request],
+        meter: _Meter,
     ) -> Outcome:
         engine = source.engine(run.config)
         with source.running(engine):
@@ -123,6 +132,7 @@ class Comparison:
                 judge=self.judge,
                 device=source.device,
                 progress=meter.of(len(samples), f"{run.setting}: {run.task.name}"),
+                requests=requests,
             )
         meter.finish()
         return outcome

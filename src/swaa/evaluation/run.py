@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,6 +128,7 @@ def execute(
     device: str = "cpu",
     packages: Sequence[str] = (),
     progress: Callable[[int], None] | None = None,
+    requests: Sequence[Request] | None = None,
 ) -> Outcome:
     """Answer what is not answered yet, score, and write the result.
 
@@ -141,6 +142,7 @@ def execute(
         device: as torch writes it, for the record.
         packages: more packages whose versions matter.
         progress: called with the number of samples done so far, at the start and after each.
+        requests: of the samples, where other runs had them made already (:func:`make_requests`).
 
     Raises:
         ValueError: when another process writes this run, or a prompt has changed under a sample
@@ -156,7 +158,9 @@ def execute(
             records = file.samples
             rows = likelihood.summarize(records, run.config)
         else:
-            _answer(run, samples, engine, file, batch_size, progress)
+            if requests is None:
+                requests = make_requests(run.prompt, samples)
+            _answer(run, samples, requests, engine, file, batch_size, progress)
             order = {sample.id: place for place, sample in enumerate(samples)}
             records = sorted(file.samples, key=lambda record: order[record["id"]])
             if judge is not None and run.task.needs_judge:
@@ -182,13 +186,13 @@ def is_likelihood(run: Run) -> bool:
 def _answer(
     run: Run,
     samples: Sequence[Sample],
+    requests: Sequence[Request],
     engine: Engine,
     file: SamplesFile,
     batch_size: int,
     progress: Callable[[int], None] | None,
 ) -> None:
     """Append a record of each prompt that has none yet."""
-    requests = [_request(run.prompt, sample) for sample in samples]
     prints = {request.id: fingerprint(request.ids) for request in requests}
     done = _done(file, prints)
     if progress is not None:
@@ -210,6 +214,11 @@ def _answer(
 def fingerprint(ids: Sequence[int]) -> str:
     """Eight hexadecimal digits that stand for a prompt's tokens."""
     return hashlib.sha256(" ".join(map(str, ids)).encode()).hexdigest()[:8]
+
+
+def make_requests(prompt: Prompt, samples: Iterable[Sample]) -> list[Request]:
+    """The prompts of samples, encoded: the same for every setting."""
+    return [_request(prompt, sample) for sample in samples]
 
 
 def _request(prompt: Prompt, sample: Sample) -> Request:

@@ -85,6 +85,7 @@ def hide(
     """
     text = _Text(intro, tuple(sorted(sentences, key=lambda item: item[0])), chance)
 
+    @functools.cache  # the search comes back to texts, and counting is all of its time
     def missing(context: str) -> int:
         return length - prompt.count(context, question, answer_prefix)
 
