@@ -24,11 +24,13 @@ class Phase(NamedTuple):
         rows: bool ``[batch, tokens]``, True where a row is an answer token; overrides
             ``prompt_length``.
         generating: whether a ``generate`` of ours runs, which never packs sequences.
+        full: every row of every adapted layer sees everything, whatever the configuration.
     """
 
     prompt_length: int | Tensor | None = None
     rows: Tensor | None = None
     generating: bool = False
+    full: bool = False
 
 
 _PHASE: ContextVar[Phase | None] = ContextVar("swaa_phase", default=None)
@@ -105,4 +107,17 @@ def attention_rows(answer: Tensor) -> Iterator[None]:
     if not isinstance(answer, Tensor) or answer.dtype != torch.bool or answer.ndim != 2:
         raise TypeError("attention_rows expects a boolean tensor [batch, tokens]")
     with declare(Phase(rows=answer)):
+        yield
+
+
+@contextmanager
+def full_attention() -> Iterator[None]:
+    """Let an adapted model attend as it did before, for the direct calls inside the block.
+
+    For a teacher that is the same model: nothing is restored or adapted again.
+
+    >>> with full_attention(), torch.no_grad():  # doctest: +SKIP
+    ...     teacher = model(ids).logits
+    """
+    with declare(Phase(full=True)):
         yield

@@ -5,6 +5,7 @@ import torch
 
 import swaa
 from swaa import SWAAConfig
+from swaa.phase import full_attention
 from tests.integrations.families import NATIVE_WINDOW, layer_types, tiny_model
 from tests.integrations.loop_model import Rows, build_masks, loop_logits
 
@@ -112,6 +113,17 @@ def test_gradient_checkpointing_changes_nothing():
         gradients.append([p.grad.clone() for p in model.parameters()])
     for plain, again in zip(*gradients, strict=True):
         torch.testing.assert_close(again, plain, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_full_attention_is_the_model_before_it_was_adapted(family):
+    model, ids = tiny_model(family), tokens()
+    with torch.no_grad():
+        wanted = model(ids).logits
+        swaa.adapt(model, CONFIG, quiet=True)
+        with full_attention():
+            actual = model(ids).logits
+    torch.testing.assert_close(actual, wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_rows_of_another_shape_are_refused():

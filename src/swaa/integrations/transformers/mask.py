@@ -98,6 +98,8 @@ class RowInfo:
         """
         if self.native_window is not None:
             plan = LayerPlan(window=self.native_window)
+        elif self.phase.full:
+            plan = LayerPlan(window=None)
         key = (plan, keys)
         if key not in self._memo:
             self._memo[key] = self._arguments(plan, keys, position_ids)
