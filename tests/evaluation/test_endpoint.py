@@ -1,7 +1,7 @@
 import pytest
 
 from swaa.evaluation.endpoint import Endpoint, EndpointError
-from swaa.evaluation.engines import Request, make_batches
+from swaa.evaluation.engines import Request, Sampling, make_batches
 from swaa.evaluation.engines.openai import OpenAIEngine
 from tests.evaluation.server import serve
 
@@ -112,6 +112,14 @@ def test_engine_answers_every_prompt(server, api):
     assert {body["path"] for body in server.requests} == {
         "/v1/completions" if api == "completions" else "/v1/chat/completions"
     }
+
+
+def test_engine_asks_for_drawn_answers(server):
+    server.default = "fine"
+    engine = OpenAIEngine(_endpoint(server), sampling=Sampling(temperature=0.7, seed=1))
+    assert len(list(engine.answer([_requests(3)]))) == 3
+    assert {body["temperature"] for body in server.requests} == {0.7}
+    assert len({body["seed"] for body in server.requests}) == 3
 
 
 def test_engine_hands_over_what_it_has_before_it_fails(server):

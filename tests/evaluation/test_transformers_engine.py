@@ -3,7 +3,7 @@ import torch
 
 from swaa.adaptation import is_adapted
 from swaa.config import SWAAConfig
-from swaa.evaluation.engines import Request, make_batches
+from swaa.evaluation.engines import Request, Sampling, make_batches
 from swaa.evaluation.engines.transformers import TransformersEngine
 
 FAST = SWAAConfig(window=16, sink_tokens=2, full_decode=True, dense_tail=4)
@@ -73,6 +73,27 @@ def test_an_answer_ends_with_the_end_token(loaded):
     reply = engine._reply(request, [70, 71, 1, 0, 0], 0.5)
     assert (reply.new_tokens, reply.truncated) == (3, False)
     assert reply.output == loaded.tokenizer.decode([70, 71])
+
+
+def test_drawn_answers_depend_on_the_seed_and_on_nothing_drawn_before(loaded):
+    one, other = _requests(loaded, 30, 41, max_new_tokens=16)
+    draw = Sampling(temperature=1.0, seed=3)
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    both = _answers(loaded, FULL, [[one], [other]], sampling=draw)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    last = _answers(loaded, FULL, [[other]], sampling=draw)
+    assert both["r1"].output == last["r1"].output
+    again = _answers(loaded, FULL, [[other]], sampling=Sampling(seed=4))
+    assert again["r1"].output != last["r1"].output
+    greedy = _answers(loaded, FULL, [[other]])
+    cold = _answers(loaded, FULL, [[other]], sampling=Sampling(temperature=1e-4))
+    assert cold["r1"].output == greedy["r1"].output != last["r1"].output
+
+
+def test_a_temperature_of_zero_draws_nothing():
+    with pytest.raises(ValueError, match="temperature is 0; expected more than 0 to draw"):
+        Sampling(temperature=0)
 
 
 def test_out_of_memory_says_what_to_change(loaded, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -44,8 +45,35 @@ class Reply:
     truncated: bool
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How answers are drawn where they are not the most likely ones.
+
+    The same seed and prompts in the same batches give the same answers, whatever was drawn before.
+
+    Attributes:
+        temperature: of the distribution that tokens are drawn from; above 0.
+        seed: of the draws.
+
+    Raises:
+        ValueError: for a temperature of 0 or less.
+    """
+
+    temperature: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(f"temperature is {self.temperature}; expected more than 0 to draw")
+
+    def seed_for(self, *names: str) -> int:
+        """The seed of one draw, 31 bits."""
+        text = "\x00".join((str(self.seed), *names))
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) >> 1
+
+
 class Engine(Protocol):
-    """Answers prompts, greedily."""
+    """Answers prompts, greedily unless it was made with a :class:`Sampling`."""
 
     def describe(self) -> dict[str, Any]:
         """What tells runs with this engine apart from runs with another."""

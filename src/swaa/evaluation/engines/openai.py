@@ -8,7 +8,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, Literal
 
 from swaa.evaluation.endpoint import Endpoint
-from swaa.evaluation.engines import Reply, Request
+from swaa.evaluation.engines import Reply, Request, Sampling
 
 
 class OpenAIEngine:
@@ -19,6 +19,7 @@ class OpenAIEngine:
         api: ``completions`` sends the whole prompt as token ids, exactly as a model in this
             process reads it; ``chat`` sends the user's words and leaves the template to the server.
         concurrency: prompts under way at once.
+        sampling: draw answers; ``None``: greedily.
     """
 
     def __init__(
@@ -27,12 +28,14 @@ class OpenAIEngine:
         *,
         api: Literal["completions", "chat"] = "completions",
         concurrency: int = 8,
+        sampling: Sampling | None = None,
     ) -> None:
         if concurrency < 1:
             raise ValueError(f"concurrency is {concurrency}; expected at least 1 prompt")
         self._endpoint = endpoint
         self._api = api
         self._concurrency = concurrency
+        self._sampling = sampling
 
     def describe(self) -> dict[str, Any]:
         """What tells runs with this engine apart; where the server is does not."""
@@ -62,7 +65,10 @@ class OpenAIEngine:
             raise failed
 
     def _ask(self, request: Request) -> Reply:
-        options = {"max_tokens": request.max_new_tokens}
+        options: dict[str, Any] = {"max_tokens": request.max_new_tokens}
+        if self._sampling is not None:
+            options["temperature"] = self._sampling.temperature
+            options["seed"] = self._sampling.seed_for(request.id)
         if self._api == "chat":
             said = self._endpoint.chat([{"role": "user", "content": request.content}], **options)
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
 
 from swaa.adaptation import Adaptation, adapt, restore
 from swaa.config import SWAAConfig
-from swaa.evaluation.engines import Reply, Request
+from swaa.evaluation.engines import Reply, Request, Sampling
 from swaa.integrations.transformers.cache import SWAACache
 from swaa.models import LoadedModel
 from swaa.phase import prompt_length
@@ -28,6 +29,7 @@ class TransformersEngine:
         config: how to adapt the model; without a window it stays as it is.
         backend: attention backend of the adapted model.
         chunk: prompt tokens per forward pass; ``None``: all in one.
+        sampling: draw answers; ``None``: greedily.
     """
 
     def __init__(
@@ -37,11 +39,13 @@ class TransformersEngine:
         *,
         backend: str = "auto",
         chunk: int | None = None,
+        sampling: Sampling | None = None,
     ) -> None:
         self._loaded = loaded
         self._config = config
         self._backend = backend
         self._chunk = chunk
+        self._sampling = sampling
         self.adaptation: Adaptation | None = None
 
     def __enter__(self) -> TransformersEngine:
@@ -121,7 +125,7 @@ class TransformersEngine:
         ids, mask = self._padded([request.ids for request in batch])
         watch = _FirstToken()
         started = time.perf_counter()
-        with torch.inference_mode():
+        with torch.inference_mode(), self._seeded(batch):
             output = model.generate(
                 input_ids=ids,
                 attention_mask=mask,
@@ -151,14 +155,25 @@ class TransformersEngine:
             max_new_tokens=max(request.max_new_tokens for request in batch),
             prefill_chunk_size=self._chunk,
             pad_token_id=self._pad_id,
-            do_sample=False,
-            # A checkpoint's sampling options would be warned of.
-            temperature=None,
-            top_k=None,
+            do_sample=self._sampling is not None,
+            # A checkpoint's own options would be warned of, or narrow what is drawn from.
+            temperature=self._sampling.temperature if self._sampling else None,
+            top_k=0 if self._sampling else None,
             top_p=None,
             min_p=None,
         )
         return options
+
+    @contextmanager
+    def _seeded(self, batch: Sequence[Request]) -> Iterator[None]:
+        """Draw by the batch's own seed, and leave everybody else's randomness as it was."""
+        if self._sampling is None:
+            yield
+            return
+        device = self._loaded.model.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(self._sampling.seed_for(*(request.id for request in batch)))
+            yield
 
     def _reply(self, request: Request, row: list[int], first_token_s: float) -> Reply:
         row = row[: request.max_new_tokens]
