@@ -35,6 +35,7 @@ from swaa.integrations.transformers.support import (
     find_layers,
     require_model,
 )
+from swaa.integrations.transformers.warm_up import warm_up as run_ahead
 
 _MISSING = object()
 
@@ -49,12 +50,14 @@ class Adaptation:
         backend: the attention backend of a prompt's forward pass on the model's device, and that
             of decoding where it differs.
         summary: one line for people.
+        warm_up_seconds: what compiling ahead took, None where it was not asked for.
     """
 
     config: SWAAConfig
     plans: tuple[LayerPlan, ...]
     backend: str
     summary: str
+    warm_up_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ def adapt(
     config: SWAAConfig | Mapping[str, Any] | str | Path | None = None,
     *,
     backend: str = "auto",
+    warm_up: bool = False,
     quiet: bool = False,
 ) -> Adaptation:
     """Make a loaded Transformers model slide, in place.
@@ -90,6 +94,8 @@ def adapt(
             what the checkpoint carries (``config.swaa``).
         backend: attention backend, one of ``auto``, ``fa4``, ``triton``, ``sdpa``, ``reference``.
             One that serves prompts only (``fa4``) leaves decoding to the best other one.
+        warm_up: compile the kernels now, by a short run of ``generate``, rather than at the first
+            prompt; the summary says the seconds.
         quiet: do not print the summary.
 
     Returns:
@@ -108,7 +114,11 @@ def adapt(
     if is_adapted(model):  # only now: a mistake above leaves the earlier adaptation in force
         restore(model)
     _install(model, resolved, layers, plans, backends)
-    adaptation = Adaptation(resolved, plans, name, _summary(resolved, plans, name))
+    seconds = run_ahead(model, plans) if warm_up else None
+    summary = _summary(resolved, plans, name)
+    if seconds is not None:
+        summary += f", warmed up in {seconds:.1f} s"
+    adaptation = Adaptation(resolved, plans, name, summary, seconds)
     if not quiet:
         print(adaptation.summary)
     return adaptation

@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import swaa
 from swaa import SWAAConfig
 from swaa.integrations.transformers.cache import SWAACache
+from swaa.integrations.transformers.warm_up import ROOM, warm_up
 from tests.integrations.families import COMMON, FAMILIES, tiny_model
 
 CONFIG = SWAAConfig(window=8, sink_tokens=3, full_layers=[1], full_decode=True, dense_tail=4)
@@ -49,6 +50,35 @@ def test_the_recipe_travels_with_the_checkpoint(tmp_path):
     assert torch.equal(logits(loaded), expected)
     swaa.restore(loaded)
     assert SWAAConfig.from_dict(loaded.config.swaa) == CONFIG  # it was there before
+
+
+def test_warming_up_runs_every_phase_and_leaves_random_numbers_and_answers_alone(monkeypatch):
+    model, cold = tiny_model("llama"), tiny_model("llama")
+    expected = swaa.adapt(cold, CONFIG, quiet=True)
+    assert expected.warm_up_seconds is None
+    rows = []
+    monkeypatch.setattr(
+        "swaa.adaptation.run_ahead",
+        lambda *arguments: rows.append(arguments) or warm_up(*arguments),
+    )
+    state = torch.random.get_rng_state()
+    adaptation = swaa.adapt(model, CONFIG, warm_up=True, quiet=True)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert rows == [(model, adaptation.plans)]
+    assert adaptation.warm_up_seconds is not None
+    assert f"warmed up in {adaptation.warm_up_seconds:.1f} s" in adaptation.summary
+    assert torch.equal(model.generate(IDS, max_new_tokens=4), cold.generate(IDS, max_new_tokens=4))
+
+
+def test_warming_up_takes_a_prompt_longer_than_the_window_where_positions_allow():
+    model = tiny_model("llama")
+    lengths = []
+    model.generate = lambda **inputs: lengths.append(inputs["input_ids"].shape[1])
+    plans = CONFIG.layers(4)
+    warm_up(model, plans)
+    model.config.max_position_embeddings = 50
+    warm_up(model, plans)
+    assert lengths == [ROOM + 8 + 3 + 4, 48]
 
 
 def test_the_summary_says_what_is_active(capsys):

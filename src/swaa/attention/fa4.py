@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import os
-import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -238,55 +237,3 @@ def _interface() -> ModuleType:
     # Its compiler warns about its own argument, at every kernel.
     warnings.filterwarnings("ignore", message="Argument aux_data", category=UserWarning)
     return interface
-
-
-def warm_up(
-    *,
-    heads: int,
-    kv_heads: int,
-    head_dim: int,
-    window: int | None,
-    sink_tokens: int = 0,
-    full_rows: bool = False,
-    backward: bool = False,
-    dtype: torch.dtype = torch.bfloat16,
-    device: torch.device | str = "cuda",
-) -> float:
-    """Compile the kernels of a model before its first prompt, or load them from disk.
-
-    Args:
-        heads: query heads.
-        kv_heads: key and value heads.
-        head_dim: channels per head.
-        window: keys a sliding row sees, itself included.
-        sink_tokens: first tokens that every row sees.
-        full_rows: whether some rows of a sliding layer are full (dense tail, full decode).
-        backward: whether gradients are wanted too.
-        dtype: of the model.
-        device: of the model.
-
-    Returns:
-        Seconds it took.
-
-    Raises:
-        BackendError: when FlashAttention-4 cannot serve such a model here.
-    """
-    from swaa.attention.api import swaa_attention
-
-    begin = time.perf_counter()
-    length = (window or 0) + sink_tokens + 4 * FEW_ROWS
-    shape = (1, length, heads, head_dim)
-    q = torch.randn(shape, dtype=dtype, device=device, requires_grad=backward)
-    k, v = torch.randn((2, 1, length, kv_heads, head_dim), dtype=dtype, device=device).unbind()
-    for full_from in (None, length - 2 * FEW_ROWS - 1)[: 1 + full_rows]:
-        output = swaa_attention(
-            *(q, k, v),
-            window=window,
-            sink_tokens=sink_tokens,
-            full_from=full_from,
-            backend="fa4",
-        ).output
-        if backward:
-            output.sum().backward()
-    torch.cuda.synchronize(device)
-    return time.perf_counter() - begin

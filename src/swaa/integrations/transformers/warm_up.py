@@ -1,0 +1,44 @@
+"""Compile what a model will run before its first prompt."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from swaa.config import LayerPlan
+
+ROOM = 256
+"""Tokens behind the window, so that some keys are hidden: other kernels than a short prompt's."""
+
+
+def warm_up(model: PreTrainedModel, plans: Sequence[LayerPlan]) -> float:
+    """Generate two tokens after a prompt longer than every window, and forget them.
+
+    Kernels are compiled at their first call, which takes seconds for Triton and up to a minute for
+    FlashAttention-4 (kept on disk for the next start). Random numbers are left as they are.
+
+    Args:
+        model: adapted.
+        plans: what its layers do.
+
+    Returns:
+        Seconds it took.
+    """
+    begin = time.perf_counter()
+    config = model.config.get_text_config()
+    tokens = ROOM + max((plan.window or 0) + plan.sink_tokens + plan.dense_tail for plan in plans)
+    limit = getattr(config, "max_position_embeddings", None) or tokens
+    ids = torch.arange(min(tokens, limit - 2), device=model.device)[None] % config.vocab_size
+    model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=2,
+        min_new_tokens=2,
+        do_sample=False,
+    )
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    return time.perf_counter() - begin
