@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from transformers import PreTrainedModel
@@ -32,7 +33,8 @@ def warm_up(model: PreTrainedModel, plans: Sequence[LayerPlan]) -> float:
     tokens = ROOM + max((plan.window or 0) + plan.sink_tokens + plan.dense_tail for plan in plans)
     limit = getattr(config, "max_position_embeddings", None) or tokens
     ids = torch.arange(min(tokens, limit - 2), device=model.device)[None] % config.vocab_size
-    model.generate(
+    generate = cast(Callable[..., object], model.generate)
+    generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=2,
