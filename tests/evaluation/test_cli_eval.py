@@ -51,6 +51,21 @@ def test_recipes_are_measured_on_the_same_samples_and_kept(tiny, capsys, tmp_pat
     assert prompts[0] == prompts[1] == prompts[2]
 
 
+def test_gathered_runs_are_done(tiny, capsys, tmp_path):
+    words = ("--recipes", "full,naive,fast", "--gather")
+    assert _run(*words) == 0
+    table = capsys.readouterr().out
+    files = sorted((tmp_path / "results" / "eval").iterdir())
+    assert [path.suffix for path in files] == [".json", ".jsonl"] * 2
+    times = [path.stat().st_mtime_ns for path in files]
+    assert _run(*words) == 0
+    assert capsys.readouterr().out == table
+    assert _run(*words[:2]) == 0
+    assert capsys.readouterr().out == table
+    assert sorted((tmp_path / "results" / "eval").iterdir()) == files
+    assert [path.stat().st_mtime_ns for path in files] == times
+
+
 def test_prompts_are_encoded_once_for_all_settings(tiny, monkeypatch, tmp_path):
     calls = []
     encode = Prompt.encode

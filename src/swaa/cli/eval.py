@@ -54,6 +54,12 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "--results", default="results", metavar="D", help="folder (default: %(default)s)"
     )
+    parser.add_argument(
+        "--gather",
+        action="store_true",
+        help="when all is done, put the runs that differ in their recipe alone into one pair of"
+        " files (default: a pair for each run)",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON (default: tables)")
 
 
@@ -197,6 +203,7 @@ def run(args: argparse.Namespace) -> int:
     from swaa.cli.eval_tables import print_tables, to_json
     from swaa.cli.progress import ProgressBar
     from swaa.evaluation.comparison import Comparison
+    from swaa.evaluation.run import find, gather
 
     source, prompt = _source(args, settings)
     comparison = Comparison(
@@ -212,6 +219,9 @@ def run(args: argparse.Namespace) -> int:
     )
     with ProgressBar(1.0, "making prompts") as bar:
         outcomes = comparison.execute(source, progress=bar.update)
+    if args.gather:
+        gather(outcomes, folder=args.results)
+        outcomes = [find(outcome.run, folder=args.results) or outcome for outcome in outcomes]
     if args.json:
         print(json.dumps(to_json(outcomes), indent=2))
     else:

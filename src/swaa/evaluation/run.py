@@ -13,7 +13,7 @@ from typing import Any
 
 from swaa import results
 from swaa.config import SWAAConfig
-from swaa.evaluation import likelihood
+from swaa.evaluation import gathered, likelihood
 from swaa.evaluation.engines import Engine, Reply, Request, make_batches
 from swaa.evaluation.judge import Judge, apply_verdicts
 from swaa.evaluation.prompt import Prompt
@@ -23,7 +23,7 @@ from swaa.evaluation.summary import summarize
 from swaa.evaluation.tasks import Task
 from swaa.evaluation.tasks.perplexity import Perplexity
 
-KIND = "eval"
+KIND = gathered.KIND
 """Folder of these results."""
 
 SERVED = "served"
@@ -63,9 +63,12 @@ class Run:
     @property
     def name(self) -> str:
         """Of the result file."""
-        words = (self.model, self.setting, self.task.name, str(self.length or "all"))
-        text = "-".join(re.sub(r"[^a-z0-9._]+", "-", Path(word).name.lower()) for word in words)
-        return re.sub(r"-{2,}", "-", text).strip("-._")
+        return _file_name(self.model, self.setting, self.task.name, str(self.length or "all"))
+
+    @property
+    def group_name(self) -> str:
+        """Of the file that all settings are gathered in."""
+        return _file_name(self.model, self.task.name, str(self.length or "all"))
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -110,11 +113,46 @@ def find(run: Run, *, folder: str | Path = results.FOLDER) -> Outcome | None:
         ValueError: for a result file that cannot be read.
     """
     result = results.find(KIND, run.name, run.identity, folder=folder)
-    if result is None:
+    if result is not None:
+        path = results.result_path(KIND, run.name, run.identity, folder=folder)
+        samples = tuple(results.read_samples(path))
+        return Outcome(run=run, result=result, samples=samples, path=path, resumed=len(samples))
+    found = gathered.find(run.group_name, run.setting, run.identity, folder=folder)
+    if found is None:
         return None
-    path = results.result_path(KIND, run.name, run.identity, folder=folder)
-    samples = tuple(results.read_samples(path))
-    return Outcome(run=run, result=result, samples=samples, path=path, resumed=len(samples))
+    return Outcome(
+        run=run,
+        result=found.result,
+        samples=found.samples,
+        path=found.path,
+        resumed=len(found.samples),
+    )
+
+
+def gather(outcomes: Sequence[Outcome], *, folder: str | Path = results.FOLDER) -> list[Path]:
+    """Put outcomes that differ in their setting alone into one pair of files.
+
+    Args:
+        outcomes: finished runs.
+        folder: of all results.
+
+    Returns:
+        The files written; see :func:`swaa.evaluation.gathered.gather`.
+    """
+    by_name: dict[str, list[gathered.Finished]] = {}
+    for outcome in outcomes:
+        finished = gathered.Finished(
+            setting=outcome.run.setting,
+            result=outcome.result,
+            samples=outcome.samples,
+            path=outcome.path,
+        )
+        by_name.setdefault(outcome.run.group_name, []).append(finished)
+    return [
+        path
+        for name, runs in by_name.items()
+        for path in gathered.gather(runs, name, folder=folder)
+    ]
 
 
 def execute(
@@ -209,6 +247,11 @@ def _answer(
         file.append(_record(run, by_id[reply.id], reply, prints[reply.id]))
         if progress is not None:
             progress(len(done))
+
+
+def _file_name(*words: str) -> str:
+    text = "-".join(re.sub(r"[^a-z0-9._]+", "-", Path(word).name.lower()) for word in words)
+    return re.sub(r"-{2,}", "-", text).strip("-._")
 
 
 def fingerprint(ids: Sequence[int]) -> str:
