@@ -18,9 +18,12 @@ VERBS = {
     "generate": "answer a question about a document under a recipe",
     "plan": "price a recipe on a model: KV bytes and FLOPs, without loading weights",
     "eval": "measure recipes on tasks, with confidence intervals",
+    "distill": "let the full-attention model answer questions, and keep what is right",
+    "train": "train a LoRA under a recipe's mask",
     "serve": "serve a model by vLLM under a recipe",
     "recipes": "list the shipped recipes, or show one",
     "bench": "measure prefill and decode against the best stock attention",
+    "report": "draw all results on one self-contained page",
     "env": "say which versions, devices and backends are here",
 }
 """Each verb is the module ``swaa.cli.<verb>`` with ``register(subparsers)`` and ``run(args)``."""

@@ -1,0 +1,5 @@
+"""``swaa report``: one self-contained page of a folder of results."""
+
+from swaa.report.page import Report, write_report
+
+__all__ = ["Report", "write_report"]

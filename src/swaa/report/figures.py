@@ -1,0 +1,99 @@
+"""What a run adds to the report's figures: answers with their price, and values over length."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """How often one setting was right, and what it took: one point of accuracy against time.
+
+    Attributes:
+        group: only points of one group may be compared: same model, task, samples and machine.
+        setting: its name.
+        detail: what the setting does.
+        accuracy: share of right answers, 0 to 1.
+        low: lower bound of its 95 % interval; ``None``: unknown.
+        high: upper bound.
+        count: ``8 of 8``, or what else the share is made of.
+        seconds: what ``time`` says; ``None``: not measured.
+        seconds_low: 20th percentile; ``None``: measured once.
+        seconds_high: 80th percentile.
+        time: which time that is.
+        kv_bytes: bytes of keys and values held after the prompt; ``None``: not measured.
+        full: whether this is full attention, which the others are measured against.
+        trained: whether the model was trained for the setting.
+    """
+
+    group: str
+    setting: str
+    detail: str
+    accuracy: float
+    low: float | None = None
+    high: float | None = None
+    count: str
+    seconds: float | None
+    seconds_low: float | None = None
+    seconds_high: float | None = None
+    time: str
+    kv_bytes: int | None = None
+    full: bool = False
+    trained: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One value at one length: a point of speed, or of memory, against length.
+
+    Attributes:
+        chart: where it is drawn.
+        measure: what was measured.
+        unit: ``s`` (seconds), ``B`` (bytes) or ``tok/s``.
+        group: only series of one group may be compared: same model, batch, dtype and machine.
+        series: setting, or kernel and mask.
+        tokens: of the prompt, or keys of a decoding step.
+        value: median.
+        low: 20th percentile; ``None``: not measured.
+        high: 80th percentile.
+        ours: whether swaa's code was measured.
+        full: whether full attention was measured, which the others are measured against.
+        more_is_better: rates, as against times and bytes.
+    """
+
+    chart: Literal["speed", "memory"]
+    measure: str
+    unit: Literal["s", "B", "tok/s"]
+    group: str
+    series: str
+    tokens: int
+    value: float
+    low: float | None = None
+    high: float | None = None
+    ours: bool = True
+    full: bool = False
+    more_is_better: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """All that one run shows.
+
+    Attributes:
+        subject: model or kernels that were measured.
+        setting: recipe, or how many.
+        task: what was asked or timed.
+        tokens: lengths, in tokens.
+        outcome: the run in a few words.
+        answers: points of accuracy against time.
+        measurements: points against length.
+    """
+
+    subject: str
+    setting: str = ""
+    task: str = ""
+    tokens: tuple[int, ...] = ()
+    outcome: str = ""
+    answers: tuple[Answers, ...] = ()
+    measurements: tuple[Measurement, ...] = ()

@@ -1,0 +1,65 @@
+"""Results of ``swaa demo``: needles answered, one long prefill timed, its KV counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from swaa.config import SWAAConfig
+from swaa.evaluation.statistics import wilson
+from swaa.report.figures import Answers, Figures, Measurement
+from swaa.report.folder import Run
+from swaa.results import Result
+
+
+def read(run: Run) -> Figures:
+    """What a demo shows."""
+    result, config = run.result, run.result.config
+    best = max(result.rows, key=lambda row: (row["answered"], row["speedup"]))
+    return Figures(
+        subject=config["model"],
+        setting=f"{len(result.rows)} settings",
+        task="needle; timed prefill",
+        tokens=(config["needle_tokens"], config["prefill_tokens"]),
+        outcome=f"{best['setting']}: {best['answered']} of {best['needles']},"
+        f" prefill {best['speedup']:.2f}x",
+        answers=tuple(_answers(result)),
+        measurements=tuple(_measurements(result)),
+    )
+
+
+def _answers(result: Result) -> Iterator[Answers]:
+    config, device = result.config, result.provenance.device
+    for row in result.rows:
+        setting = SWAAConfig.from_dict(config["settings"][row["setting"]])
+        low, high = wilson(row["answered"], row["needles"])
+        yield Answers(
+            group=f"{config['model']}, needle in {config['needle_tokens']:,} tokens, {device}",
+            setting=row["setting"],
+            detail=setting.describe(),
+            accuracy=row["answered"] / row["needles"],
+            low=low,
+            high=high,
+            count=f"{row['answered']} of {row['needles']}",
+            seconds=row["prefill_s"],
+            time=f"prefill of {config['prefill_tokens']:,} tokens, one run",
+            kv_bytes=row["kv_bytes"],
+            full=setting.window is None,
+        )
+
+
+def _measurements(result: Result) -> Iterator[Measurement]:
+    config, provenance = result.config, result.provenance
+    shared: Mapping[str, Any] = {
+        "group": f"{config['model']}, {provenance.dtype}, {provenance.device}",
+        "tokens": config["prefill_tokens"],
+    }
+    for row in result.rows:
+        full = config["settings"][row["setting"]]["window"] is None
+        own = shared | {"series": row["setting"], "full": full, "ours": not full}
+        yield Measurement(
+            chart="speed", measure="prefill, one run", unit="s", value=row["prefill_s"], **own
+        )
+        yield Measurement(
+            chart="memory", measure="KV after the prompt", unit="B", value=row["kv_bytes"], **own
+        )

@@ -1,0 +1,133 @@
+// A value against length: lines, or bars when there is a single length.
+
+function showCurves(host, data, chart, hint) {
+  const all = data.measurements.filter((item) => item.chart === chart);
+  if (!all.length) return noData(host, ...hint);
+  const measures = groupBy(all, (item) => item.measure);
+  const order = [...measures.keys()].sort(
+    (a, b) => measures.get(b).length - measures.get(a).length || (a < b ? -1 : 1),
+  );
+  const state = { measure: order[0], group: null, y: "value", scale: "log", hidden: new Set() };
+  const set = (name) => (value) => {
+    state[name] = value;
+    if (name === "measure" || name === "group") state.hidden.clear();
+    redraw(host, draw);
+  };
+
+  function draw() {
+    const groups = groupBy(measures.get(state.measure), (item) => item.group);
+    const names = [...groups.keys()].sort((a, b) => groups.get(b).length - groups.get(a).length || (a < b ? -1 : 1));
+    if (!groups.has(state.group)) state.group = names[0];
+    const items = groups.get(state.group);
+    const full = fullByLength(items);
+    const relative = state.y === "relative" && full.size > 0;
+    const lengths = distinct(items.map((item) => item.tokens)).sort((a, b) => a - b);
+    const shown = curveSeries(items, full, relative);
+    const visible = shown.filter((series) => !state.hidden.has(series.name));
+    const controls = [
+      select("Measure", [[null, order.map((n) => [n, n])]], state.measure, set("measure")),
+      select("Model, machine", [[null, names.map((n) => [n, n])]], state.group, set("group")),
+      segmented(
+        "Shown as",
+        [["value", "value"], ["relative", "full attention / value", full.size ? null : "needs full attention in the same run"]],
+        relative ? "relative" : "value",
+        set("y"),
+      ),
+    ];
+    if (lengths.length > 1) {
+      controls.push(segmented("Scale", [["log", "log"], ["linear", "linear"]], state.scale, set("scale")));
+    }
+    host.replaceChildren(make("div", { class: "controls" }, controls));
+    const spec = curveSpec(visible, items[0], lengths, relative, state);
+    if (visible.length) (lengths.length > 1 ? drawChart : drawBars)(host, spec);
+    const runs = distinct(items.map((item) => item.run)).map((index) => data.runs[index]);
+    host.append(
+      legend(shown, state.hidden, () => redraw(host, draw)),
+      provenance(runs),
+      curveNumbers(items, full),
+    );
+  }
+  draw();
+}
+
+/** The best full attention at each length: what others are divided by. */
+function fullByLength(items) {
+  const full = new Map();
+  for (const item of items.filter((one) => one.full)) {
+    const best = full.get(item.tokens);
+    const better = best === undefined || (item.more_is_better ? item.value > best : item.value < best);
+    if (better) full.set(item.tokens, item.value);
+  }
+  return full;
+}
+
+const gain = (item, value, full) => (item.more_is_better ? value / full : full / value);
+
+function curveSeries(items, full, relative) {
+  const names = distinct(items.map((item) => item.series));
+  const fulls = distinct(items.filter((item) => item.full).map((item) => item.series));
+  const style = looks(names, (name) => fulls.length === 1 && fulls[0] === name);
+  return names.map((name) => {
+    const own = items.filter((item) => item.series === name);
+    const points = own
+      .filter((item) => !relative || full.has(item.tokens))
+      .map((item) => curvePoint(item, full, relative));
+    return { name, ours: own[0].ours, ...style.get(name), line: true, dashed: !own[0].ours, hollow: !own[0].ours, points };
+  }).filter((series) => series.points.length).sort((a, b) => Number(b.ours) - Number(a.ours));
+}
+
+function curvePoint(item, full, relative) {
+  const at = relative ? (value) => (value === null ? null : gain(item, value, full.get(item.tokens))) : (value) => value;
+  const bounds = [at(item.low), at(item.high)];
+  if (bounds[0] !== null) bounds.sort((a, b) => a - b);
+  const best = full.get(item.tokens);
+  const times = best === undefined ? null : `${digits(gain(item, item.value, best))}x`;
+  return {
+    x: item.tokens,
+    y: at(item.value),
+    low: bounds[0],
+    high: bounds[1],
+    aside: times && !relative ? `${times}` : "",
+    title: item.series,
+    lines: [
+      `${whole(item.tokens)} tokens`,
+      `${quantity(item.value, item.unit, 4)}${item.low === null ? "" : ` (p20 ${quantity(item.low, item.unit, 4)}, p80 ${quantity(item.high, item.unit, 4)})`}`,
+      times && !item.full ? `${times} against the best full attention here` : null,
+    ].filter(Boolean),
+  };
+}
+
+function curveSpec(series, sample, lengths, relative, state) {
+  const values = series.flatMap((item) => item.points.map((point) => point.y));
+  const [factor, unit] = relative ? [1, "x"] : unitFor(sample.unit, Math.max(...values, 0));
+  const log = state.scale === "log";
+  const up = relative ? "full attention / value (more is better)" : `${sample.measure} (${unit})`;
+  return {
+    title: `${sample.measure} against length`,
+    series,
+    barLabel: `${up}, at ${whole(lengths[0])} tokens`,
+    x: { label: `tokens${log ? ", log scale" : ""}`, log, values: log ? lengths : null, min: log ? undefined : 0, format: whole },
+    y: {
+      label: up,
+      log,
+      min: log ? undefined : 0,
+      format: (value) => short(value / factor),
+      exact: (value) => `${digits(value / factor, 4)} ${unit}`,
+    },
+  };
+}
+
+function curveNumbers(items, full) {
+  const unit = items[0].unit;
+  return numbers(
+    ["series", "tokens", `median (${unit})`, "p20", "p80", "against full"],
+    items.map((item) => [
+      item.series,
+      whole(item.tokens),
+      digits(item.value, 4),
+      item.low === null ? null : digits(item.low, 4),
+      item.high === null ? null : digits(item.high, 4),
+      full.has(item.tokens) ? `${digits(gain(item, item.value, full.get(item.tokens)))}x` : null,
+    ]),
+  );
+}

@@ -1,0 +1,93 @@
+// Numbers for people, elements and colours: what every part of the page uses.
+
+const byId = (id) => document.getElementById(id);
+
+/** An element with attributes and children; text is never read as HTML. */
+function make(tag, attributes = {}, ...children) {
+  const svg = SVG_TAGS.has(tag);
+  const node = svg
+    ? document.createElementNS("http://www.w3.org/2000/svg", tag)
+    : document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value === undefined || value === null || value === false) continue;
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else node.setAttribute(name, value === true ? "" : value);
+  }
+  node.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
+  return node;
+}
+
+const SVG_TAGS = new Set(["svg", "g", "path", "line", "rect", "circle", "text", "title", "polyline"]);
+
+/** Significant digits, with thousands separated: 1234.5 at 3 digits is 1,230. */
+function digits(value, count = 3) {
+  if (value === 0) return "0";
+  const rounded = Number(value.toPrecision(count));
+  const after = Math.max(0, count - 1 - Math.floor(Math.log10(Math.abs(rounded))));
+  return rounded.toLocaleString("en-US", {
+    minimumFractionDigits: Math.min(after, 6),
+    maximumFractionDigits: Math.min(after, 6),
+  });
+}
+
+/** As digits, without zeros at the end: for axes. */
+const short = (value, count = 3) =>
+  Number(value.toPrecision(count)).toLocaleString("en-US", { maximumFractionDigits: 6 });
+
+const whole = (value) => Math.round(value).toLocaleString("en-US");
+
+/** A step of a unit that suits values around one: [factor, name]. */
+function unitFor(unit, value) {
+  const steps = {
+    s: [[1, "s"], [1e-3, "ms"], [1e-6, "µs"]],
+    B: [[2 ** 30, "GiB"], [2 ** 20, "MiB"], [2 ** 10, "KiB"], [1, "B"]],
+    "tok/s": [[1, "tok/s"]],
+  }[unit] || [[1, unit]];
+  return steps.find(([factor]) => Math.abs(value) >= factor) || steps[steps.length - 1];
+}
+
+function quantity(value, unit, count = 3) {
+  const [factor, name] = unitFor(unit, value);
+  return `${digits(value / factor, count)} ${name}`;
+}
+
+const percent = (share, count = 1) => `${(100 * share).toFixed(count)} %`;
+
+const day = (created) => String(created).slice(0, 10);
+
+function commitOf(provenance) {
+  const commit = provenance.commit ? String(provenance.commit).slice(0, 7) : "unknown commit";
+  return provenance.dirty ? `${commit} + changes` : commit;
+}
+
+/** Distinct values in their first order. */
+const distinct = (values) => [...new Set(values)];
+
+function groupBy(items, key) {
+  const groups = new Map();
+  for (const item of items) {
+    const name = key(item);
+    if (!groups.has(name)) groups.set(name, []);
+    groups.get(name).push(item);
+  }
+  return groups;
+}
+
+/** Tell those who cannot see the page what changed. */
+function say(text) {
+  byId("say").textContent = text;
+}
+
+const SHAPES = ["circle", "square", "diamond", "up", "down", "cross", "plus", "bar"];
+
+/** Colour and shape of each of some series; full attention is always ink, and a circle. */
+function looks(names, isFull) {
+  let next = 0;
+  return new Map(
+    names.map((name) => {
+      if (isFull(name)) return [name, { colour: "var(--full)", shape: "circle" }];
+      const at = next++;
+      return [name, { colour: `var(--s${at % 8})`, shape: SHAPES[(at + 1) % SHAPES.length] }];
+    }),
+  );
+}

@@ -1,0 +1,210 @@
+// Accuracy against what it costs: our runs, and the paper's as a second, hollow series.
+
+function showPareto(host, data) {
+  const own = groupBy(data.answers, (answer) => answer.group);
+  const paper = groupBy(data.paper.answers, (answer) => answer.group);
+  const bySize = [...own.keys()].sort((a, b) => own.get(b).length - own.get(a).length || (a < b ? -1 : 1));
+  const names = [...paper.keys()];
+  const state = {
+    group: bySize[0] ?? names[0],
+    against: own.size ? "" : names[0],
+    x: "relative",
+    y: "accuracy",
+    hidden: new Set(),
+  };
+  const set = (name) => (value) => {
+    state[name] = value;
+    state.hidden.clear();
+    redraw(host, draw);
+  };
+
+  function draw() {
+    const ours = own.get(state.group) ?? paper.get(state.group);
+    const theirs = state.against === state.group ? [] : paper.get(state.against) ?? [];
+    const cost = costs(ours, theirs);
+    const x = cost[state.x].off ? "seconds" : state.x;
+    const notes = [];
+    const shown = paretoSeries(ours, theirs, { ...state, x }, data, notes);
+    const visible = shown.filter((series) => !state.hidden.has(series.name));
+    host.replaceChildren(
+      make(
+        "div",
+        { class: "controls" },
+        select("Model, task, machine", groupChoices(bySize, names), state.group, set("group")),
+        select("Beside it", [[null, [["", "nothing"], ...names.map((n) => [n, n])]]], state.against, set("against")),
+        segmented("Across", Object.entries(cost).map(([key, c]) => [key, c.text, c.off]), x, set("x")),
+        segmented("Up", [["accuracy", "accuracy"], ["kept", "of full attention"]], state.y, set("y")),
+      ),
+    );
+    if (!own.size) {
+      const hint = make("p", { class: "empty" });
+      noData(hint, "no run answered questions; below are the paper's numbers only. Write some by", EVAL);
+      host.append(...hint.childNodes);
+    }
+    drawChart(host, paretoSpec(visible, cost[x], state));
+    host.append(
+      legend(shown, state.hidden, () => redraw(host, draw)),
+      ...paretoNotes(ours, theirs, state, data, notes),
+      paretoNumbers([...ours, ...theirs]),
+    );
+  }
+  draw();
+}
+
+const EVAL = "swaa eval MODEL --recipes full,fast,balanced --tasks needle,multikey";
+
+const groupChoices = (own, paper) => [
+  ["Runs of this folder", own.map((name) => [name, name])],
+  ["The paper's own numbers", paper.map((name) => [name, name])],
+].filter(([, options]) => options.length);
+
+/** What the points can be priced in, and why not. */
+function costs(ours, theirs) {
+  const full = ours.some((answer) => answer.full && answer.seconds);
+  const bytes = ours.some((answer) => answer.kv_bytes) && !theirs.length;
+  const time = distinct(ours.map((answer) => answer.time)).join("; ");
+  return {
+    relative: {
+      text: "time, full = 1",
+      label: "time divided by full attention's (less is better)",
+      unit: null,
+      off: full ? null : "needs a run of full attention",
+    },
+    seconds: {
+      text: "seconds",
+      label: `${time} (seconds)`,
+      unit: "s",
+      off: theirs.length ? "other machine, other task: seconds cannot be compared" : null,
+    },
+    bytes: {
+      text: "KV memory",
+      label: "keys and values held after the prompt (MiB)",
+      unit: "B",
+      off: bytes ? null : "not measured in both",
+    },
+  };
+}
+
+function paretoSeries(ours, theirs, state, data, notes) {
+  const style = looks(ours.map((answer) => answer.setting), (name) => ours.some((a) => a.full && a.setting === name));
+  const make1 = (answers, from, hollow) => {
+    const full = answers.find((answer) => answer.full);
+    if (state.y === "kept" && !full) notes.push(`No full attention in ${from}: shares cannot be drawn.`);
+    return answers.flatMap((answer) => {
+      const x = priceOf(answer, full, state.x);
+      const scaleY = state.y === "kept" ? 1 / (full?.accuracy || NaN) : 1;
+      if (!Number.isFinite(x) || !Number.isFinite(answer.accuracy * scaleY)) {
+        notes.push(`${answer.setting}: not drawn, ${Number.isFinite(x) ? "full attention answers nothing" : "no such cost measured"}.`);
+        return [];
+      }
+      const looked = hollow ? { colour: "var(--paper)", shape: answer.trained ? "diamond" : "circle" } : style.get(answer.setting);
+      return [{ answer, hollow, ...looked, point: paretoPoint(answer, x, scaleY, full, hollow, state) }];
+    });
+  };
+  const own = make1(ours, "this group", String(ours[0]?.group).startsWith("paper:"));
+  const other = make1(theirs, "the paper's group", true);
+  const items = [...own, ...other];
+  const named = items.map((item) => ({
+    name: item.hollow ? (item.answer.trained ? "paper, trained" : "paper, not trained") : item.answer.setting,
+    ...item,
+  }));
+  return [...groupBy(named, (item) => item.name)].map(([name, members]) => ({
+    name,
+    detail: members.length === 1 ? members[0].answer.detail : null,
+    colour: members[0].colour,
+    shape: members[0].shape,
+    hollow: members[0].hollow,
+    points: members.map((member) => member.point),
+  }));
+}
+
+function priceOf(answer, full, x) {
+  if (x === "bytes") return answer.kv_bytes === null ? NaN : answer.kv_bytes / 2 ** 20;
+  if (answer.seconds === null) return NaN;
+  return x === "relative" ? answer.seconds / (full?.seconds || NaN) : answer.seconds;
+}
+
+/** The spread of the cost, where it was measured more than once. */
+function across(answer, full, x) {
+  if (x === "bytes" || answer.seconds_low === null) return {};
+  const unit = x === "relative" ? full.seconds : 1;
+  return { near: answer.seconds_low / unit, far: answer.seconds_high / unit };
+}
+
+function paretoPoint(answer, x, scaleY, full, hollow, state) {
+  const times = (value) => (value === null ? null : value * scaleY);
+  const interval = answer.low === null ? "no interval given" : `95 % interval ${percent(answer.low)} to ${percent(answer.high)}`;
+  return {
+    x,
+    y: answer.accuracy * scaleY,
+    ...across(answer, full, state.x),
+    low: times(answer.low),
+    high: times(answer.high),
+    label: hollow ? "" : answer.setting,
+    title: answer.setting,
+    lines: [
+      answer.detail === answer.setting ? null : answer.detail,
+      `${percent(answer.accuracy)} right (${answer.count}), ${interval}`,
+      answer.seconds === null ? null : `${quantity(answer.seconds, "s")}: ${answer.time}`,
+      full?.seconds && answer.seconds ? `${digits(full.seconds / answer.seconds)}x as fast as full attention` : null,
+      answer.kv_bytes === null ? null : `${quantity(answer.kv_bytes, "B", 4)} of keys and values`,
+      hollow ? "as the paper reports it" : null,
+    ].filter(Boolean),
+  };
+}
+
+function paretoSpec(series, cost, state) {
+  const points = series.filter((item) => !item.hollow).flatMap((item) => item.points);
+  const all = series.flatMap((item) => item.points);
+  const most = Math.max(0, ...all.map((point) => Math.max(point.y, point.high ?? 0)));
+  return {
+    title: "Accuracy against time",
+    series,
+    front: paretoFront(points.length ? points : all),
+    x: { label: cost.label, min: 0, format: (value) => short(value) },
+    y: {
+      label: state.y === "accuracy" ? "right answers (%)" : "right answers, full attention = 100 %",
+      min: 0,
+      max: state.y === "accuracy" ? 1 : Math.max(1, Math.ceil(most * 5) / 5),
+      format: (value) => `${Math.round(100 * value)} %`,
+    },
+  };
+}
+
+/** The points that no other one beats in both directions, by cost. */
+function paretoFront(points) {
+  let best = -Infinity;
+  return [...points]
+    .sort((a, b) => a.x - b.x || b.y - a.y)
+    .filter((point) => point.y > best && ((best = point.y), true));
+}
+
+function paretoNotes(ours, theirs, state, data, notes) {
+  const runs = distinct(ours.map((answer) => answer.run)).filter((run) => run !== undefined);
+  const paper = theirs.length || String(state.group).startsWith("paper:");
+  const texts = [
+    ...notes,
+    ...(state.y === "kept" ? ["Intervals are those of the setting alone; full attention's own is not in them."] : []),
+    ...(paper ? [`Hollow marks: ${data.paper.source}; not measured here.`, ...data.paper.notes] : []),
+  ];
+  return [
+    texts.length ? make("ul", { class: "notes" }, texts.map((text) => make("li", {}, text))) : null,
+    runs.length ? provenance(runs.map((index) => data.runs[index])) : null,
+  ].filter(Boolean);
+}
+
+function paretoNumbers(answers) {
+  return numbers(
+    ["setting", "what it does", "right", "accuracy", "95 % interval", "seconds", "p20 to p80", "KV MiB"],
+    answers.map((a) => [
+      a.setting,
+      a.detail,
+      a.count,
+      percent(a.accuracy),
+      a.low === null ? null : `${percent(a.low)} to ${percent(a.high)}`,
+      a.seconds === null ? null : digits(a.seconds, 4),
+      a.seconds_low === null ? null : `${digits(a.seconds_low, 4)} to ${digits(a.seconds_high, 4)}`,
+      a.kv_bytes === null ? null : digits(a.kv_bytes / 2 ** 20, 4),
+    ]),
+  );
+}

@@ -1,0 +1,159 @@
+// The table of all runs: filter, sort, open; on a phone each run is a card.
+
+const COLUMNS = [
+  ["kind", "Kind", (run) => run.kind],
+  ["subject", "Measured", (run) => run.subject],
+  ["setting", "Setting", (run) => run.setting],
+  ["task", "Task", (run) => run.task],
+  ["tokens", "Tokens", (run) => Math.max(0, ...run.tokens), (run) => run.tokens.map(whole).join(", ")],
+  ["outcome", "Outcome", (run) => run.outcome],
+  ["device", "Machine", (run) => run.provenance.device],
+  ["dtype", "Dtype", (run) => run.provenance.dtype ?? ""],
+  ["commit", "Commit", (run) => commitOf(run.provenance)],
+  ["date", "Date", (run) => String(run.provenance.created), (run) => day(run.provenance.created)],
+  ["seconds", "Took (s)", (run) => run.provenance.seconds ?? -1, (run) => run.provenance.seconds === null ? "" : whole(run.provenance.seconds)],
+];
+
+function showRuns(host, data) {
+  if (!data.runs.length) return noData(host, "this folder holds no result. See what writes some:", "swaa --help");
+  const state = { text: "", kind: "", device: "", subject: "", sort: "kind", down: false };
+  const body = make("tbody");
+  const shown = make("p", { class: "count", role: "status" });
+  const heads = new Map();
+
+  const headers = COLUMNS.map(([key, name]) => {
+    const head = make("th", { scope: "col" }, make("button", {
+      type: "button",
+      onclick: () => {
+        state.down = state.sort === key ? !state.down : false;
+        state.sort = key;
+        draw();
+      },
+    }, name));
+    heads.set(key, head);
+    return head;
+  });
+
+  function draw() {
+    const runs = sortRuns(data.runs.filter((run) => fits(run, state)), state);
+    body.replaceChildren(...runs.flatMap((run) => runRows(run)));
+    shown.textContent = `${runs.length} of ${data.runs.length} runs`;
+    for (const [key, head] of heads) {
+      head.setAttribute("aria-sort", key !== state.sort ? "none" : state.down ? "descending" : "ascending");
+    }
+  }
+
+  const choice = (name, label, value) => {
+    const values = distinct(data.runs.map(value)).sort();
+    const options = [["", "all"], ...values.map((text) => [text, text])];
+    return select(label, [[null, options]], "", (picked) => {
+      state[name] = picked;
+      draw();
+    });
+  };
+  const search = make("input", {
+    type: "search",
+    name: "search",
+    oninput: (event) => {
+      state.text = event.target.value.toLowerCase();
+      draw();
+    },
+  });
+  host.replaceChildren(
+    make(
+      "div",
+      { class: "controls" },
+      make("label", { class: "field" }, make("span", {}, "Search"), search),
+      choice("kind", "Kind", (run) => run.kind),
+      choice("subject", "Measured", (run) => run.subject),
+      choice("device", "Machine", (run) => run.provenance.device),
+    ),
+    shown,
+    make(
+      "div",
+      { class: "scroll runs", tabindex: "0", role: "region", "aria-label": "All runs" },
+      make(
+        "table",
+        {},
+        make("thead", {}, make("tr", {}, headers, make("th", { scope: "col" }, "Files"))),
+        body,
+      ),
+    ),
+  );
+  draw();
+}
+
+function fits(run, state) {
+  return (
+    (!state.kind || run.kind === state.kind) &&
+    (!state.subject || run.subject === state.subject) &&
+    (!state.device || run.provenance.device === state.device) &&
+    state.text.split(/\s+/).every((word) => searchable(run).includes(word))
+  );
+}
+
+const searchable = (run) =>
+  [run.path, ...COLUMNS.map(([, , value, text]) => String((text ?? value)(run)))].join(" ").toLowerCase();
+
+function sortRuns(runs, state) {
+  const value = COLUMNS.find(([key]) => key === state.sort)[2];
+  const compare = (a, b) => {
+    const [x, y] = [value(a), value(b)];
+    const order = typeof x === "number" ? x - y : String(x).localeCompare(String(y), "en", { numeric: true });
+    return (state.down ? -order : order) || (a.path < b.path ? -1 : 1);
+  };
+  return [...runs].sort(compare);
+}
+
+/** A run's line, and the one behind it with everything its file holds. */
+function runRows(run) {
+  const more = make("tr", { class: "more", hidden: true });
+  const open = make("button", {
+    type: "button",
+    class: "quiet",
+    "aria-expanded": "false",
+    onclick: () => {
+      if (!more.firstChild) more.append(make("td", { colspan: COLUMNS.length + 1 }, runDetails(run)));
+      more.hidden = !more.hidden;
+      open.setAttribute("aria-expanded", String(!more.hidden));
+    },
+  }, "rows");
+  const links = [["result", "json"], ["samples", "samples"], ["picture", "picture"]]
+    .filter(([name]) => run.files[name])
+    .map(([name, text]) => [make("a", { href: run.files[name] }, text), " "]);
+  return [
+    make(
+      "tr",
+      { class: "run" },
+      COLUMNS.map(([key, name, value, text]) =>
+        make("td", { "data-name": name, class: ["tokens", "seconds"].includes(key) ? `num ${key}` : key }, (text ?? value)(run)),
+      ),
+      make("td", { "data-name": "Files", class: "files" }, links, open),
+    ),
+    more,
+  ];
+}
+
+function runDetails(run) {
+  const keys = distinct(run.rows.flatMap((row) => Object.keys(row)));
+  const text = (value) => value === undefined || value === null ? "–"
+    : typeof value === "number" && !Number.isInteger(value) ? digits(value, 5)
+    : typeof value === "object" ? JSON.stringify(value) : String(value);
+  const versions = Object.entries(run.provenance.versions).filter(([, version]) => version);
+  return make(
+    "div",
+    {},
+    make("p", {}, make("strong", {}, run.path), ` · ${versions.map(([name, version]) => `${name} ${version}`).join(" · ")}`),
+    make(
+      "div",
+      { class: "scroll", tabindex: "0", role: "region", "aria-label": `Rows of ${run.path}` },
+      make(
+        "table",
+        {},
+        make("thead", {}, make("tr", {}, keys.map((key) => make("th", { scope: "col" }, key)))),
+        make("tbody", {}, run.rows.map((row) => make("tr", {}, keys.map((key) => make("td", { class: typeof row[key] === "number" ? "num" : null }, text(row[key])))))),
+      ),
+    ),
+    make("details", {}, make("summary", {}, "Configuration"), make("pre", {}, JSON.stringify(run.config, null, 2))),
+  );
+}
