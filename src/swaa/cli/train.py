@@ -1,0 +1,278 @@
+"""`swaa train`: a LoRA of q, k and v, trained under the mask it will be served with."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from swaa.cli.options import add_config_options, config_from
+
+if TYPE_CHECKING:
+    from swaa.models import LoadedModel
+    from swaa.training.run import Training
+    from swaa.training.settings import TrainingSettings
+
+_EPILOG = """\
+DATA is chat-format JSONL, as `swaa distill` writes it. On several GPUs:
+`accelerate launch --num_processes 8 -m swaa train ...` (DDP), and with `--use_fsdp --fsdp_version 2
+--fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP` (FSDP2). OUT holds adapter/, merged/, loss.jsonl,
+loss.png and training.json. See docs/training.md.
+"""
+
+
+def register(subparsers: Any) -> None:
+    """Add the verb to the command line."""
+    parser = subparsers.add_parser(
+        "train",
+        help="train a LoRA under a recipe's mask",
+        description="Train a LoRA of q, k and v under the mask it will be served with: prompt rows"
+        " slide, answer rows follow the recipe's full decode, token by token.",
+        epilog=_EPILOG,
+    )
+    parser.add_argument("model", metavar="MODEL", help="folder, hub name, GGUF file, or smollm2")
+    parser.add_argument("--data", required=True, metavar="FILE", help="chat-format JSONL")
+    parser.add_argument("--out", required=True, metavar="OUT", help="new folder for what comes out")
+    parser.add_argument(
+        "--skip-bad",
+        action="store_true",
+        help="leave lines out that cannot be trained on, and say which (default: an error)",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from OUT's last checkpoint (default: off)"
+    )
+    add_config_options(parser)
+    _add_training_options(parser)
+    _add_adapter_options(parser)
+    _add_machine_options(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON (default: text)")
+
+
+def _add_training_options(parser: argparse.ArgumentParser) -> None:
+    from swaa.training.settings import OBJECTIVES, TRACKERS, TrainingSettings
+
+    default = TrainingSettings()
+    group = parser.add_argument_group("training", "defaults are the paper's where it states them")
+
+    def add(flag: str, kind: type, words: str, metavar: str = "N") -> None:
+        value = getattr(default, flag.removeprefix("--").replace("-", "_"))
+        said = f"{words} (default: {'none' if value is None else value})"
+        group.add_argument(flag, type=kind, default=value, metavar=metavar, help=said)
+
+    group.add_argument(
+        "--objective",
+        choices=OBJECTIVES,
+        default=default.objective,
+        help="likelihood of the answers, distance from the full-attention model's distributions,"
+        " or their sum (default: %(default)s)",
+    )
+    add("--learning-rate", float, "highest learning rate", "X")
+    group.add_argument(
+        "--schedule",
+        choices=("cosine", "linear", "constant"),
+        default=default.schedule,
+        help="how it falls (default: %(default)s)",
+    )
+    add("--warmup", float, "share of the steps in which it rises", "X")
+    add("--epochs", float, "passes over the data", "X")
+    add("--max-steps", int, "steps at most")
+    add("--batch-size", int, "conversations of a forward pass and process")
+    add("--accumulate", int, "forward passes of a step")
+    add("--max-length", int, "most tokens of a conversation, or of a pack")
+    group.add_argument(
+        "--packing",
+        action="store_true",
+        help="put several conversations into a row, apart from each other (default: off)",
+    )
+    group.add_argument(
+        "--group-by-length",
+        action="store_true",
+        help="conversations of similar lengths together (default: off)",
+    )
+    group.add_argument(
+        "--no-checkpointing",
+        action="store_true",
+        help="keep activations instead of computing them again (default: compute again)",
+    )
+    add("--clip", float, "largest norm of the gradients", "X")
+    add("--seed", int, "of adapter, order and dropout")
+    add("--save-every", int, "steps between checkpoints to resume from")
+    group.add_argument(
+        "--tracker",
+        choices=TRACKERS,
+        default=default.tracker,
+        help="also send the curve there (default: %(default)s)",
+    )
+
+
+def _add_adapter_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("adapter")
+    group.add_argument(
+        "--rank", type=int, default=16, metavar="N", help="of the LoRA (default: %(default)s)"
+    )
+    group.add_argument(
+        "--alpha",
+        type=int,
+        default=128,
+        metavar="N",
+        help="its output is scaled by alpha / rank (default: %(default)s)",
+    )
+    group.add_argument(
+        "--dropout",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="of its input while training (default: %(default)s)",
+    )
+    group.add_argument(
+        "--targets",
+        default="q_proj,k_proj,v_proj",
+        metavar="M,M",
+        help="modules that get one (default: %(default)s)",
+    )
+    group.add_argument(
+        "--adapter-always",
+        action="store_true",
+        help="keep it on for prompts that fit the window, where the model needs none (default: off"
+        " there)",
+    )
+    group.add_argument(
+        "--no-merge", action="store_true", help="write the adapter alone (default: merged too)"
+    )
+
+
+def _add_machine_options(parser: argparse.ArgumentParser) -> None:
+    from swaa.cli.generate import add_model_options
+
+    add_model_options(parser)
+    parser.add_argument(
+        "--backend",
+        default="auto",
+        metavar="B",
+        help="attention: auto, triton, sdpa or reference (default: %(default)s)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train and say what came of it."""
+    # What needs no model is checked before minutes go into loading one.
+    config, settings = config_from(args), _settings(args)
+    _require_packages(settings.tracker)
+
+    from swaa.models import load_model
+    from swaa.training.run import train
+
+    device = _device(args.device)
+
+    def load(dtype: str, where: str) -> LoadedModel:
+        trust = args.trust_remote_code
+        return load_model(args.model, dtype=dtype, device=where, trust_remote_code=trust)
+
+    dtype = args.dtype
+    if dtype == "auto":
+        dtype = "float32" if _computes_on_cpu(device) else "bfloat16"
+    with _progress() as report:
+        done = train(
+            load(dtype, device),
+            config,
+            args.data,
+            args.out,
+            settings,
+            name=args.model,
+            reload=None if args.no_merge else lambda: load("float32", "cpu"),
+            backend=args.backend,
+            resume=args.resume,
+            skip_bad=args.skip_bad,
+            adapter_always=args.adapter_always,
+            progress=report,
+        )
+    if int(os.environ.get("RANK", "0")) == 0:
+        _print(args, done)
+    return 0
+
+
+def _settings(args: argparse.Namespace) -> TrainingSettings:
+    import dataclasses
+
+    from swaa.training.settings import TrainingSettings
+
+    given = {
+        field.name: getattr(args, field.name)
+        for field in dataclasses.fields(TrainingSettings)
+        if hasattr(args, field.name)
+    }
+    given["targets"] = tuple(name.strip() for name in args.targets.split(","))
+    given["checkpointing"] = not args.no_checkpointing
+    return TrainingSettings(**given)
+
+
+def _require_packages(tracker: str) -> None:
+    import importlib.util
+
+    for name in ("trl", "peft"):
+        if importlib.util.find_spec(name) is None:
+            raise ImportError(f"training needs {name}; run: pip install 'swaa[train]'")
+    if tracker != "none" and importlib.util.find_spec(tracker) is None:
+        raise ImportError(f"--tracker {tracker} needs {tracker}; run: pip install {tracker}")
+
+
+def _device(asked: str) -> str:
+    """Each process of `accelerate launch` has a GPU of its own; FSDP shards from the CPU."""
+    rank = os.environ.get("LOCAL_RANK")
+    if asked != "auto" or rank is None:
+        return asked
+    sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    return "cpu" if sharded or _computes_on_cpu("auto") else f"cuda:{rank}"
+
+
+def _computes_on_cpu(device: str) -> bool:
+    import torch
+
+    asked_for_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "yes", "1")
+    alone = "LOCAL_RANK" not in os.environ  # under FSDP a model begins on the CPU only
+    return asked_for_cpu or not torch.cuda.is_available() or (device == "cpu" and alone)
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Any]:
+    from swaa.cli.progress import ProgressBar
+
+    with ProgressBar(1.0, "training") as bar:
+
+        def report(share: float, logs: Mapping[str, Any]) -> None:
+            bar.update(share, f"loss {float(logs['loss']):.3f}")
+
+        yield report
+
+
+def _print(args: argparse.Namespace, done: Training) -> None:
+    first, last = (done.rows[place] for place in (0, -1))
+    values = {
+        "adapter": str(done.adapter),
+        "merged": None if done.merged is None else str(done.merged),
+        "plot": None if done.plot is None else str(done.plot),
+        "examples": done.examples,
+        "skipped": list(done.skipped),
+        "steps": last["step"],
+        "seconds": round(done.seconds, 1),
+        "first_loss": first["loss"],
+        "last_loss": last["loss"],
+    }
+    if args.json:
+        print(json.dumps(values, indent=2))
+        return
+    for reason in done.skipped:
+        print(f"skipped {reason}")
+    print(done.summary)
+    print(
+        f"{last['step']} steps over {done.examples} conversations in {done.seconds:.0f} s:"
+        f" loss {first['loss']:.3f} at first, {last['loss']:.3f} at last"
+    )
+    print(f"adapter: {done.adapter}")
+    if done.merged is not None:
+        print(f"merged:  {done.merged} (swaa.adapt(model) and swaa serve need no flag)")
+    if done.plot is None:
+        print("no picture of the curve: run pip install 'swaa[plot]'")

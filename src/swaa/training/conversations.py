@@ -1,0 +1,232 @@
+"""Chat-format JSONL to token ids and labels; what is wrong is named by its line.
+
+Each line is an object with ``messages``, a list of ``{"role": ..., "content": ...}``. Every
+assistant turn is answer: its tokens, the one that ends the turn included, are the labels; all else
+is prompt (-100). The prompt's tokens are those that generation would read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100
+"""Label of a token that is not answer."""
+
+_SHOWN = 5
+
+
+class Span(NamedTuple):
+    """Letters of one answer in the rendered conversation."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One conversation, ready to train on.
+
+    Attributes:
+        line: where it stands in its file, from 1.
+        input_ids: all tokens.
+        labels: the answers' tokens, :data:`IGNORED` elsewhere.
+    """
+
+    line: int
+    input_ids: tuple[int, ...]
+    labels: tuple[int, ...]
+
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens that are trained on."""
+        return sum(label != IGNORED for label in self.labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """What a file holds.
+
+    Attributes:
+        examples: in the file's order.
+        skipped: one reason for each line left out.
+    """
+
+    examples: tuple[Example, ...]
+    skipped: tuple[str, ...] = ()
+
+
+def load_conversations(
+    path: str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    skip_bad: bool = False,
+) -> TrainingData:
+    """Read and tokenize a chat-format JSONL file.
+
+    Args:
+        path: the file.
+        tokenizer: the model's; a fast one, whose chat template frames the turns where it has one.
+        max_length: most tokens of a conversation, template included.
+        skip_bad: leave bad lines out and say so; else they are an error.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: naming the lines that are bad, or when no line is left.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"{type(tokenizer).__name__} does not say which letters its tokens stand for; training"
+            " needs a fast tokenizer"
+        )
+    examples: list[Example] = []
+    bad: list[str] = []
+    for line, text in _lines(path):
+        try:
+            examples.append(make_example(tokenizer, _parse(text), line, max_length=max_length))
+        except _BadLineError as error:
+            bad.append(f"line {line}: {error}")
+    if bad and not skip_bad:
+        more = f"; and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
+        raise ValueError(
+            f"{path.name}: {len(bad)} of {len(bad) + len(examples)} lines cannot be trained on:"
+            f" {'; '.join(bad[:_SHOWN])}{more}. Correct them, or leave them out with --skip-bad"
+        )
+    if not examples:
+        raise ValueError(f"{path.name} holds no conversation to train on")
+    return TrainingData(examples=tuple(examples), skipped=tuple(bad))
+
+
+class _BadLineError(ValueError):
+    """What is wrong with a line."""
+
+
+def make_example(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Any], line: int, *, max_length: int
+) -> Example:
+    """Tokenize one conversation.
+
+    Args:
+        tokenizer: the model's.
+        messages: turns with ``role`` and ``content``.
+        line: of its file, for messages.
+        max_length: most tokens.
+
+    Raises:
+        ValueError: for a conversation that cannot be trained on, with the reason.
+    """
+    turns = [_turn(number, message) for number, message in enumerate(messages, 1)]
+    if all(turn["role"] != "assistant" for turn in turns):
+        raise _BadLineError("no assistant turn")
+    text, spans = _render(tokenizer, turns)
+    encoded: Any = tokenizer(
+        text,
+        add_special_tokens=tokenizer.chat_template is None,
+        return_offsets_mapping=True,
+        verbose=False,
+    )
+    ids: list[int] = encoded["input_ids"]
+    if len(ids) > max_length:
+        raise _BadLineError(f"{len(ids)} tokens, at most {max_length} are allowed (--max-length)")
+    labels = _labels(ids, encoded["offset_mapping"], spans)
+    return Example(line=line, input_ids=tuple(ids), labels=tuple(labels))
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield number, line
+
+
+def _parse(text: bytes) -> list[Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:  # bad JSON, or not UTF-8
+        raise _BadLineError(f"not JSON ({error})") from None
+    messages = value.get("messages") if isinstance(value, dict) else None
+    if not isinstance(messages, list) or not messages:
+        raise _BadLineError("expected an object with 'messages', a list of turns")
+    return messages
+
+
+def _turn(number: int, message: Any) -> dict[str, str]:
+    if not isinstance(message, Mapping):
+        raise _BadLineError(f"turn {number} is no object with 'role' and 'content'")
+    role, content = message.get("role"), message.get("content")
+    if not isinstance(role, str) or not isinstance(content, str):
+        raise _BadLineError(f"turn {number} needs 'role' and 'content', both text")
+    if role == "assistant" and not content.strip():
+        raise _BadLineError(f"turn {number} is an empty answer")
+    return {"role": role, "content": content}
+
+
+def _render(
+    tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]
+) -> tuple[str, list[Span]]:
+    """The conversation as the model reads it, and where its answers are."""
+    if tokenizer.chat_template is None:
+        return _render_plainly(tokenizer, turns)
+    text, spans = _apply(tokenizer, turns), []
+    for place, turn in enumerate(turns):
+        if turn["role"] != "assistant":
+            continue
+        before = _apply(tokenizer, turns[:place], add_generation_prompt=True)
+        through = _apply(tokenizer, turns[: place + 1])
+        if not (text.startswith(through) and through.startswith(before)):
+            raise _BadLineError(
+                f"the chat template renders turn {place + 1} differently in the whole conversation"
+                " than when it was generated; split the conversation after it"
+            )
+        # What follows the token that ends the turn, a line break say, is not generated.
+        spans.append(Span(len(before), len(through.rstrip())))
+    return text, spans
+
+
+def _render_plainly(
+    tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]
+) -> tuple[str, list[Span]]:
+    """Without a chat template: the prompt, a line break, the answer, the end token."""
+    if [turn["role"] for turn in turns] != ["user", "assistant"]:
+        raise _BadLineError(
+            "the tokenizer has no chat template, so that only one user turn and one assistant turn"
+            " can be trained on"
+        )
+    before = f"{turns[0]['content']}\n"
+    end: Any = tokenizer.eos_token or ""
+    text = f"{before}{turns[1]['content']}{end}"
+    return text, [Span(len(before), len(text))]
+
+
+def _apply(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], **options: Any) -> str:
+    try:
+        text: Any = tokenizer.apply_chat_template(turns, tokenize=False, **options)
+    except Exception as error:  # templates raise what they like, such as an unknown role
+        reason = " ".join(str(error).split())
+        raise _BadLineError(f"the chat template refuses it: {reason:.100}") from None
+    return text
+
+
+def _labels(
+    ids: Sequence[int], offsets: Sequence[tuple[int, int]], spans: Sequence[Span]
+) -> list[int]:
+    labels = [IGNORED] * len(ids)
+    for span in spans:
+        inside = [i for i, (a, b) in enumerate(offsets) if max(a, span.start) < min(b, span.end)]
+        if not inside or offsets[inside[0]][0] < span.start:
+            raise _BadLineError(
+                "the tokenizer joins the beginning of an answer with the words before it; begin the"
+                " answer without a space or line break"
+            )
+        for i in inside:
+            labels[i] = ids[i]
+    return labels

@@ -1,0 +1,57 @@
+"""The curve of a training: every step's numbers as JSON, and as a picture."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+_LOGGED = ("loss", "sft", "kl", "accuracy", "answer_tokens", "learning_rate", "grad_norm", "epoch")
+"""Of a step: the objective, its parts (nats a token), share of answer tokens predicted rightly."""
+
+
+def curve(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row a step, out of a trainer's log."""
+    return [
+        {"step": entry["step"], **{name: entry[name] for name in _LOGGED if name in entry}}
+        for entry in history
+        if "loss" in entry
+    ]
+
+
+def save_curve(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write the rows, one JSON object a line."""
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+
+
+def can_draw() -> bool:
+    """Whether matplotlib is installed."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def draw_curve(rows: Sequence[Mapping[str, Any]], path: Path, *, title: str) -> None:
+    """Write a PNG: losses a token on the left, right answer tokens on the right."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    losses, accuracies = figure.subplots(1, 2)
+    for name, label in (("sft", "answer, nats a token"), ("kl", "KL from full attention")):
+        points = [(row["step"], row[name]) for row in rows if name in row]
+        if points:
+            losses.plot(*zip(*points, strict=True), label=label)
+    losses.set(xlabel="step", yscale="log")
+    losses.legend(frameon=False, fontsize=8)
+    accuracies.plot(
+        [row["step"] for row in rows if "accuracy" in row],
+        [100 * row["accuracy"] for row in rows if "accuracy" in row],
+    )
+    accuracies.set(xlabel="step", title="answer tokens predicted rightly, %", ylim=(0, 101))
+    for axes in (losses, accuracies):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=10)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
