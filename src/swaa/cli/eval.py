@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
 from typing import TYPE_CHECKING, Any
 
+from swaa.cli.endpoints import add_endpoint_options, endpoint_from, judge_from, refuse_unused
 from swaa.cli.options import add_config_options, config_from
 from swaa.config import SWAAConfig
 
@@ -50,7 +50,7 @@ def register(subparsers: Any) -> None:
     add_config_options(parser, default=None)
     _add_prompt_options(parser)
     _add_local_options(parser)
-    _add_endpoint_options(parser)
+    add_endpoint_options(parser, note="; --recipes then names the one that it runs")
     parser.add_argument(
         "--results", default="results", metavar="D", help="folder (default: %(default)s)"
     )
@@ -131,58 +131,6 @@ def _add_local_options(parser: argparse.ArgumentParser) -> None:
         help="attention: auto, fa4, triton, sdpa or reference (default: %(default)s)",
     )
     add_model_options(parser)
-
-
-def _add_endpoint_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group(
-        "served models", "keys are read from the environment, never from the command line"
-    )
-    group.add_argument(
-        "--endpoint",
-        metavar="URL",
-        help="OpenAI-compatible server that answers, such as http://127.0.0.1:8000/v1; --recipes"
-        " then names the one that it runs (default: the model is loaded here)",
-    )
-    group.add_argument(
-        "--served-model", metavar="M", help="what that server calls it (default: MODEL)"
-    )
-    group.add_argument(
-        "--api",
-        choices=("completions", "chat"),
-        default="completions",
-        help="send whole prompts as token ids, or leave the template to the server"
-        " (default: %(default)s)",
-    )
-    group.add_argument(
-        "--concurrency",
-        type=int,
-        default=8,
-        metavar="N",
-        help="prompts under way at once (default: %(default)s)",
-    )
-    group.add_argument(
-        "--timeout",
-        type=float,
-        default=600.0,
-        metavar="S",
-        help="longest wait for a piece of an answer (seconds, default: %(default)s)",
-    )
-    group.add_argument(
-        "--key-variable",
-        default="OPENAI_API_KEY",
-        metavar="V",
-        help="environment variable with the server's key (default: %(default)s)",
-    )
-    group.add_argument(
-        "--judge-endpoint", metavar="URL", help="server of the judge of free answers (no default)"
-    )
-    group.add_argument("--judge-model", metavar="M", help="what that server calls it (no default)")
-    group.add_argument(
-        "--judge-key-variable",
-        default="JUDGE_API_KEY",
-        metavar="V",
-        help="environment variable with that server's key (default: %(default)s)",
-    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -270,25 +218,15 @@ def _judge(args: argparse.Namespace, tasks: list[Task]) -> Judge | None:
             f"{free[0]} has free answers that only a judge can score; give --judge-endpoint and"
             " --judge-model"
         )
-    from swaa.evaluation.endpoint import Endpoint
-    from swaa.evaluation.judge import Judge
-
-    return Judge(
-        endpoint=Endpoint(
-            url=args.judge_endpoint,
-            model=args.judge_model,
-            key=os.environ.get(args.judge_key_variable),
-            timeout_s=args.timeout,
-        ),
-        concurrency=args.concurrency,
-    )
+    return judge_from(args)
 
 
 def _source(
     args: argparse.Namespace, settings: list[tuple[str, SWAAConfig]]
 ) -> tuple[Source, Prompt]:
     """Where engines come from, and how prompts are put to them."""
-    _refuse_unused(args)
+    local = {"batch_size": 1, "chunk": None, "backend": "auto", "dtype": "auto", "device": "auto"}
+    refuse_unused(args, local=local)
     from swaa.evaluation.prompt import Prompt
     from swaa.evaluation.sources import LocalModel, ServedModel, load_tokenizer
     from swaa.models import load_model
@@ -310,25 +248,6 @@ def _source(
         return local, Prompt(tokenizer=loaded.tokenizer, **options)
     if len(settings) > 1:
         raise ValueError("a server runs one recipe; name it alone: --recipes R")
-    from swaa.evaluation.endpoint import Endpoint
-
-    endpoint = Endpoint(
-        url=args.endpoint,
-        model=args.served_model or args.model,
-        key=os.environ.get(args.key_variable),
-        timeout_s=args.timeout,
-    )
-    served = ServedModel(endpoint, api=args.api, concurrency=args.concurrency)
+    served = ServedModel(endpoint_from(args), api=args.api, concurrency=args.concurrency)
     tokenizer = load_tokenizer(args.model, trust_remote_code=args.trust_remote_code)
     return served, Prompt(tokenizer=tokenizer, **options)
-
-
-def _refuse_unused(args: argparse.Namespace) -> None:
-    """A flag that would do nothing is a mistake."""
-    local = {"batch_size": 1, "chunk": None, "backend": "auto", "dtype": "auto", "device": "auto"}
-    served = {"served_model": None, "api": "completions", "concurrency": 8}
-    unused, where = (served, "without") if args.endpoint is None else (local, "with")
-    for name, default in unused.items():
-        if getattr(args, name) != default:
-            flag = "--" + name.replace("_", "-")
-            raise ValueError(f"{flag} does nothing {where} --endpoint; leave it out")

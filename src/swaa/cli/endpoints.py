@@ -1,0 +1,123 @@
+"""Flags that name OpenAI-compatible servers, shared by the verbs that ask one."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from swaa.evaluation.endpoint import Endpoint
+    from swaa.evaluation.judge import Judge
+
+
+def add_endpoint_options(parser: argparse.ArgumentParser, *, note: str = "") -> None:
+    """Add the flags of the server that answers and of the one that judges.
+
+    Args:
+        parser: of a verb.
+        note: what else the help of ``--endpoint`` says.
+    """
+    group = parser.add_argument_group(
+        "served models", "keys are read from the environment, never from the command line"
+    )
+    group.add_argument(
+        "--endpoint",
+        metavar="URL",
+        help=f"OpenAI-compatible server that answers, such as http://127.0.0.1:8000/v1{note}"
+        " (default: the model is loaded here)",
+    )
+    group.add_argument(
+        "--served-model", metavar="M", help="what that server calls it (default: MODEL)"
+    )
+    group.add_argument(
+        "--api",
+        choices=("completions", "chat"),
+        default="completions",
+        help="send whole prompts as token ids, or leave the template to the server"
+        " (default: %(default)s)",
+    )
+    group.add_argument(
+        "--concurrency",
+        type=int,
+        default=8,
+        metavar="N",
+        help="prompts under way at once (default: %(default)s)",
+    )
+    group.add_argument(
+        "--timeout",
+        type=float,
+        default=600.0,
+        metavar="S",
+        help="longest wait for a piece of an answer (seconds, default: %(default)s)",
+    )
+    group.add_argument(
+        "--key-variable",
+        default="OPENAI_API_KEY",
+        metavar="V",
+        help="environment variable with the server's key (default: %(default)s)",
+    )
+    group.add_argument(
+        "--judge-endpoint", metavar="URL", help="server of the judge of free answers (no default)"
+    )
+    group.add_argument("--judge-model", metavar="M", help="what that server calls it (no default)")
+    group.add_argument(
+        "--judge-key-variable",
+        default="JUDGE_API_KEY",
+        metavar="V",
+        help="environment variable with that server's key (default: %(default)s)",
+    )
+
+
+def endpoint_from(args: argparse.Namespace) -> Endpoint:
+    """The server that answers."""
+    from swaa.evaluation.endpoint import Endpoint
+
+    return Endpoint(
+        url=args.endpoint,
+        model=args.served_model or args.model,
+        key=os.environ.get(args.key_variable),
+        timeout_s=args.timeout,
+    )
+
+
+def judge_from(args: argparse.Namespace) -> Judge | None:
+    """The server that judges; ``None``: none is named.
+
+    Raises:
+        ValueError: when only one of its two flags is given.
+    """
+    if not args.judge_endpoint and not args.judge_model:
+        return None
+    if not args.judge_endpoint or not args.judge_model:
+        raise ValueError("--judge-endpoint and --judge-model go together; give both")
+    from swaa.evaluation.endpoint import Endpoint
+    from swaa.evaluation.judge import Judge
+
+    return Judge(
+        endpoint=Endpoint(
+            url=args.judge_endpoint,
+            model=args.judge_model,
+            key=os.environ.get(args.judge_key_variable),
+            timeout_s=args.timeout,
+        ),
+        concurrency=args.concurrency,
+    )
+
+
+def refuse_unused(args: argparse.Namespace, *, local: dict[str, object]) -> None:
+    """A flag that would do nothing is a mistake.
+
+    Args:
+        args: parsed arguments.
+        local: flags that only a model loaded here heeds, with their defaults.
+
+    Raises:
+        ValueError: naming the flag.
+    """
+    served = {"served_model": None, "api": "completions", "concurrency": 8}
+    unused, where = (served, "without") if args.endpoint is None else (local, "with")
+    for name, default in unused.items():
+        if getattr(args, name) != default:
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(f"{flag} does nothing {where} --endpoint; leave it out")
