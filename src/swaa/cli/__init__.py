@@ -20,6 +20,7 @@ VERBS = {
     "eval": "measure recipes on tasks, with confidence intervals",
     "distill": "let the full-attention model answer questions, and keep what is right",
     "train": "train a LoRA under a recipe's mask",
+    "tune": "find which layers stay full for a model, your prompts and a budget",
     "serve": "serve a model by vLLM under a recipe",
     "recipes": "list the shipped recipes, or show one",
     "bench": "measure prefill and decode against the best stock attention",

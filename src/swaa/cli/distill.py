@@ -1,0 +1,173 @@
+"""`swaa distill`: answers of the full-attention model, filtered, to train on."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Any
+
+from swaa.cli.endpoints import add_endpoint_options, endpoint_from, judge_from, refuse_unused
+
+if TYPE_CHECKING:
+    from swaa.evaluation.engines import Engine, Sampling
+    from swaa.evaluation.prompt import Prompt
+    from swaa.evaluation.sample import Sample
+    from swaa.training.distill import Distilled
+
+_EPILOG = """\
+Each line of the questions is an object with context, question and answers, as the task jsonl of
+`swaa eval` reads it; an answer is right when it holds theirs, or when the judge says so. The same
+command resumes what was interrupted. Every answer drawn is kept in OUT.answers.jsonl.
+"""
+
+
+def register(subparsers: Any) -> None:
+    """Add the verb to the command line."""
+    parser = subparsers.add_parser(
+        "distill",
+        help="let the full-attention model answer questions, and keep what is right",
+        description="Let the full-attention model answer questions several times, and keep the"
+        " shortest right answers as conversations that `swaa train` reads.",
+        epilog=_EPILOG,
+    )
+    parser.add_argument("model", metavar="MODEL", help="folder, hub name, GGUF file, or smollm2")
+    parser.add_argument("--data", required=True, metavar="FILE", help="questions: .jsonl and so on")
+    parser.add_argument("--out", required=True, metavar="OUT", help="chat-format JSONL to write")
+    _add_drawing_options(parser)
+    _add_model_options(parser)
+    add_endpoint_options(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON (default: text)")
+
+
+def _add_drawing_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("answers")
+
+    def add(flag: str, default: Any, kind: type, words: str, metavar: str = "N") -> None:
+        said = f"{words} (default: %(default)s)"
+        group.add_argument(flag, type=kind, default=default, metavar=metavar, help=said)
+
+    add("--answers", 4, int, "drawn for each question")
+    add("--keep", 1, int, "right ones kept of each question, the shortest")
+    add("--temperature", 1.0, float, "of the draws", "X")
+    add("--seed", 0, int, "of the draws")
+    group.add_argument(
+        "--max-new-tokens",
+        type=int,
+        metavar="N",
+        help="longest answer, in tokens (default: the question's own, or 128)",
+    )
+    group.add_argument(
+        "--max-length",
+        type=int,
+        metavar="N",
+        help="leave questions out whose prompts have more tokens (default: no limit)",
+    )
+    group.add_argument(
+        "--thinking",
+        action="store_true",
+        help="the model thinks first: up to 10,000 tokens, what follows </think> is filtered,"
+        " thoughts are kept (default: off)",
+    )
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    from swaa.cli.generate import add_model_options
+
+    group = parser.add_argument_group("a model loaded here")
+    group.add_argument(
+        "--batch-size",
+        type=int,
+        default=1,
+        metavar="N",
+        help="prompts answered at once (default: %(default)s)",
+    )
+    add_model_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw what is not drawn yet, filter, write, and say how much came of it."""
+    # What needs no model is checked before minutes go into loading one.
+    local = {"batch_size": 1, "dtype": "auto", "device": "auto"}
+    refuse_unused(args, local=local)
+
+    from swaa.cli.progress import ProgressBar
+    from swaa.evaluation.engines import Sampling
+    from swaa.evaluation.tasks.jsonl import OwnQuestions
+    from swaa.evaluation.tasks.rows import DataFile
+    from swaa.training.distill import DistillSettings, distill
+
+    settings = DistillSettings(
+        answers=args.answers,
+        keep=args.keep,
+        max_new_tokens=args.max_new_tokens,
+        batch_size=args.batch_size,
+    )
+    sampling = Sampling(temperature=args.temperature, seed=args.seed)
+    judge = judge_from(args)
+    task = OwnQuestions(DataFile.find("distill --data", args.data))
+    engine, prompt, name = _engine(args, sampling)
+    questions = task.samples(prompt, length=args.max_length, count=None, seed=0)
+    if not questions:
+        raise ValueError(f"{args.data} holds no question of at most {args.max_length} tokens")
+    draws = {"model": name, "engine": engine.describe(), **dataclasses.asdict(sampling)}
+    with ProgressBar(len(questions) * settings.answers, "drawing answers") as bar:
+        done = distill(
+            [_asked(question) for question in questions],
+            task,
+            prompt,
+            engine,
+            args.out,
+            settings,
+            draws=draws,
+            judge=judge,
+            progress=bar.update,
+        )
+    _print(args, done)
+    return 0
+
+
+def _engine(args: argparse.Namespace, sampling: Sampling) -> tuple[Engine, Prompt, str]:
+    """What draws, how questions are put to it, and which model it is."""
+    from swaa.config import SWAAConfig
+    from swaa.evaluation.engines.openai import OpenAIEngine
+    from swaa.evaluation.engines.transformers import TransformersEngine
+    from swaa.evaluation.prompt import Prompt
+    from swaa.evaluation.sources import load_tokenizer
+    from swaa.models import load_model
+
+    options: dict[str, Any] = {"thinking": args.thinking, "prefix": False}
+    if args.endpoint is not None:
+        endpoint = endpoint_from(args)
+        tokenizer = load_tokenizer(args.model, trust_remote_code=args.trust_remote_code)
+        engine = OpenAIEngine(
+            endpoint, api=args.api, concurrency=args.concurrency, sampling=sampling
+        )
+        return engine, Prompt(tokenizer=tokenizer, **options), endpoint.model
+    loaded = load_model(
+        args.model,
+        dtype=args.dtype,
+        device=args.device,
+        trust_remote_code=args.trust_remote_code,
+    )
+    full = SWAAConfig(window=None)
+    engine = TransformersEngine(loaded, full, sampling=sampling)
+    return engine, Prompt(tokenizer=loaded.tokenizer, **options), loaded.name
+
+
+def _asked(question: Sample) -> Sample:
+    """With what a judge is told of the question."""
+    return dataclasses.replace(question, tags={**question.tags, "asked": question.question})
+
+
+def _print(args: argparse.Namespace, done: Distilled) -> None:
+    if args.json:
+        print(json.dumps({**dataclasses.asdict(done), "path": str(done.path)}, indent=2))
+        return
+    print(
+        f"{done.questions} questions, {done.answers} answers, {done.right} right;"
+        f" {done.kept} kept, {done.unanswered} questions without a right answer"
+    )
+    if done.unjudged:
+        print(f"{done.unjudged} verdicts of the judge could not be read; they count as wrong.")
+    print(f"conversations: {done.path}")
