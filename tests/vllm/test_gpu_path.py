@@ -15,8 +15,9 @@ import sys
 import torch
 import swaa.attention.triton
 swaa.attention.triton.serves_cpu = True
-from swaa.integrations.vllm.attention import CPUAttention
+from swaa.integrations.vllm.attention import CPUAttention, GPUAttention
 CPUAttention.kernels = "triton"
+CPUAttention.gather = GPUAttention.gather
 from swaa.config import SWAAConfig
 from tests.vllm.engine import Engine, Judge, prompts_of
 config = SWAAConfig.from_dict({config})
@@ -54,12 +55,13 @@ def make_builder(plan, v2):
     from swaa.integrations.vllm.metadata import SlidingMetadataBuilder
 
     vllm_config = SimpleNamespace(
-        scheduler_config=SimpleNamespace(max_num_seqs=4),
+        scheduler_config=SimpleNamespace(max_num_seqs=4, max_num_batched_tokens=64),
+        parallel_config=SimpleNamespace(decode_context_parallel_size=1),
         compilation_config=SimpleNamespace(max_cudagraph_capture_size=8),
         use_v2_model_runner=v2,
         speculative_config=None,
     )
-    kind = type("Builder", (SlidingMetadataBuilder,), {"plan": plan})
+    kind = type("Builder", (SlidingMetadataBuilder,), {"plan": plan, "min_rows": 32})
     return kind(None, [], vllm_config, torch.device("cpu"))
 
 
@@ -73,6 +75,7 @@ def batch(requests, prompt_lengths):
         seq_lens=torch.full((requests,), 100, dtype=torch.int32),
         block_table_tensor=torch.zeros(requests, 4, dtype=torch.int32),
         slot_mapping=torch.arange(requests),
+        seq_lens_cpu_upper_bound=None,
         rswa_prefix_lens=None
         if prompt_lengths is None
         else torch.tensor(prompt_lengths, dtype=torch.int32),

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
+from vllm.config import get_current_vllm_config
 from vllm.v1.attention.backend import AttentionImpl
 
 from swaa.attention import swaa_attention
 from swaa.config import LayerPlan
-from swaa.integrations.vllm.metadata import SlidingMetadata
+from swaa.integrations.vllm.chunks import Chunks, FullRows
+from swaa.integrations.vllm.metadata import SlidingMetadata, most_gathered
 
 
 class SlidingAttention(AttentionImpl[SlidingMetadata]):
@@ -22,6 +25,8 @@ class SlidingAttention(AttentionImpl[SlidingMetadata]):
     plan: ClassVar[LayerPlan]
     kernels: ClassVar[str]
     """Backend of :func:`swaa.swaa_attention`."""
+    min_rows: ClassVar[int]
+    """Fewest query rows of a request for which its keys are gathered."""
 
     def __init__(
         self,
@@ -44,6 +49,7 @@ class SlidingAttention(AttentionImpl[SlidingMetadata]):
         self.kv_cache_dtype = kv_cache_dtype
         self.attn_type = attn_type
         self.kv_sharing_target_layer_name = kv_sharing_target_layer_name
+        self.most_gathered = most_gathered(get_current_vllm_config(), self.plan)
 
     def do_kv_cache_update(
         self, layer: Any, key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor
@@ -64,6 +70,10 @@ class SlidingAttention(AttentionImpl[SlidingMetadata]):
         """Store rows into pages ``[blocks, block_size, kv_heads, head_size]``."""
         raise NotImplementedError
 
+    def gather(self, kv_cache: Tensor, slots: Tensor) -> Tensor:
+        """Keys beside values ``[slots, kv_heads, 2 * head_size]`` of the slots given."""
+        raise NotImplementedError
+
     def forward(
         self,
         layer: Any,
@@ -78,27 +88,99 @@ class SlidingAttention(AttentionImpl[SlidingMetadata]):
     ) -> Tensor:
         """Attention of the batch's rows ``[rows, heads, head_size]`` into ``output``."""
         if attn_metadata is None:  # vLLM measures memory: there is no cache yet
+            self._claim_memory(key)
             return output.zero_()
         if output_scale is not None or output_block_scale is not None:
             raise NotImplementedError("swaa's attention does not quantise its output")
+        chunks = attn_metadata.chunks
+        if chunks is None:
+            self._paged(query, kv_cache, attn_metadata, output, None, None)
+            return output
+        layout = chunks.layout
+        if layout.first:
+            self._paged(query, kv_cache, attn_metadata, output, layout.first, layout.row)
+        self._gathered(query, kv_cache, chunks, output)
+        for rows in layout.apart:
+            self._apart(query, kv_cache, attn_metadata, output, rows)
+        return output
+
+    def _paged(
+        self,
+        query: Tensor,
+        kv_cache: Tensor,
+        numbers: SlidingMetadata,
+        output: Tensor,
+        requests: int | None,
+        rows: int | None,
+    ) -> None:
+        """The first requests of a batch (None: all), over pages."""
         keys, values = self._pages(kv_cache)
+        rows = numbers.num_actual_tokens if rows is None else rows
+        last = None if requests is None else requests + 1
+        full_from, full_until = numbers.full_from, numbers.full_until
         result = swaa_attention(
-            query[None, : attn_metadata.num_actual_tokens],
+            query[None, :rows],
             keys,
             values,
             window=self.plan.window,
             sink_tokens=self.plan.sink_tokens,
-            full_from=attn_metadata.full_from,
-            full_until=attn_metadata.full_until,
-            kv_lens=attn_metadata.seq_lens,
-            cu_seqlens_q=attn_metadata.query_start_loc,
-            block_table=attn_metadata.block_table,
+            full_from=None if full_from is None else full_from[:requests],
+            full_until=None if full_until is None else full_until[:requests],
+            kv_lens=numbers.seq_lens[:requests],
+            cu_seqlens_q=numbers.query_start_loc[:last],
+            block_table=numbers.block_table[:requests],
             scale=self.scale,
             backend=self.kernels,
         )
-        rows = result.output.shape[1]
         output[:rows].copy_(result.output[0])
-        return output
+
+    def _gathered(self, query: Tensor, kv_cache: Tensor, chunks: Chunks, output: Tensor) -> None:
+        """The last requests of a batch, over keys side by side."""
+        keys, values = self.gather(kv_cache, chunks.slots).split(self.head_size, dim=-1)
+        layout = chunks.layout
+        rows = slice(layout.row, layout.row + sum(layout.rows))
+        result = swaa_attention(
+            query[None, rows],
+            keys[None],
+            values[None],
+            window=self.plan.window,
+            sink_tokens=self.plan.sink_tokens,
+            full_from=chunks.full_from,
+            full_until=chunks.full_until,
+            cu_seqlens_q=chunks.cu_rows,
+            cu_seqlens_k=chunks.cu_keys,
+            scale=self.scale,
+            backend=self.kernels,
+        )
+        output[rows].copy_(result.output[0])
+
+    def _apart(
+        self,
+        query: Tensor,
+        kv_cache: Tensor,
+        numbers: SlidingMetadata,
+        output: Tensor,
+        rows: FullRows,
+    ) -> None:
+        """Rows of one request that see everything."""
+        keys, values = self._pages(kv_cache)
+        result = swaa_attention(
+            query[None, rows.first : rows.end],
+            keys,
+            values,
+            window=None,
+            q_start=rows.position,
+            kv_lens=numbers.seq_lens[rows.request : rows.request + 1],
+            block_table=numbers.block_table[rows.request : rows.request + 1],
+            scale=self.scale,
+            backend=self.kernels,
+        )
+        output[rows.first : rows.end].copy_(result.output[0])
+
+    def _claim_memory(self, key: Tensor) -> None:
+        """Allocate what gathering takes at most, for vLLM to see."""
+        most = most_gathered(get_current_vllm_config(), self.plan)
+        torch.empty(most, self.num_kv_heads, 2 * self.head_size, dtype=key.dtype, device=key.device)
 
     def _pages(self, kv_cache: Tensor) -> tuple[Tensor, Tensor]:
         keys, values = kv_cache.transpose(1, 2).split(self.head_size, dim=-1)
@@ -109,6 +191,7 @@ class CPUAttention(SlidingAttention):
     """The ``sdpa`` backend on vLLM's CPU platform."""
 
     kernels = "sdpa"
+    min_rows = 32
 
     def write(
         self,
@@ -126,11 +209,17 @@ class CPUAttention(SlidingAttention):
         keys[block, offset] = key[:rows][real]
         values[block, offset] = value[:rows][real]
 
+    def gather(self, kv_cache: Tensor, slots: Tensor) -> Tensor:
+        """By indexing."""
+        page = kv_cache.shape[2]
+        return kv_cache.transpose(1, 2)[slots // page, slots % page]
+
 
 class GPUAttention(SlidingAttention):
     """The ``triton`` backend: shapes decide every launch, so the forward pass can be captured."""
 
     kernels = "triton"
+    min_rows = 128
 
     def write(
         self,
@@ -156,3 +245,9 @@ class GPUAttention(SlidingAttention):
             layer._k_scale,
             layer._v_scale,
         )
+
+    def gather(self, kv_cache: Tensor, slots: Tensor) -> Tensor:
+        """By a kernel of our own."""
+        from swaa.attention.triton.gather import gather
+
+        return gather(kv_cache, slots)

@@ -44,7 +44,8 @@ def sliding_backend(memory: Memory) -> type[Any]:
     stock, attention = platform_attention()
     plan = memory.plan
     mine = type(f"Swaa{attention.__name__}", (attention,), {"plan": plan})
-    builder = type("SwaaMetadataBuilder", (SlidingMetadataBuilder,), {"plan": plan})
+    numbers = {"plan": plan, "min_rows": attention.min_rows}
+    builder = type("SwaaMetadataBuilder", (SlidingMetadataBuilder,), numbers)
     return _derive(
         stock,
         _name("Sliding", memory),

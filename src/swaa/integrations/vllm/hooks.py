@@ -130,6 +130,7 @@ def _activating(original: Callable[..., Any]) -> Callable[..., Any]:
         # Only now: kernels of full layers were chosen without it, as they should be.
         self.vllm_config.model_config.model_arch_config.rswa_window = active.prompt_length_switch
         made = original(self, kv_cache_configs)
+        report.share_prompt_lengths(self.worker.model_runner)
         report.verify(self, active, kv_cache_configs[self.global_rank])
         return made
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from vllm.v1.attention.backend import AttentionCGSupport, AttentionMetadataBuilder
 
 from swaa.config import LayerPlan
+from swaa.integrations.vllm.chunks import Chunks, Layout, lay_out, place
 
 
 @dataclass
@@ -32,6 +33,7 @@ class SlidingMetadata:
         slot_mapping: int64 ``[rows]``, where each row's key is stored.
         full_from: int32 ``[requests]``, rows from this position on see everything, or None.
         full_until: int32 ``[requests]``, the end of those rows, or None: no end.
+        chunks: the last requests, if their keys are gathered, or None.
     """
 
     num_actual_tokens: int
@@ -43,6 +45,7 @@ class SlidingMetadata:
     slot_mapping: Tensor
     full_from: Tensor | None
     full_until: Tensor | None
+    chunks: Chunks | None = None
 
 
 class SlidingMetadataBuilder(AttentionMetadataBuilder[SlidingMetadata]):
@@ -52,6 +55,10 @@ class SlidingMetadataBuilder(AttentionMetadataBuilder[SlidingMetadata]):
     # read every length on the device. Mixed batches are not declared before a GPU has shown them.
     _cudagraph_support: ClassVar[AttentionCGSupport] = AttentionCGSupport.UNIFORM_BATCH
     plan: ClassVar[LayerPlan]
+    min_rows: ClassVar[int]
+    """Fewest query rows of a request for which its keys are gathered."""
+    prompt_lengths: Any = None
+    """Prompt lengths by the V2 runner's request index, on the host: int32 ``[requests]``."""
 
     def __init__(
         self, kv_cache_spec: Any, layer_names: list[str], vllm_config: Any, device: torch.device
@@ -65,6 +72,9 @@ class SlidingMetadataBuilder(AttentionMetadataBuilder[SlidingMetadata]):
         self._full_from, self._full_until = (
             torch.zeros(requests, dtype=torch.int32, device=device) for _ in range(2)
         )
+        self._max_keys = most_gathered(vllm_config, self.plan)
+        # The V1 runner then puts decoding requests before chunks, as V2 always does.
+        self._init_reorder_batch_threshold(1)
 
     def build(
         self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False
@@ -87,7 +97,42 @@ class SlidingMetadataBuilder(AttentionMetadataBuilder[SlidingMetadata]):
             full_until=self._full_until[:requests]
             if staged and not self.plan.full_decode
             else None,
+            chunks=self._chunks(batch),
         )
+
+    def _chunks(self, batch: Any) -> Chunks | None:
+        """Long chunks of prompts, if any; of lengths that the host knows anyway."""
+        lengths = batch.seq_lens_cpu_upper_bound
+        if batch.max_query_len < self.min_rows or lengths is None:
+            return None
+        prompts = None
+        if self.plan.needs_prompt_length:
+            prompts = self._prompt_lengths(batch)
+            if prompts is None:  # a warm-up batch
+                return None
+        layout: Layout | None = lay_out(
+            self.plan,
+            batch.query_start_loc_cpu[: batch.num_reqs + 1].tolist(),
+            lengths[: batch.num_reqs].tolist(),
+            prompts,
+            min_rows=self.min_rows,
+            max_keys=self._max_keys,
+        )
+        if layout is None:
+            return None
+        page = self.kv_cache_spec.block_size
+        return place(layout, batch.block_table_tensor, self.plan.sink_tokens, page)
+
+    def _prompt_lengths(self, batch: Any) -> list[int] | None:
+        known = batch.rswa_prefix_lens
+        if known is None:
+            return None
+        if known.device.type == "cpu":
+            return known.tolist()
+        # The V2 runner's are on the device; reading them there would wait for it.
+        if self.prompt_lengths is None or batch.req_idx is None:
+            return None
+        return self.prompt_lengths[batch.req_idx].tolist()
 
     def _stage(self, prompt_lengths: Tensor | None) -> None:
         if prompt_lengths is None:
@@ -103,3 +148,9 @@ class SlidingMetadataBuilder(AttentionMetadataBuilder[SlidingMetadata]):
         until.copy_(prompt_lengths, non_blocking=True)
         torch.sub(until, self.plan.dense_tail, out=self._full_from[:count])
         self._full_from[:count].clamp_(min=0)
+
+
+def most_gathered(vllm_config: Any, plan: LayerPlan) -> int:
+    """Most keys that one forward pass gathers: enough for any single chunk."""
+    rows = vllm_config.scheduler_config.max_num_batched_tokens
+    return 2 * rows + plan.window + plan.sink_tokens

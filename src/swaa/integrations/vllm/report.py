@@ -145,3 +145,14 @@ def _check_group(group: Any, layers: dict[str, Any]) -> None:
             builders = group.metadata_builders
             if not all(isinstance(builder, SlidingMetadataBuilder) for builder in builders):
                 raise NotActiveError(f"swaa is not active in layer {name}: {builders} serve it")
+
+
+def share_prompt_lengths(runner: Any) -> None:
+    """Let the metadata builders read the V2 runner's prompt lengths on the host."""
+    states = getattr(runner, "req_states", None)  # the V1 runner passes them on by itself
+    if states is None:
+        return
+    for group in _groups(runner):
+        for builder in group.metadata_builders:
+            if isinstance(builder, SlidingMetadataBuilder):
+                builder.prompt_lengths = states.prompt_len.np
