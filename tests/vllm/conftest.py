@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 HERE = os.path.dirname(__file__)
+ON_GPU = os.environ.get("SWAA_TEST_DEVICE") == "cuda"
 MISSING = importlib.util.find_spec("vllm") is None
 
 if not MISSING:
@@ -18,7 +19,7 @@ if not MISSING:
         VLLM_LOGGING_LEVEL="WARNING",
         HF_HUB_OFFLINE="1",
     )
-if os.environ.get("SWAA_TEST_RUNNER") == "v2" and not MISSING:
+if os.environ.get("SWAA_TEST_RUNNER") == "v2" and not MISSING and not ON_GPU:
     # The V2 model runner is made of Triton kernels, which a CPU has only the interpreter for; vLLM
     # looks for a CPU backend by this name, and asks nothing else of it.
     os.environ.update(TRITON_INTERPRET="1", VLLM_USE_V2_MODEL_RUNNER="1")
@@ -30,6 +31,7 @@ if os.environ.get("SWAA_TEST_RUNNER") == "v2" and not MISSING:
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "vllm: needs vLLM, in a venv of its own")
+    config.addinivalue_line("markers", "timeout(seconds): of pytest-timeout, where it is installed")
 
 
 def pytest_collection_modifyitems(items):

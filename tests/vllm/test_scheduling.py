@@ -1,12 +1,13 @@
 """Under pressure: preemption, random traffic, speculation, tensor parallelism."""
 
+import dataclasses
 import os
 import random
 
 import pytest
 
 from swaa.config import SWAAConfig
-from tests.vllm.engine import Engine, Judge, prompts_of, sampling
+from tests.vllm.engine import ON_GPU, Engine, Judge, prompts_of, sampling
 from tests.vllm.test_features import CONFIGS
 
 MIXED = CONFIGS["all_kinds"]
@@ -26,7 +27,7 @@ def test_preempted_requests_answer_as_if_alone(checkpoint, name):
 
 
 @pytest.mark.skipif(
-    os.environ.get("SWAA_TEST_RUNNER") == "v2",
+    os.environ.get("SWAA_TEST_RUNNER") == "v2" and not ON_GPU,
     reason="Triton's interpreter does not run vLLM's own kernels for drafts",
 )
 @pytest.mark.parametrize("name", ["sliding", "full_decode", "all_kinds"])
@@ -81,8 +82,16 @@ def random_requests(count, seed):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1700)
-@pytest.mark.parametrize(("name", "blocks"), [("all_kinds", 530), ("sliding", 380)])
+@pytest.mark.parametrize(
+    ("name", "blocks"), [("all_kinds", 530), ("sliding", 150 if ON_GPU else 380)]
+)
 def test_random_traffic_answers_as_if_alone(checkpoint, name, blocks):
+    config = CONFIGS[name]
+    if ON_GPU:
+        # No full layers: vLLM's stock float32 kernels round to TF32, so near ties would depend on
+        # the batch.
+        decode = (1, 2) if config.full_decode else False
+        config = dataclasses.replace(config, full_layers=(), full_decode=decode)
     requests = random_requests(200, seed=3)
     rng = random.Random(4)
     options = {
@@ -92,7 +101,7 @@ def test_random_traffic_answers_as_if_alone(checkpoint, name, blocks):
         "max_num_seqs": 32,
         "watermark": 0.0,
     }
-    with Engine(checkpoint(), CONFIGS[name].to_dict(), **options) as engine:
+    with Engine(checkpoint(), config.to_dict(), **options) as engine:
         together = serve(engine, requests, rng)
         assert engine.preemptions > 0
         assert engine.free_blocks() == engine.free_at_start
