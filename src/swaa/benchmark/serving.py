@@ -1,0 +1,334 @@
+"""Time vLLM on one long prompt: stock and under recipes, on one GPU, in one session.
+
+    python -m swaa.benchmark.serving OUT [--engines NAMES] [--prompt N] ...
+
+Starting an engine takes minutes, most of it compilation, so all start at once and wait; then each
+is timed alone, in turn. The model has the shape of Qwen3-4B and random weights: speed and memory
+do not depend on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from swaa import results
+from swaa.config import SWAAConfig
+
+QWEN3_4B = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "hidden_size": 2560,
+    "intermediate_size": 9728,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "max_position_embeddings": 262_144,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1_000_000,
+    "tie_word_embeddings": True,
+    "vocab_size": 151_936,
+    "bos_token_id": 151_643,
+    "eos_token_id": 151_645,
+    "torch_dtype": "bfloat16",
+}
+TINY = QWEN3_4B | {
+    "hidden_size": 128,
+    "intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "vocab_size": 512,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+GIB = 1 << 30
+CACHE_SHARE = {"stock_window": 0.35, "sliding": 0.35, "sliding_quarter": 0.5}
+"""Cache of engines that do not keep all keys, beside that of those which do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What one engine serves.
+
+    Attributes:
+        name: of the row.
+        model: folder with a config.json.
+        swaa: knobs, or None for stock vLLM.
+        kv_bytes: of its KV cache.
+        dtype: of weights and cache.
+        max_tokens: longest request.
+        chunk_tokens: most tokens of a forward pass.
+        prompt_tokens: of the timed request.
+        answer_tokens: of the timed request.
+        repeats: of the timed request.
+        requests: sent at once afterwards; 0: none.
+        traffic_prompt: tokens of each.
+        traffic_answer: tokens of each.
+        eager: without compilation and CUDA graphs.
+    """
+
+    name: str
+    model: str
+    swaa: dict[str, Any] | None
+    kv_bytes: int
+    dtype: str
+    max_tokens: int
+    chunk_tokens: int
+    prompt_tokens: int
+    answer_tokens: int
+    repeats: int
+    requests: int
+    traffic_prompt: int
+    traffic_answer: int
+    eager: bool
+
+
+def recipes(window: int, sinks: int, layers: int) -> dict[str, SWAAConfig | int | None]:
+    """The rows of the table: our configuration, a native window, or None for full attention."""
+    quarter = tuple(range(3, layers, 4))
+    return {
+        "stock": None,
+        "stock_window": window,
+        "full_decode": SWAAConfig(window=window, sink_tokens=sinks, full_decode=True),
+        "sliding": SWAAConfig(window=window, sink_tokens=sinks),
+        "sliding_quarter": SWAAConfig(window=window, sink_tokens=sinks, full_layers=quarter),
+        "tail": SWAAConfig(window=window, sink_tokens=sinks, full_decode=True, dense_tail=128),
+    }
+
+
+def settings_of(args: argparse.Namespace, folder: Path) -> list[Setting]:
+    """The engines that a command line asks for; writes their models' configurations."""
+    shape = TINY if args.tiny else QWEN3_4B
+    layers = shape["num_hidden_layers"]
+    longest = max(args.prompt + args.answer, args.traffic_prompt + args.traffic_answer) + 16
+    found = []
+    for name, wanted in recipes(args.window, args.sinks, layers).items():
+        if name not in args.engines:
+            continue
+        native = wanted if isinstance(wanted, int) else None
+        kv_gib = args.kv_gib * CACHE_SHARE.get(name, 1.0)
+        found.append(
+            Setting(
+                name=name,
+                model=str(_write_model(folder / "models", shape, native)),
+                swaa=wanted.to_dict() if isinstance(wanted, SWAAConfig) else None,
+                kv_bytes=int(kv_gib * GIB),
+                dtype="float32" if args.tiny else "bfloat16",
+                max_tokens=longest,
+                chunk_tokens=args.chunk,
+                prompt_tokens=args.prompt,
+                answer_tokens=args.answer,
+                repeats=args.repeats,
+                requests=args.requests if name in ("stock", "full_decode") else 0,
+                traffic_prompt=args.traffic_prompt,
+                traffic_answer=args.traffic_answer,
+                eager=args.tiny,
+            )
+        )
+    return found
+
+
+def _write_model(folder: Path, shape: dict[str, Any], native_window: int | None) -> Path:
+    """A folder with a config.json; under a native window every layer slides, vLLM's own way."""
+    content = dict(shape)
+    if native_window is not None:
+        layers = shape["num_hidden_layers"]
+        content |= {
+            "layer_types": ["sliding_attention"] * layers,
+            "sliding_window": native_window,
+            "use_sliding_window": True,
+            "max_window_layers": layers,
+        }
+    made = folder / ("full" if native_window is None else f"window-{native_window}")
+    made.mkdir(parents=True, exist_ok=True)
+    (made / "config.json").write_text(json.dumps(content), encoding="utf-8")
+    return made
+
+
+def measure(
+    settings: Sequence[Setting],
+    folder: Path,
+    *,
+    start: float,
+    turn: float,
+    after: Path | None = None,
+) -> None:
+    """Start all engines, then let each in turn measure; results stand in ``folder``.
+
+    Args:
+        settings: the engines.
+        folder: for results, logs and the files that pass the turn on.
+        start: seconds that engines may take to start.
+        turn: seconds that each may take to measure.
+        after: no turn begins before this file exists.
+    """
+    processes = {setting.name: _spawn(setting, folder) for setting in settings}
+    try:
+        end = time.monotonic() + start
+        for name, process in processes.items():
+            _wait_for(folder, name, "ready", process, end)
+        while after is not None and not after.exists():
+            time.sleep(0.2)
+        for name, process in processes.items():
+            if process.poll() is None and _events(folder, name):
+                (folder / f"{name}.go").touch()
+                _wait_for(folder, name, "done", process, time.monotonic() + turn)
+    finally:
+        for process in processes.values():
+            process.terminate()
+        for process in processes.values():
+            process.wait()
+
+
+def _spawn(setting: Setting, folder: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "swaa.benchmark.serving_engine"]
+    environment = os.environ | {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+    with (folder / f"{setting.name}.log").open("wb") as log:
+        return subprocess.Popen(
+            [*command, json.dumps(asdict(setting)), str(folder)],
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def _wait_for(
+    folder: Path, name: str, event: str, process: subprocess.Popen[bytes], end: float
+) -> None:
+    while time.monotonic() < end and process.poll() is None:
+        if any(found["event"] == event for found in _events(folder, name)):
+            return
+        time.sleep(0.2)
+
+
+def _events(folder: Path, name: str) -> list[dict[str, Any]]:
+    path = folder / f"{name}.jsonl"
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # the last may be half written
+    return [json.loads(line) for line in lines]
+
+
+def row(setting: Setting, events: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """One row of the table, of what an engine has measured so far."""
+    of: dict[str, list[dict[str, Any]]] = {}
+    for event in events:
+        of.setdefault(event["event"], []).append(event)
+    timed, ready, warm = of.get("timed", []), of.get("ready", [{}])[0], of.get("warm", [{}])[0]
+    best = min(timed, key=lambda event: event["first"], default={})
+    live = warm.get("usage")
+    longest = ready.get("longest_requests")
+    traffic = of.get("traffic", [{}])[0]
+    return {
+        "engine": setting.name,
+        "first_token_seconds": best.get("first"),
+        "each_token_seconds": min((event["each"] for event in timed), default=None),
+        "live_kv_bytes": None if live is None else live * setting.kv_bytes,
+        "kv_tokens_per_gib": None
+        if longest is None
+        else longest * setting.max_tokens / setting.kv_bytes * GIB,
+        "traffic_seconds": traffic.get("seconds"),
+        "traffic_tokens": traffic.get("tokens"),
+        "start_seconds": ready.get("seconds"),
+        "timed": timed,
+    }
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows as text, one line an engine."""
+    lines = [
+        f"{'engine':16} {'first token':>12} {'each token':>11} {'live KV':>10}"
+        f" {'KV capacity':>18} {'traffic':>14}"
+    ]
+    for found in rows:
+        live, capacity = found["live_kv_bytes"], found["kv_tokens_per_gib"]
+        seconds, tokens = found["traffic_seconds"], found["traffic_tokens"]
+        cells = (
+            _cell(found["first_token_seconds"], 1, "s", 3),
+            _cell(found["each_token_seconds"], 1e3, "ms", 2),
+            _cell(live, 1 / GIB, "GiB", 2),
+            _cell(capacity, 1, "tokens/GiB", 0),
+            _cell(tokens / seconds if seconds else None, 1, "tokens/s", 0),
+        )
+        widths = (12, 11, 10, 18, 14)
+        numbers = " ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+        lines.append(f"{found['engine']:16} {numbers}")
+    return "\n".join(lines)
+
+
+def _cell(value: float | None, factor: float, unit: str, digits: int) -> str:
+    return "-" if value is None else f"{value * factor:.{digits}f} {unit}"
+
+
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    names = tuple(recipes(2048, 128, 36))
+    parser.add_argument("out", type=Path, help="folder for results and logs")
+    parser.add_argument("--engines", default=",".join(names[:-1]), help=f"of {', '.join(names)}")
+    parser.add_argument("--window", type=int, default=2048, help="keys (default: 2048)")
+    parser.add_argument("--sinks", type=int, default=128, help="tokens (default: 128)")
+    parser.add_argument("--prompt", type=int, default=131_072, help="tokens (default: 131072)")
+    parser.add_argument("--answer", type=int, default=128, help="tokens (default: 128)")
+    parser.add_argument("--chunk", type=int, default=16_384, help="tokens (default: 16384)")
+    parser.add_argument("--repeats", type=int, default=2, help="timed requests (default: 2)")
+    parser.add_argument("--requests", type=int, default=0, help="traffic, at once (default: 0)")
+    parser.add_argument("--traffic-prompt", type=int, default=128_000, help="(default: 128000)")
+    parser.add_argument("--traffic-answer", type=int, default=512, help="(default: 512)")
+    parser.add_argument("--kv-gib", type=float, default=20, help="of an engine that keeps all keys")
+    parser.add_argument("--start", type=float, default=900, help="seconds to start (default: 900)")
+    parser.add_argument("--turn", type=float, default=300, help="seconds each (default: 300)")
+    parser.add_argument("--after", type=Path, help="time nothing before this file exists")
+    parser.add_argument("--tiny", action="store_true", help="a tiny model, to try the script")
+    args = parser.parse_args(words)
+    args.engines = args.engines.split(",")
+    unknown = set(args.engines) - set(names)
+    if unknown:
+        parser.error(f"unknown engine {sorted(unknown)[0]!r}; choose from {', '.join(names)}")
+    return args
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Measure, save one result, print the table."""
+    args = parse(words)
+    args.out.mkdir(parents=True, exist_ok=True)
+    begin = time.monotonic()
+    settings = settings_of(args, args.out)
+    measure(settings, args.out, start=args.start, turn=args.turn, after=args.after)
+    rows = [row(setting, _events(args.out, setting.name)) for setting in settings]
+    device = "cpu" if args.tiny else "cuda"
+    result = results.Result(
+        kind="vllm",
+        name="tiny" if args.tiny else "qwen3-4b-shape",
+        config={
+            "settings": [asdict(setting) | {"model": "random weights"} for setting in settings],
+            "device": results.record_provenance(device=device).device,
+        },
+        rows=tuple(rows),
+        provenance=results.record_provenance(
+            device=device,
+            dtype=settings[0].dtype,
+            model="Qwen3-4B shape, random weights",
+            seed=0,
+            seconds=time.monotonic() - begin,
+            packages=("vllm",),
+        ),
+    )
+    print(results.save(result, folder=args.out))
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
