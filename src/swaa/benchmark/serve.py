@@ -1,0 +1,218 @@
+"""Recipes behind a server: the same workload for each, one result a recipe, done ones skipped."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+import secrets
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from swaa import results
+from swaa.benchmark.serve_client import Address
+from swaa.benchmark.serve_load import Load, run_load, samples, summarize
+from swaa.benchmark.serve_process import Server, launch_command, running
+from swaa.benchmark.serve_workload import Workload
+from swaa.config import SWAAConfig
+
+KIND = "serve"
+"""Folder of these results."""
+
+SERVED = "served"
+"""Machine behind an endpoint that nobody named."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """A server that runs already; which recipe it runs is its operator's word.
+
+    Attributes:
+        url: base of the API.
+        model: as the server calls it.
+        key: sent as bearer token; ``None``: none.
+        device: what it runs on.
+    """
+
+    url: str
+    model: str
+    key: str | None = dataclasses.field(default=None, repr=False)
+    device: str = SERVED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launcher:
+    """Starts ``vllm serve`` anew for each recipe.
+
+    Attributes:
+        arguments: of ``vllm serve``; ``--max-model-len`` is added where it is not among them.
+        timeout_s: longest wait for a server's first answer (seconds).
+        device: of this machine.
+    """
+
+    arguments: Sequence[str] = ()
+    timeout_s: float = 3600.0
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeRun:
+    """A recipe behind a server under a workload.
+
+    Attributes:
+        model: folder or hub name.
+        setting: name of the recipe, or path of its file.
+        config: the recipe.
+        workload: what is sent.
+        source: of servers.
+        timeout_s: longest wait for a piece of an answer (seconds).
+    """
+
+    model: str
+    setting: str
+    config: SWAAConfig
+    workload: Workload
+    source: Endpoint | Launcher
+    timeout_s: float = 7200.0
+
+    @property
+    def name(self) -> str:
+        """Of the result file."""
+        sizes = f"{self.workload.input_tokens}-{self.workload.output_tokens}"
+        words = (Path(self.model).name, Path(self.setting).name, sizes)
+        text = "-".join(re.sub(r"[^a-z0-9._]+", "-", word.lower()) for word in words)
+        return re.sub(r"-{2,}", "-", text).strip("-._")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that tells this run from another: what its file's hash is made of."""
+        launched = isinstance(self.source, Launcher)
+        return {
+            "model": Path(self.model).name,
+            "setting": Path(self.setting).name.removesuffix(".json"),
+            "swaa": self.config.to_dict(),
+            "workload": self.workload.to_dict(),
+            "server": "vllm" if launched else "endpoint",
+            "arguments": _names(arguments_of(self)) if launched else [],
+            "device": self.source.device,
+        }
+
+
+def find(run: ServeRun, *, folder: str | Path = results.FOLDER) -> results.Result | None:
+    """The result of a run that is finished; ``None``: it is not."""
+    return results.find(KIND, run.name, run.identity, folder=folder)
+
+
+def execute(
+    run: ServeRun,
+    *,
+    folder: str | Path = results.FOLDER,
+    progress: Callable[[int], None] | None = None,
+) -> results.Result:
+    """Serve a recipe, send the workload, keep the result.
+
+    Args:
+        run: what to do.
+        folder: of all results.
+        progress: called with the number of requests that ended.
+
+    Raises:
+        ConnectionError: when there is no server, it dies, or it answers nothing; no result is kept.
+    """
+    began = time.perf_counter()
+    log = results.result_path(KIND, run.name, run.identity, folder=folder).with_suffix(".log")
+    with _served(run, log) as (address, server):
+        # A server that ran before may hold these very prompts in its prefix cache.
+        nonce = "" if server is not None else secrets.token_hex(8)
+        load = run_load(address, run.workload, nonce=nonce, progress=progress)
+        _check(load, address)
+        rows = summarize(load)
+        if server is not None:
+            rows.append(
+                {"metric": "server", "start_s": server.seconds, "kv_tokens": server.kv_tokens()}
+            )
+    result = _result(run, rows, time.perf_counter() - began)
+    results.save(result, samples=samples(load), folder=folder)
+    return result
+
+
+def arguments_of(run: ServeRun) -> list[str]:
+    """Of ``vllm serve``: those given, and the length that the workload needs."""
+    assert isinstance(run.source, Launcher)
+    given = list(run.source.arguments)
+    if any(word.split("=")[0] == "--max-model-len" for word in given):
+        return given
+    length = run.workload.input_tokens + run.workload.output_tokens
+    return [*given, "--max-model-len", str(length)]
+
+
+def local_device() -> str:
+    """Name of this machine's GPU, or of its CPU; asked for without a context on the GPU."""
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+        names = done.stdout.strip().splitlines()
+        if names:
+            return names[0] if len(names) == 1 else f"{len(names)} x {names[0]}"
+    return results.record_provenance(device="cpu").device
+
+
+@contextlib.contextmanager
+def _served(run: ServeRun, log: Path) -> Iterator[tuple[Address, Server | None]]:
+    source = run.source
+    if isinstance(source, Endpoint):
+        yield (
+            Address(url=source.url, model=source.model, key=source.key, timeout_s=run.timeout_s),
+            None,
+        )
+        return
+    command = launch_command(run.model, run.setting, full=run.config.window is None)
+    with running([*command, *arguments_of(run)], log=log, timeout_s=source.timeout_s) as server:
+        yield Address(url=server.url, model=run.model, timeout_s=run.timeout_s), server
+
+
+def _check(load: Load, address: Address) -> None:
+    """A server that answers nothing, or is gone at the end, was not measured."""
+    reasons = "; ".join(f"{count} x {reason}" for reason, count in load.failures.items())
+    if not load.finished:
+        raise ConnectionError(f"{address.url} answered no request: {reasons}")
+    connection = address.connect()
+    try:
+        connection.connect()
+    except OSError:
+        done = f"{len(load.finished)} of {load.workload.requests} requests"
+        raise ConnectionError(
+            f"{address.url} died after {done} ({reasons}); no result is kept, start it again"
+        ) from None
+    finally:
+        connection.close()
+
+
+def _names(arguments: Sequence[str]) -> list[str]:
+    # Results hold names, not paths.
+    return [Path(word).name if Path(word).is_absolute() else word for word in arguments]
+
+
+def _result(run: ServeRun, rows: Sequence[dict[str, Any]], seconds: float) -> results.Result:
+    provenance = results.record_provenance(
+        model=Path(run.model).name,
+        data="random tokens",
+        seed=run.workload.seed,
+        seconds=seconds,
+        packages=("vllm",),
+    )
+    if isinstance(run.source, Endpoint):
+        # What serves there, and with what, is not known here.
+        versions = {"python": provenance.versions["python"]}
+        provenance = dataclasses.replace(provenance, versions=versions)
+    return results.Result(
+        kind=KIND,
+        name=run.name,
+        config=run.identity,
+        rows=tuple(rows),
+        provenance=dataclasses.replace(provenance, device=run.source.device),
+    )

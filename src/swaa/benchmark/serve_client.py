@@ -1,0 +1,195 @@
+"""One streamed completion, timed piece by piece; whatever goes wrong is said, never raised."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+import urllib.parse
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from swaa.benchmark.serve_workload import Workload
+
+
+class _BrokenError(Exception):
+    """The answer is not what the protocol says, or not what was asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Address:
+    """Where to ask.
+
+    Attributes:
+        url: base of the API, such as ``http://127.0.0.1:8000/v1``.
+        model: as the server calls it.
+        key: sent as bearer token; ``None``: none.
+        timeout_s: longest wait for a piece of an answer (seconds).
+
+    Raises:
+        ValueError: for anything but an HTTP address.
+    """
+
+    url: str
+    model: str
+    key: str | None = field(default=None, repr=False)
+    timeout_s: float = 7200.0
+
+    def __post_init__(self) -> None:
+        parts = urllib.parse.urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(
+                f"the endpoint is {self.url!r}; expected a URL such as http://127.0.0.1:8000/v1"
+            )
+
+    def connect(self) -> http.client.HTTPConnection:
+        """A connection, not opened yet."""
+        parts = urllib.parse.urlsplit(self.url)
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else None
+        kind = kind or http.client.HTTPConnection
+        return kind(parts.hostname or "", parts.port, timeout=self.timeout_s)
+
+    def path(self, name: str) -> str:
+        """Path of one of the API's resources, such as ``completions``."""
+        return f"{urllib.parse.urlsplit(self.url).path.rstrip('/')}/{name}"
+
+    def headers(self) -> dict[str, str]:
+        """Of every request."""
+        headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
+        return headers | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """What one request did.
+
+    Attributes:
+        sent: when it was sent, by ``time.perf_counter`` (seconds).
+        pieces: when each piece of the answer came.
+        new_tokens: as the server counts, or the pieces where it does not.
+        error: what went wrong; ``None``: nothing.
+    """
+
+    sent: float
+    pieces: tuple[float, ...] = ()
+    new_tokens: int = 0
+    error: str | None = None
+
+    @property
+    def first_token_s(self) -> float:
+        """Seconds from sending to the first piece."""
+        return self.pieces[0] - self.sent
+
+    @property
+    def latency_s(self) -> float:
+        """Seconds from sending to the last piece."""
+        return self.pieces[-1] - self.sent
+
+    @property
+    def token_s(self) -> float | None:
+        """Seconds per token behind the first; ``None``: there is no second token."""
+        if self.new_tokens < 2:
+            return None
+        return (self.pieces[-1] - self.pieces[0]) / (self.new_tokens - 1)
+
+
+def encode_request(address: Address, ids: Sequence[int], workload: Workload) -> bytes:
+    """The body of a request; made beforehand, since encoding long prompts takes a while."""
+    body = {
+        "model": address.model,
+        "prompt": ids,
+        "max_tokens": workload.output_tokens,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        # Without it a random prompt may be answered by an end of text at once.
+        "ignore_eos": True,
+    }
+    return json.dumps(body, separators=(",", ":")).encode()
+
+
+def request(address: Address, body: bytes, *, input_tokens: int) -> Timing:
+    """Send a request and read its stream to the end.
+
+    Args:
+        address: where to.
+        body: from :func:`encode_request`.
+        input_tokens: of the prompt; a server that counts otherwise did not serve what was asked.
+    """
+    connection = address.connect()
+    sent = time.perf_counter()
+    try:
+        connection.request("POST", address.path("completions"), body, address.headers())
+        return _read(connection.getresponse(), sent, input_tokens)
+    except TimeoutError:
+        return Timing(sent=sent, error=f"nothing came for {address.timeout_s:g} s")
+    except (_BrokenError, OSError, http.client.HTTPException) as error:
+        return Timing(sent=sent, error=_reason(error))
+    finally:
+        connection.close()
+
+
+def _read(response: http.client.HTTPResponse, sent: float, input_tokens: int) -> Timing:
+    if response.status != 200:
+        said = " ".join(response.read(2000).decode("utf-8", "replace").split())
+        raise _BrokenError(f"HTTP {response.status}: {said:.200}")
+    if "text/event-stream" not in (response.getheader("Content-Type") or ""):
+        raise _BrokenError("the server does not stream")
+    pieces: list[float] = []
+    usage: dict[str, Any] = {}
+    finished = False
+    for raw in response:
+        now = time.perf_counter()
+        line = raw.strip()
+        if not line.startswith(b"data:"):
+            continue
+        data = line.removeprefix(b"data:").strip()
+        if data == b"[DONE]":
+            finished = True
+            break
+        value = _object(data)
+        usage = value.get("usage") or usage
+        choices = value.get("choices")
+        if isinstance(choices, list) and choices:
+            # Text may be empty: a token can be a part of a character.
+            pieces.append(now)
+            finished = finished or bool(_field(choices[0], "finish_reason"))
+    if not finished:
+        raise _BrokenError("the answer broke off")
+    if not pieces:
+        raise _BrokenError("the answer is empty")
+    counted = usage.get("prompt_tokens", input_tokens)
+    if counted != input_tokens:
+        raise _BrokenError(f"the server counts {counted} prompt tokens, expected {input_tokens}")
+    tokens = usage.get("completion_tokens") or len(pieces)
+    return Timing(sent=sent, pieces=tuple(pieces), new_tokens=tokens)
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(data)
+    except ValueError:
+        raise _BrokenError(f"a piece is not JSON: {data.decode('utf-8', 'replace'):.80}") from None
+    if not isinstance(value, dict):
+        raise _BrokenError(f"a piece is no JSON object: {value!r:.80}")
+    if "error" in value:
+        raise _BrokenError(f"the server says: {json.dumps(value['error']):.200}")
+    return value
+
+
+def _field(choice: object, name: str) -> object:
+    if not isinstance(choice, dict):
+        raise _BrokenError(f"a choice is no JSON object: {choice!r:.80}")
+    return choice.get(name)
+
+
+def _reason(error: Exception) -> str:
+    """Short and the same for the same cause, so that failures can be counted by it."""
+    if isinstance(error, _BrokenError):
+        return str(error)
+    if isinstance(error, (http.client.IncompleteRead, ConnectionResetError, BrokenPipeError)):
+        return "the answer broke off"
+    if isinstance(error, http.client.RemoteDisconnected):
+        return "the server hung up"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -1,0 +1,236 @@
+"""`swaa bench serve`: recipes behind a server, all under the same workload."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+from swaa.cli.progress import ProgressBar
+from swaa.cli.table import Cell, format_table
+
+if TYPE_CHECKING:
+    from swaa.benchmark.serve import Endpoint, Launcher, ServeRun
+    from swaa.benchmark.serve_workload import Workload
+    from swaa.results import Result
+
+DEFAULT_RECIPES = "full,fast,balanced"
+_SIZES = {
+    "input_tokens": "tokens of each prompt, exactly",
+    "output_tokens": "tokens generated for each",
+    "requests": "requests",
+    "concurrency": "most requests under way",
+    "vocabulary": "token ids are drawn below this, the first tenth left out",
+    "seed": "of prompts and arrivals",
+}
+
+
+def register(subparsers: Any) -> None:
+    """Add the sub-verb to ``swaa bench``."""
+    parser = subparsers.add_parser(
+        "serve",
+        help="recipes behind a server: time to first token, time per token, throughput",
+        description="Send one workload of random prompts to a server under each recipe. Servers are"
+        " started by vLLM, one after another, or one that runs already is named. With requests that"
+        " all arrive at once, the time to the first token is mostly the wait in the queue.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="folder or hub name")
+    parser.add_argument(
+        "--recipes",
+        default=DEFAULT_RECIPES,
+        metavar="R",
+        help="to compare; 'full' is vLLM without swaa (default: %(default)s)",
+    )
+    _add_workload_options(parser)
+    parser.add_argument(
+        "--results", default="results", metavar="DIR", help="folder (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--again", action="store_true", help="measure what is measured already (default: show it)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON (default: a table)")
+    _add_server_options(parser)
+    parser.set_defaults(bench=run)
+
+
+def _add_workload_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("workload", "a preset, and numbers on top of it")
+    group.add_argument(
+        "--workload",
+        default="short",
+        metavar="W",
+        help="paper (100 requests of 128,000 + 512 tokens), single (5 of those, one after another),"
+        " long (32 of 32,768 + 256), short (32 of 4,096 + 128) or smoke (default: %(default)s)",
+    )
+    for name, text in _SIZES.items():
+        group.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=int,
+            metavar="N",
+            help=f"{text} (default: the workload's)",
+        )
+    group.add_argument(
+        "--rate",
+        type=float,
+        metavar="N",
+        help="requests a second, arriving at random (default: the workload's, all at once)",
+    )
+
+
+def _add_server_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("server")
+    group.add_argument(
+        "--endpoint",
+        metavar="URL",
+        help="OpenAI-compatible server that runs already, such as http://127.0.0.1:8000/v1;"
+        " --recipes then names the one that it runs (default: vLLM is started)",
+    )
+    group.add_argument(
+        "--served-model", metavar="M", help="what that server calls it (default: MODEL)"
+    )
+    group.add_argument("--device-name", metavar="D", help="what that server runs on (default: -)")
+    group.add_argument(
+        "--key-variable",
+        default="OPENAI_API_KEY",
+        metavar="V",
+        help="environment variable with that server's key (default: %(default)s)",
+    )
+    group.add_argument(
+        "--start-timeout",
+        type=float,
+        default=3600.0,
+        metavar="S",
+        help="longest wait for a started server (seconds, default: %(default)s)",
+    )
+    group.add_argument(
+        "--timeout",
+        type=float,
+        default=7200.0,
+        metavar="S",
+        help="longest wait for a piece of an answer (seconds, default: %(default)s)",
+    )
+    group.add_argument(
+        "--vllm",
+        nargs=argparse.REMAINDER,
+        metavar="...",
+        help="everything behind this flag goes to 'vllm serve' (default: nothing, and"
+        " --max-model-len as the workload needs it)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what is not done yet and print what there is."""
+    runs = _runs(args)
+
+    from swaa.benchmark import serve
+
+    found = []
+    for number, one in enumerate(runs, start=1):
+        result = None if args.again else serve.find(one, folder=args.results)
+        if result is None:
+            label = f"{one.setting} ({number} of {len(runs)})"
+            with ProgressBar(one.workload.requests, label) as bar:
+                bar.update(0, f"{label}: starting")
+                result = serve.execute(
+                    one,
+                    folder=args.results,
+                    progress=lambda done, bar=bar, label=label: bar.update(done, label),
+                )
+        found.append(result)
+    if args.json:
+        print(json.dumps([result.to_dict() for result in found], indent=2))
+    else:
+        _print(found)
+    return 0
+
+
+def _runs(args: argparse.Namespace) -> list[ServeRun]:
+    """What is to be done; whatever can be wrong with it is found here."""
+    from swaa.benchmark.serve import ServeRun
+    from swaa.recipes import resolve
+
+    names = [name.strip() for name in args.recipes.split(",")]
+    if len(set(names)) < len(names):
+        raise ValueError(f"--recipes {args.recipes} names one twice")
+    settings = [(name, resolve(name)) for name in names]
+    workload = _workload(args)
+    source = _source(args, names)
+    return [
+        ServeRun(
+            model=args.model,
+            setting=name,
+            config=config,
+            workload=workload,
+            source=source,
+            timeout_s=args.timeout,
+        )
+        for name, config in settings
+    ]
+
+
+def _workload(args: argparse.Namespace) -> Workload:
+    from swaa.benchmark.serve_workload import PRESETS
+
+    if args.workload not in PRESETS:
+        raise ValueError(f"unknown workload {args.workload!r}; choose from {', '.join(PRESETS)}")
+    given = {name: getattr(args, name) for name in (*_SIZES, "rate")}
+    changes = {name: value for name, value in given.items() if value is not None}
+    return dataclasses.replace(PRESETS[args.workload], **changes)
+
+
+def _source(args: argparse.Namespace, names: list[str]) -> Endpoint | Launcher:
+    from swaa.benchmark.serve import SERVED, Endpoint, Launcher, local_device
+
+    if args.endpoint is None:
+        for name in ("served_model", "device_name"):
+            if getattr(args, name) is not None:
+                raise ValueError(f"--{name.replace('_', '-')} would do nothing without --endpoint")
+        from swaa.integrations.vllm.launch import check_installed
+
+        check_installed()
+        return Launcher(
+            arguments=tuple(args.vllm or ()),
+            timeout_s=args.start_timeout,
+            device=local_device(),
+        )
+    if args.vllm:
+        raise ValueError("--vllm would do nothing with --endpoint: that server runs already")
+    if len(names) > 1:
+        raise ValueError("a server runs one recipe; name it alone: --recipes R")
+    return Endpoint(
+        url=args.endpoint,
+        model=args.served_model or args.model,
+        key=os.environ.get(args.key_variable),
+        device=args.device_name or SERVED,
+    )
+
+
+def _print(found: list[Result]) -> None:
+    rows = [_line(result) for result in found]
+    headers = ("recipe", "TTFT s", "TPOT ms", "ITL ms", "tok/s", "req/s", "finished", "failed")
+    print(format_table(headers, rows))
+    print("medians; tok/s counts prompt and output; p20, p80 and means are in the result files")
+    for result in found:
+        for reason, count in result.rows[0]["failures"].items():
+            print(f"{result.config['setting']}: {count} x {reason}")
+
+
+def _line(result: Result) -> list[Cell]:
+    rows = {row["metric"]: row for row in result.rows}
+    whole = rows["requests"]
+
+    def median(name: str, unit: float, digits: int) -> str | None:
+        return f"{rows[name]['p50'] / unit:.{digits}f}" if name in rows else None
+
+    return [
+        result.config["setting"],
+        median("ttft_s", 1, 3),
+        median("tpot_s", 1e-3, 2),
+        median("itl_s", 1e-3, 2),
+        f"{whole['total_tokens_per_s']:.0f}",
+        f"{whole['requests_per_s']:.3f}",
+        whole["finished"],
+        whole["failed"],
+    ]

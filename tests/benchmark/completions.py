@@ -1,0 +1,155 @@
+"""A real server on 127.0.0.1 that streams completions at a known pace, or breaks the protocol.
+
+As a program it stands in for ``vllm serve``: ``python -m tests.benchmark.completions --port N``.
+"""
+
+import argparse
+import json
+import os
+import threading
+import time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+FIRST_S, NEXT_S = 0.06, 0.02
+
+
+class Completions(ThreadingHTTPServer):
+    """Answers with ``script`` first, one fault or None a request, then as asked."""
+
+    daemon_threads = True
+    request_queue_size = 256
+
+    def __init__(self, port=0, script=(), dies_after=None):
+        super().__init__(("127.0.0.1", port), Handler)
+        self.script = list(script)
+        self.dies_after = dies_after
+        self.bodies, self.written = [], []
+        self.under_way = self.most_under_way = 0
+        self.lock = threading.Lock()
+        self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+    def handle_error(self, request, client_address):
+        """A client that leaves is no event."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args):
+        pass
+
+    def do_GET(self):  # the name is the library's
+        self.say(200, b"{}")
+
+    def do_POST(self):
+        server = self.server
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with server.lock:
+            body["key"] = self.headers.get("Authorization")
+            server.bodies.append(body)
+            if server.dies_after is not None and len(server.bodies) > server.dies_after:
+                print("out of memory", flush=True)
+                os._exit(17)
+            fault = server.script.pop(0) if server.script else None
+            server.under_way += 1
+            server.most_under_way = max(server.most_under_way, server.under_way)
+        try:
+            self.answer(fault, body)
+        finally:
+            with server.lock:
+                server.under_way -= 1
+
+    def answer(self, fault, body):
+        if fault == "500":
+            self.say(500, b"oops\nat line 1")
+        elif fault == "unstreamed":
+            self.say(200, b'{"choices": []}')
+        else:
+            self.stream(fault, body)
+
+    def stream(self, fault, body):
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream; charset=utf-8")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        self.close_connection = True
+        broken = {
+            "malformed": b"data: {not json\n\n",
+            "list": b"data: [1]\n\n",
+            "words": b'data: {"choices": ["x"]}\n\n',
+            "error": b'data: {"error": {"message": "overload"}}\n\n',
+        }
+        if fault in broken:
+            return self.chunk(broken[fault])
+        if fault == "hangs":
+            return time.sleep(1)
+        if fault == "bad chunk":
+            return self.wfile.write(b"xyz\r\nnothing\r\n")
+        times = []
+        time.sleep(FIRST_S)
+        count = 0 if fault == "empty" else body["max_tokens"]
+        for number in range(count if fault != "broken off" else 1):
+            time.sleep(NEXT_S if number else 0)
+            end = "length" if number == count - 1 else None
+            times.append(time.perf_counter())
+            self.chunk(self.piece(number, end))
+        if fault == "broken off":
+            return None  # the connection closes without the last chunk
+        self.server.written.append(times)
+        prompt = len(body["prompt"]) + (1 if fault == "one more" else 0)
+        usage = {"prompt_tokens": prompt, "completion_tokens": count}
+        if fault != "uncounted":
+            self.chunk(f"data: {json.dumps({'choices': [], 'usage': usage})}\n\n".encode())
+        self.chunk(b": comment\n\ndata: [DONE]\n\n")
+        self.chunk(b"")
+        return None
+
+    @staticmethod
+    def piece(number, end):
+        # Tokens that are a part of a character have no text.
+        choice = {"index": 0, "text": "" if number % 3 == 1 else "a", "finish_reason": end}
+        return f"data: {json.dumps({'choices': [choice]})}\n\n".encode()
+
+    def chunk(self, data):
+        self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+        self.wfile.flush()
+
+    def say(self, code, data):
+        self.send_response(code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+@contextmanager
+def completions(**options):
+    """A server for as long as the block runs."""
+    server = Completions(**options)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--host")
+    parser.add_argument("--port", type=int)
+    parser.add_argument("--dies-after", type=int)
+    parser.add_argument("--stubborn", action="store_true")
+    args, _ = parser.parse_known_args()
+    print("INFO GPU KV cache size: 12,345 tokens", flush=True)
+    # A process of its group, which does not end with it, as an engine might.
+    if args.stubborn and os.fork() == 0:
+        time.sleep(600)
+    Completions(args.port, dies_after=args.dies_after).serve_forever()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,206 @@
+"""The load generator against a real server: lengths, times, faults, counts."""
+
+import itertools
+import socket
+
+import pytest
+import torch
+
+from swaa.benchmark.serve_client import Address, encode_request, request
+from swaa.benchmark.serve_load import run_load, samples, summarize
+from swaa.benchmark.serve_workload import PRESETS, Workload
+from tests.benchmark.completions import FIRST_S, NEXT_S, completions
+
+SMALL = Workload(input_tokens=20, output_tokens=6, requests=5)
+
+
+def _address(server, **options):
+    return Address(url=server.url, model="m", **options)
+
+
+def _ask(server, workload=SMALL, **options):
+    address = _address(server, **options)
+    body = encode_request(address, next(workload.prompts()), workload)
+    return request(address, body, input_tokens=workload.input_tokens)
+
+
+def test_prompts_have_exactly_the_length_and_never_repeat():
+    workload = Workload(input_tokens=300, output_tokens=1, requests=20, vocabulary=1000)
+    prompts = list(workload.prompts())
+    assert {len(prompt) for prompt in prompts} == {300}
+    assert len(set(map(tuple, prompts))) == 21
+    ids = set(itertools.chain(*prompts))
+    assert min(ids) >= 100
+    assert max(ids) < 1000
+    assert len(ids) > 800
+    assert prompts == list(workload.prompts())
+    assert prompts[0] != next(workload.prompts("other"))
+
+
+def test_arrivals_are_all_at_once_or_a_poisson_process():
+    assert SMALL.arrivals() == [0.0] * 5
+    times = Workload(input_tokens=1, output_tokens=1, requests=4000, rate=5.0).arrivals()
+    gaps = torch.tensor(times).diff()
+    assert times[0] == 0
+    assert bool((gaps >= 0).all())
+    # Exponential gaps: their mean and their deviation are both 1 / rate.
+    assert gaps.mean().item() == pytest.approx(0.2, rel=0.1)
+    assert gaps.std().item() == pytest.approx(0.2, rel=0.15)
+
+
+def test_the_papers_workload():
+    paper = PRESETS["paper"]
+    assert (paper.input_tokens, paper.output_tokens, paper.requests) == (128_000, 512, 100)
+    assert paper.rate is None
+    assert paper.concurrency is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"input_tokens": 0}, "input_tokens is 0; expected at least 1"),
+        ({"concurrency": 0}, "concurrency is 0; expected at least 1"),
+        ({"rate": 0.0}, "rate is 0.0; expected requests a second, above 0"),
+        ({"vocabulary": 3}, "vocabulary is 3; expected at least 10"),
+    ],
+)
+def test_a_workload_out_of_range(change, message):
+    with pytest.raises(ValueError, match=message):
+        Workload(**{"input_tokens": 1, "output_tokens": 1, "requests": 1, **change})
+
+
+def test_an_address_that_is_none():
+    with pytest.raises(ValueError, match="expected a URL such as http://127"):
+        Address(url="localhost:8000", model="m")
+
+
+def test_pieces_are_timed_when_they_come():
+    with completions() as server:
+        timing = _ask(server, key="secret")
+    assert timing.error is None
+    (written,) = server.written
+    # Both ends have the same clock: a piece is seen after it was written, and at once.
+    late = [seen - wrote for seen, wrote in zip(timing.pieces, written, strict=True)]
+    assert min(late) >= 0
+    assert sorted(late)[len(late) // 2] < NEXT_S
+    assert timing.first_token_s >= FIRST_S
+    assert timing.new_tokens == 6
+    assert timing.token_s == (timing.pieces[-1] - timing.pieces[0]) / 5
+    (body,) = server.bodies
+    assert body["key"] == "Bearer secret"
+    assert len(body["prompt"]) == 20
+    assert (body["max_tokens"], body["stream"], body["ignore_eos"]) == (6, True, True)
+
+
+def test_tokens_are_pieces_where_the_server_does_not_count():
+    with completions(script=["uncounted"]) as server:
+        assert _ask(server).new_tokens == 6
+
+
+def test_one_token_has_no_time_per_token():
+    with completions() as server:
+        timing = _ask(server, Workload(input_tokens=3, output_tokens=1, requests=1))
+    assert timing.token_s is None
+    assert timing.latency_s == timing.first_token_s
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("500", "HTTP 500: oops at line 1"),
+        ("unstreamed", "the server does not stream"),
+        ("malformed", "a piece is not JSON: {not json"),
+        ("list", "a piece is no JSON object: [1]"),
+        ("words", "a choice is no JSON object: 'x'"),
+        ("error", 'the server says: {"message": "overload"}'),
+        ("broken off", "the answer broke off"),
+        ("bad chunk", "the answer broke off"),
+        ("empty", "the answer is empty"),
+        ("one more", "the server counts 21 prompt tokens, expected 20"),
+        ("hangs", "nothing came for 0.2 s"),
+    ],
+)
+def test_a_broken_answer_is_said_and_not_raised(fault, reason):
+    with completions(script=[fault]) as server:
+        assert _ask(server, timeout_s=0.2).error == reason
+
+
+def test_a_dead_server_is_said():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = Address(url=f"http://127.0.0.1:{port}/v1", model="m")
+    with pytest.raises(ConnectionError, match="the first request failed: Connection refused"):
+        run_load(address, SMALL)
+
+
+def test_a_load_is_summed_up():
+    with completions() as server:
+        progress = []
+        load = run_load(_address(server), SMALL, progress=progress.append)
+    assert progress == [1, 2, 3, 4, 5]
+    assert len({tuple(body["prompt"]) for body in server.bodies}) == 6  # the warm-up's is another
+    rows = {row["metric"]: row for row in summarize(load)}
+    whole = rows["requests"]
+    assert (whole["requests"], whole["finished"], whole["failed"]) == (5, 5, 0)
+    assert whole["short"] == 0
+    last = max(timing.pieces[-1] for timing in load.timings)
+    assert whole["seconds"] == last - load.started
+    assert whole["output_tokens_per_s"] == pytest.approx(30 / whole["seconds"])
+    assert whole["total_tokens_per_s"] == pytest.approx(130 / whole["seconds"])
+    assert whole["requests_per_s"] == pytest.approx(5 / whole["seconds"])
+    assert {name: row["count"] for name, row in rows.items() if "count" in row} == {
+        "ttft_s": 5,
+        "tpot_s": 5,
+        "itl_s": 25,
+        "latency_s": 5,
+    }
+    firsts = torch.tensor([t.first_token_s for t in load.timings], dtype=torch.float64)
+    for rank, name in ((0.2, "p20"), (0.5, "p50"), (0.8, "p80")):
+        assert rows["ttft_s"][name] == pytest.approx(firsts.quantile(rank).item())
+    assert rows["ttft_s"]["mean"] == pytest.approx(firsts.mean().item())
+    assert rows["tpot_s"]["p50"] >= 0.9 * NEXT_S
+
+
+def test_failures_are_counted_and_left_out_of_the_times():
+    script = [None, "500", "malformed", "500"]
+    with completions(script=script) as server:
+        load = run_load(_address(server), SMALL)
+    whole, ttft, *_ = summarize(load)
+    assert (whole["finished"], whole["failed"], ttft["count"]) == (2, 3, 2)
+    assert whole["failures"] == {
+        "HTTP 500: oops at line 1": 2,
+        "a piece is not JSON: {not json": 1,
+    }
+    kept = samples(load)
+    assert [sample["id"] for sample in kept] == [0, 1, 2, 3, 4]
+    assert sum(sample["error"] is None for sample in kept) == 2
+    assert all(("ttft_s" in sample) == (sample["error"] is None) for sample in kept)
+
+
+def test_all_at_once_means_all_at_once():
+    workload = Workload(input_tokens=5, output_tokens=4, requests=30)
+    with completions() as server:
+        load = run_load(_address(server), workload)
+    assert server.most_under_way > 15
+    assert all(timing.error is None for timing in load.timings)
+
+
+def test_no_more_requests_under_way_than_allowed():
+    workload = Workload(input_tokens=5, output_tokens=3, requests=7, concurrency=2)
+    with completions() as server:
+        load = run_load(_address(server), workload)
+    assert server.most_under_way == 2
+    assert len(load.finished) == 7
+
+
+def test_requests_are_sent_when_they_are_due():
+    workload = Workload(input_tokens=5, output_tokens=2, requests=6, rate=20.0)
+    with completions() as server:
+        load = run_load(_address(server), workload)
+    late = [
+        timing.sent - load.started - due
+        for timing, due in zip(load.timings, workload.arrivals(), strict=True)
+    ]
+    assert min(late) >= 0
+    assert sorted(late)[3] < 0.1

@@ -1,0 +1,244 @@
+"""`swaa bench serve`: recipes one after another, results that resume, servers that end."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from swaa import results
+from swaa.benchmark import serve
+from swaa.benchmark.serve import Endpoint, Launcher, ServeRun, arguments_of, execute, find
+from swaa.benchmark.serve_process import launch_command, running
+from swaa.benchmark.serve_workload import Workload
+from swaa.cli import main
+from swaa.recipes import resolve
+from tests.benchmark.completions import completions
+
+ROOT = Path(__file__).parents[2]
+SMALL = Workload(input_tokens=12, output_tokens=3, requests=3)
+STAND_IN = [sys.executable, "-m", "tests.benchmark.completions"]
+ENDPOINT = ("--recipes", "fast", "--workload", "smoke", "--requests", "2")
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """`vllm serve` replaced by a small server; the commands that would have started vLLM."""
+    asked = []
+
+    def command(model, recipe, *, full):
+        asked.append(launch_command(model, recipe, full=full))
+        return STAND_IN
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(serve, "launch_command", command)
+    return asked
+
+
+def _run(recipe="fast", arguments=(), workload=SMALL):
+    source = Launcher(arguments=arguments, timeout_s=30, device="a GPU")
+    config = resolve(recipe)
+    return ServeRun(
+        model="folder/tiny", setting=recipe, config=config, workload=workload, source=source
+    )
+
+
+def _gone(pid):
+    """Whether no process of this group is left, those that only wait to be reaped aside."""
+    for _ in range(100):
+        found = subprocess.run(
+            ["ps", "-o", "stat=", "-g", str(pid)], capture_output=True, text=True
+        )
+        if all(state.startswith("Z") for state in found.stdout.split()):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_each_recipe_has_its_command():
+    assert launch_command("m", "full", full=True)[1:] == [
+        "-m",
+        "vllm.entrypoints.cli.main",
+        "serve",
+        "m",
+    ]
+    assert launch_command("m", "fast", full=False)[1:] == [
+        *("-m", "swaa", "serve", "m"),
+        *("--recipe", "fast"),
+    ]
+
+
+def test_the_server_gets_the_length_that_the_workload_needs():
+    assert arguments_of(_run(arguments=("--dtype", "float16"))) == [
+        *("--dtype", "float16"),
+        *("--max-model-len", "15"),
+    ]
+    assert arguments_of(_run(arguments=("--max-model-len=99",))) == ["--max-model-len=99"]
+
+
+def test_a_recipe_is_served_measured_kept_and_skipped(stand_in, tmp_path):
+    run = _run(arguments=("--chat-template", "/a/b.jinja"))
+    assert find(run, folder=tmp_path) is None
+    result = execute(run, folder=tmp_path)
+    assert result == find(run, folder=tmp_path)
+    rows = {row["metric"]: row for row in result.rows}
+    assert (rows["requests"]["finished"], rows["requests"]["failed"]) == (3, 0)
+    assert rows["server"]["kv_tokens"] == 12_345
+    assert rows["server"]["start_s"] > 0
+    assert result.config["swaa"] == resolve("fast").to_dict()
+    assert result.config["arguments"][:2] == ["--chat-template", "b.jinja"]
+    assert result.provenance.device == "a GPU"
+    path = results.result_path("serve", run.name, run.identity, folder=tmp_path)
+    assert len(results.read_samples(path)) == 3
+    assert sorted(file.suffix for file in path.parent.iterdir()) == [".json", ".jsonl"]
+    assert len(stand_in) == 1
+
+
+def test_a_server_that_dies_midway_leaves_no_result_but_its_log(stand_in, tmp_path):
+    run = _run(arguments=("--dies-after", "2"))
+    with pytest.raises(ConnectionError, match="ended with code 17; its last words: out of memory"):
+        execute(run, folder=tmp_path)
+    assert find(run, folder=tmp_path) is None
+    (left,) = (tmp_path / "serve").iterdir()
+    assert left.suffix == ".log"
+
+
+def test_a_server_that_does_not_start(tmp_path):
+    command = [sys.executable, "-c", "import sys; sys.exit('no such model')"]
+    log = tmp_path / "log"
+    with (
+        pytest.raises(ConnectionError, match="ended with code 1; its last words: no such model"),
+        running(command, log=log, timeout_s=30),
+    ):
+        pytest.fail("the block runs without a server")
+    assert "no such model" in log.read_text()
+
+
+def test_a_server_that_takes_too_long_is_ended(tmp_path):
+    command = [
+        sys.executable,
+        "-c",
+        "import os, time; print(os.getpid(), flush=True); time.sleep(99)",
+    ]
+    with (
+        pytest.raises(ConnectionError, match=r"no answer in 0.7 s; its last words: \d+"),
+        running(command, log=tmp_path / "log", timeout_s=0.7),
+    ):
+        pytest.fail("the block runs without a server")
+    assert _gone(int((tmp_path / "log").read_text()))
+
+
+def test_processes_that_a_server_leaves_behind_are_ended_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with running([*STAND_IN, "--stubborn"], log=tmp_path / "log", timeout_s=30) as server:
+        pid = server._process.pid
+        states = subprocess.run(
+            ["ps", "-o", "pid=", "-g", str(pid)], capture_output=True, text=True
+        )
+        assert len(states.stdout.split()) == 2
+    assert _gone(pid)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a kill cannot be passed on")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_server_never_outlives_the_command(tmp_path, number):
+    code = (
+        "import sys, time; from pathlib import Path;"
+        "from swaa.benchmark.serve_process import running\n"
+        "with running(sys.argv[2:], log=Path(sys.argv[1]), timeout_s=30) as server:\n"
+        "    print(server._process.pid, flush=True); time.sleep(99)\n"
+    )
+    command = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "log"), *STAND_IN],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    pid = int(command.stdout.readline())
+    os.kill(command.pid, number)
+    assert command.wait(30) != 0
+    command.stdout.close()
+    assert _gone(pid)
+
+
+def test_an_endpoint_is_measured_once_with_prompts_of_its_own(tmp_path, capsys):
+    with completions() as server:
+        words = ["bench", "serve", "served", *ENDPOINT, "--results", str(tmp_path)]
+        words += ["--endpoint", server.url, "--device-name", "a machine"]
+        assert main(words) == 0
+        first = capsys.readouterr().out
+        assert main(words) == 0
+        assert capsys.readouterr().out == first
+        assert len(server.bodies) == 3  # one warms up
+        assert main([*words, "--again", "--json"]) == 0
+    (result,) = json.loads(capsys.readouterr().out)
+    assert result["provenance"]["device"] == "a machine"
+    assert result["config"]["workload"]["requests"] == 2
+    # A prefix cache must not know the prompts of the second measurement.
+    assert server.bodies[0]["prompt"] != server.bodies[3]["prompt"]
+    assert server.bodies[0]["model"] == "served"
+    assert "fast" in first
+    assert "TTFT s" in first
+
+
+def test_an_endpoint_that_dies_midway_leaves_no_result(tmp_path):
+    port = 0
+    with completions() as probe:
+        port = probe.server_address[1]
+    process = subprocess.Popen(
+        [*STAND_IN, "--port", str(port), "--dies-after", "2"], cwd=ROOT, stdout=subprocess.DEVNULL
+    )
+    url = f"http://127.0.0.1:{port}/v1"
+    workload = Workload(input_tokens=12, output_tokens=3, requests=4, concurrency=1)
+    run = dataclasses.replace(_run(workload=workload), source=Endpoint(url=url, model="m"))
+    try:
+        _wait_for(url)
+        with pytest.raises(ConnectionError, match="died after 1 of 4 requests"):
+            execute(run, folder=tmp_path)
+    finally:
+        process.kill()
+        process.wait()
+    assert find(run, folder=tmp_path) is None
+
+
+def test_an_endpoint_that_answers_nothing(tmp_path):
+    with completions(script=[None, "500", "500", "error"]) as server:
+        run = dataclasses.replace(_run(), source=Endpoint(url=server.url, model="m"))
+        with pytest.raises(ConnectionError, match="answered no request: 2 x HTTP 500"):
+            execute(run, folder=tmp_path)
+
+
+def _wait_for(url):
+    for _ in range(100):
+        try:
+            return urllib.request.urlopen(url, timeout=5).close()
+        except OSError:
+            time.sleep(0.1)
+    return pytest.fail("the server did not come up")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--workload", "papr"], "unknown workload 'papr'; choose from paper, single, long"),
+        (["--recipes", "fast,fast"], "--recipes fast,fast names one twice"),
+        (["--recipes", "fst"], "unknown recipe 'fst'"),
+        (["--device-name", "x"], "--device-name would do nothing without --endpoint"),
+        (["--served-model", "x"], "--served-model would do nothing without --endpoint"),
+        (["--endpoint", "http://a/v1"], "a server runs one recipe; name it alone: --recipes R"),
+        (["--endpoint", "http://a/v1", "--vllm", "--x"], "--vllm would do nothing with --endpoint"),
+        (["--requests", "0"], "requests is 0; expected at least 1"),
+        (["--endpoint", "a", "--recipes", "fast"], "the endpoint is 'a'; expected a URL such as"),
+    ],
+)
+def test_a_mistake_is_one_line(words, message, capsys, tmp_path):
+    assert main(["bench", "serve", "m", "--results", str(tmp_path), *words]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"swaa bench: {message}")
