@@ -60,7 +60,17 @@ def register(subparsers: Any) -> None:
         help="when all is done, put the runs that differ in their recipe alone into one pair of"
         " files (default: a pair for each run)",
     )
+    parser.add_argument(
+        "--paper-table",
+        type=int,
+        metavar="N",
+        help="run nothing: show the paper's table 1, 3 or 4 (with --thinking, the columns of the"
+        " model that thinks) beside what RESULTS holds of MODEL, and write the list of runs that"
+        " repeats its rows without training to paper-table-N-MODEL/ (default: off)",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON (default: tables)")
+    names = list(vars(parser.parse_args(["MODEL"])))
+    parser.set_defaults(defaults={name: parser.get_default(name) for name in names})
 
 
 def _add_task_options(parser: argparse.ArgumentParser) -> None:
@@ -135,6 +145,10 @@ def _add_local_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do what is not done yet and print what there is."""
+    if args.paper_table is not None:
+        from swaa.cli.eval_paper import run as show_paper
+
+        return show_paper(args)
     # What needs no model is checked before minutes go into loading one.
     settings = _settings(args)
     lengths = _lengths(args.lengths)
