@@ -72,6 +72,7 @@ def test_an_answer_ends_with_the_end_token(loaded):
     (request,) = _requests(loaded, 5)
     reply = engine._reply(request, [70, 71, 1, 0, 0], 0.5)
     assert (reply.new_tokens, reply.truncated) == (3, False)
+    assert reply.ids == (70, 71, 1)
     assert reply.output == loaded.tokenizer.decode([70, 71])
 
 

@@ -36,6 +36,7 @@ class Reply:
             ``None``: not measured.
         new_tokens: tokens generated, the one that ends the answer included; ``None``: unknown.
         truncated: the longest output allowed ended it.
+        ids: tokens generated, the one that ends the answer included; empty: unknown.
     """
 
     id: str
@@ -43,6 +44,7 @@ class Reply:
     first_token_s: float | None
     new_tokens: int | None
     truncated: bool
+    ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

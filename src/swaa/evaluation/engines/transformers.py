@@ -187,6 +187,7 @@ class TransformersEngine:
             first_token_s=first_token_s,
             new_tokens=len(new),
             truncated=end is None,
+            ids=tuple(new),
         )
 
     @property
