@@ -1,0 +1,113 @@
+"""Scores of candidates: measured once, remembered in a file, the same whoever asks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from swaa.config import LayerPlan
+from swaa.evaluation.samples_file import SamplesFile
+from swaa.selection.candidate import Candidate
+from swaa.selection.passes import Scores, SharedPasses
+
+Objective = Literal["nll", "kl"]
+"""What a search makes small: the answers' negative log-likelihood, or the divergence from full."""
+
+FULL = "full"
+"""Key of full attention, which is no candidate."""
+
+
+@dataclass
+class Board:
+    """Asks :class:`SharedPasses` for what is not known yet, and writes it down.
+
+    Attributes:
+        passes: entered; measures.
+        file: entered; one line a candidate, so that an interrupted search resumes.
+        objective: what :meth:`value` reads.
+        on_pass: called after each candidate measured, with the number measured so far.
+    """
+
+    passes: SharedPasses
+    file: SamplesFile
+    objective: Objective = "nll"
+    on_pass: Callable[[int], None] | None = None
+    measured: int = 0
+    _known: dict[str, Scores] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for record in self.file.samples:
+            self._known[record["id"]] = Scores(record["nll"], record["kl"], record["exact"])
+
+    @property
+    def able(self) -> tuple[int, ...]:
+        """Layers that can slide."""
+        return self.passes.able
+
+    def value(self, candidate: Candidate) -> float:
+        """The mean objective of a candidate that was asked for before (nats a token)."""
+        return mean(getattr(self._known[candidate.key], self.objective))
+
+    def scores(self, candidate: Candidate) -> Scores:
+        """All scores of a candidate that was asked for before."""
+        return self._known[candidate.key]
+
+    def full_scores(self) -> Scores:
+        """Scores of full attention."""
+        plans = (LayerPlan(window=None),) * self.passes.depth
+        if FULL not in self._known:
+            (scores,) = self.passes.measure(plans, [plans], kl=True)
+            self._record(FULL, scores, {})
+        return self._known[FULL]
+
+    def ask(self, candidates: Iterable[Candidate], *, near: Candidate) -> list[Candidate]:
+        """Make sure that candidates are measured.
+
+        Args:
+            candidates: sets of layers, each measured as a set.
+            near: what they are a few steps away from; its passes are shared.
+
+        Returns:
+            The candidates, best first; equals in the order given.
+        """
+        wanted = list(dict.fromkeys(candidates))
+        missing = [c for c in wanted if c.key not in self._known]
+        if missing:
+            found = self.passes.measure(
+                self._plans(near), [self._plans(c) for c in missing], kl=True
+            )
+            for candidate, scores in zip(missing, found, strict=True):
+                self._record(candidate.key, scores, _describe(candidate))
+                self.measured += 1
+                if self.on_pass is not None:
+                    self.on_pass(self.measured)
+        return sorted(wanted, key=self.value)
+
+    def _plans(self, candidate: Candidate) -> tuple[LayerPlan, ...]:
+        return candidate.plans(self.able, self.passes.depth)
+
+    def _record(self, key: str, scores: Scores, what: dict[str, Any]) -> None:
+        rounded = Scores(_rounded(scores.nll), _rounded(scores.kl), scores.exact)
+        self._known[key] = rounded
+        self.file.append({"id": key, **what, **rounded._asdict()})
+
+
+def mean(values: Sequence[float]) -> float:
+    """The arithmetic mean."""
+    return sum(values) / len(values)
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
+    # As the file holds them, so that a resumed search takes the same turns.
+    return [round(value, 6) for value in values]
+
+
+def _describe(candidate: Candidate) -> dict[str, Any]:
+    return {
+        "window": candidate.window,
+        "sink_tokens": candidate.sink_tokens,
+        "dense_tail": candidate.dense_tail,
+        "full": sorted(candidate.full),
+        "decode": sorted(candidate.decode),
+    }

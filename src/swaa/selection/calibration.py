@@ -1,0 +1,186 @@
+"""What a recipe is tuned on: questions with the tokens of their answers, and others held out."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from swaa.config import SWAAConfig
+from swaa.evaluation.engines import Engine, Reply, Request, make_batches
+from swaa.evaluation.prompt import Prompt
+from swaa.evaluation.sample import Sample, Score
+from swaa.evaluation.tasks import Task
+from swaa.selection.passes import TeacherForced
+
+FEWEST = 4
+"""Samples that a calibration or a held-out split must have at least."""
+
+ANSWER_TOKENS = 64
+"""Tokens of an answer that are predicted; later ones of a long answer are left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Samples of one task in two parts that share none.
+
+    Attributes:
+        calibration: what signals and search see.
+        held_out: what the reported score is measured on.
+    """
+
+    calibration: tuple[Sample, ...]
+    held_out: tuple[Sample, ...]
+
+
+@dataclass(frozen=True)
+class GivenSamples:
+    """A task cut down to given samples, so that a comparison runs on these and no others."""
+
+    task: Task
+    given: tuple[Sample, ...]
+    needs_judge = False
+
+    @property
+    def name(self) -> str:
+        """The task's."""
+        return self.task.name
+
+    @property
+    def needs_length(self) -> bool:
+        """As the task."""
+        return self.task.needs_length
+
+    def describe(self) -> dict[str, Any]:
+        """The task, and which of its samples."""
+        names = " ".join(f"{sample.id}={'|'.join(sample.answers)}" for sample in self.given)
+        return {**self.task.describe(), "given": hashlib.sha256(names.encode()).hexdigest()[:12]}
+
+    def samples(
+        self, prompt: Prompt, *, length: int | None, count: int | None, seed: int
+    ) -> list[Sample]:
+        """The given ones."""
+        del prompt, length, count, seed
+        return list(self.given)
+
+    def score(self, sample: Sample, answer: str | None) -> Score:
+        """As the task scores."""
+        return self.task.score(sample, answer)
+
+
+def split(
+    task: Task, samples: Sequence[Sample], *, calibration: int, held_out: int | None, seed: int
+) -> Split:
+    """Part samples by a seeded shuffle.
+
+    Args:
+        task: they are of, for messages.
+        samples: of one task.
+        calibration: samples to tune on.
+        held_out: samples to report on; ``None``: all others.
+        seed: of the shuffle.
+
+    Raises:
+        ValueError: when there are too few.
+    """
+    for name, count in (("calibration", calibration), ("held-out", held_out)):
+        if count is not None and count < FEWEST:
+            raise ValueError(f"{count} {name} samples; a split needs at least {FEWEST}")
+    wanted = calibration + (FEWEST if held_out is None else held_out)
+    if len(samples) < wanted:
+        raise ValueError(
+            f"{task.name} has {len(samples)} usable samples, too few to tune on {calibration} and"
+            f" report on {wanted - calibration} others: give more lines, or lower --samples and"
+            " --held-out"
+        )
+    shuffled = list(samples)
+    random.Random(f"swaa tune {seed}").shuffle(shuffled)
+    rest = shuffled[calibration:]
+    return Split(
+        calibration=tuple(shuffled[:calibration]),
+        held_out=tuple(rest if held_out is None else rest[:held_out]),
+    )
+
+
+def require_reach(samples: Sequence[Sample], *, window: int, sink_tokens: int) -> None:
+    """Refuse prompts that window and sinks show whole: every recipe answers them alike.
+
+    Raises:
+        ValueError: when fewer than half of the samples are longer.
+    """
+    longer = sum(sample.length > window + sink_tokens for sample in samples)
+    if 2 * longer < len(samples):
+        raise ValueError(
+            f"{len(samples) - longer} of {len(samples)} calibration prompts fit into {window} keys"
+            f" and {sink_tokens} sinks, where every layer sees everything: give longer prompts, or"
+            " lower --window"
+        )
+
+
+def gold(prompt: Prompt, samples: Sequence[Sample]) -> list[TeacherForced]:
+    """Samples with the tokens of the answers that they came with."""
+    made = []
+    for sample in samples:
+        ids = _prompt_ids(prompt, sample)
+        # A begun answer goes on behind a space; a chat template ends where a word may begin.
+        space = " " if prompt.begun(sample.answer_prefix) else ""
+        text = f"{space}{', '.join(sample.answers)}"
+        tokens: Any = prompt.tokenizer(text, add_special_tokens=False, verbose=False)
+        made.append(TeacherForced(sample.id, ids, tuple(tokens["input_ids"][:ANSWER_TOKENS])))
+    return made
+
+
+def own_answers(
+    prompt: Prompt, samples: Sequence[Sample], engine: Engine, *, batch_size: int
+) -> tuple[list[Sample], list[TeacherForced]]:
+    """What full attention answers greedily, in the place of gold answers.
+
+    Args:
+        prompt: frames and encodes.
+        samples: with or without answers of their own.
+        engine: entered; full attention.
+        batch_size: prompts answered at once.
+
+    Returns:
+        The samples with the model's answer as the only one, and the answers' tokens.
+
+    Raises:
+        ValueError: when the model answers a prompt with nothing.
+    """
+    requests = [
+        Request(
+            id=sample.id,
+            ids=_prompt_ids(prompt, sample),
+            content="",
+            max_new_tokens=prompt.max_new_tokens(sample),
+        )
+        for sample in samples
+    ]
+    replies = {r.id: r for r in engine.answer(make_batches(requests, batch_size))}
+    answered, forced = [], []
+    for sample, request in zip(samples, requests, strict=True):
+        reply = replies[sample.id]
+        answered.append(replace(sample, answers=(_said(sample, reply),)))
+        # The tokens themselves: a text may be split into others than it was made of.
+        forced.append(TeacherForced(sample.id, request.ids, reply.ids[:ANSWER_TOKENS]))
+    return answered, forced
+
+
+def _said(sample: Sample, reply: Reply) -> str:
+    if not reply.output.strip():
+        raise ValueError(
+            f"sample {sample.id} has no answer, and the model itself answers nothing to its prompt:"
+            " give it an 'answer', or take it out"
+        )
+    return reply.output
+
+
+def _prompt_ids(prompt: Prompt, sample: Sample) -> tuple[int, ...]:
+    text = prompt.text(sample.context, sample.question, sample.answer_prefix)
+    return tuple(prompt.encode(text))
+
+
+FULL_ATTENTION = SWAAConfig(window=None)
+"""The model as it is."""

@@ -1,0 +1,120 @@
+"""The user's own prompts as a task: a JSONL file of ``prompt`` and, if known, ``answer``.
+
+Each line is an object with ``prompt``, the whole text (the chat template frames it). Optional:
+``answer``, a text or a list of texts that a right answer holds, and ``max_new_tokens``. Without
+answers, full attention's own greedy answers take their place.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from swaa.evaluation.prompt import Prompt
+from swaa.evaluation.sample import Sample, Score
+from swaa.evaluation.tasks.rows import DataFile, Row, take
+
+MAX_NEW_TOKENS = 64
+"""Longest answer where the line does not say (tokens)."""
+
+SAME = 0.9
+"""Overlap with full attention's own answer from which an answer counts as the same."""
+
+
+@dataclass(frozen=True)
+class OwnPrompts:
+    """Prompts whose answers are found by their words, or compared with full attention's."""
+
+    file: DataFile
+    needs_length = False
+    needs_judge = False
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return f"prompts:{self.file.path.name}"
+
+    def describe(self) -> dict[str, Any]:
+        """What tells runs of the task apart."""
+        return {"task": "prompts", "version": 1, **self.file.describe()}
+
+    def samples(
+        self, prompt: Prompt, *, length: int | None, count: int | None, seed: int
+    ) -> list[Sample]:
+        """The first ``count`` lines whose prompts have at most ``length`` tokens.
+
+        Raises:
+            ValueError: for a line that is no prompt, and where some have answers and others none.
+        """
+        del seed
+        rows = list(self.file.rows())
+        made = take(iter(rows), _sample, prompt, length=length, count=count)
+        if any(sample.answers for sample in made):
+            for row in rows:
+                if _answers(row) == ():
+                    raise row.error(
+                        "there is no 'answer', and other lines have one; give every line its"
+                        " answer, or none (then full attention's own answers are used)"
+                    )
+        return made
+
+    def score(self, sample: Sample, answer: str | None) -> Score:
+        """The share of the answers that are found, or 1 where it is as full attention's own."""
+        if not answer:
+            return Score(0.0, answered=False)
+        if sample.tags["gold"] == "no":
+            overlap = word_overlap(answer, sample.answers[0])
+            return Score(1.0 if overlap >= SAME else overlap)
+        text = " ".join(answer.lower().split())
+        found = sum(" ".join(item.lower().split()) in text for item in sample.answers)
+        return Score(found / len(sample.answers))
+
+
+def word_overlap(ours: str, theirs: str) -> float:
+    """The F1 score of two texts' words, 0 to 1: 1 for the same words, whatever their order.
+
+    >>> word_overlap("the red fox", "the fox")
+    0.8
+    """
+    a, b = Counter(ours.lower().split()), Counter(theirs.lower().split())
+    shared = sum((a & b).values())
+    return 2 * shared / (a.total() + b.total()) if shared else 0.0
+
+
+def has_gold(samples: Sequence[Sample]) -> bool:
+    """Whether samples came with answers."""
+    return all(sample.answers for sample in samples)
+
+
+def _answers(row: Row) -> tuple[str, ...]:
+    answers = row.values.get("answer", row.values.get("answers"))
+    if answers is None:
+        return ()
+    answers = [answers] if isinstance(answers, str) else answers
+    right = isinstance(answers, list) and answers
+    if not (right and all(isinstance(a, str) and a.strip() for a in answers)):
+        raise row.error("'answer' must be a text or a list of texts, none of them empty")
+    return tuple(answers)
+
+
+def _sample(row: Row) -> Sample:
+    answers = _answers(row)
+    text = row.text("prompt")
+    if not text.strip():
+        raise row.error("'prompt' is empty")
+    most = row.values.get("max_new_tokens", MAX_NEW_TOKENS)
+    if isinstance(most, bool) or not isinstance(most, int) or most < 1:
+        raise row.error(f"'max_new_tokens' is {most!r}; expected a whole number of at least 1")
+    return Sample(
+        id=f"{row.file}:{row.number}",
+        task="prompts",
+        length=0,
+        context=text,
+        question="",
+        answer_prefix="",
+        answers=answers,
+        max_new_tokens=most,
+        tags={"gold": "yes" if answers else "no"},
+    )

@@ -1,0 +1,182 @@
+"""What a tuning ends in: points with cost and retention, the choice among them, and a recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from swaa.config import SWAAConfig
+from swaa.evaluation.run import Outcome
+from swaa.evaluation.statistics import mcnemar, retention, wilson
+from swaa.results import Provenance
+from swaa.selection.budget import Cost
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One recipe: what it costs, what it keeps.
+
+    Attributes:
+        name: what it is called in tables.
+        source: ``search``, a signal, ``periodic``, or ``full``.
+        config: the recipe.
+        cost: as shares of full attention's.
+        nll: of the calibration answers (nats a token).
+        kl: from full attention's calibration answers (nats a token).
+        exact: calibration answers that greedy decoding would give word for word, 0 to 1.
+        scores: by task held out: score of each sample, in order.
+        also: other names of the same recipe: what else chose it.
+    """
+
+    name: str
+    source: str
+    config: SWAAConfig
+    cost: Cost
+    nll: float
+    kl: float
+    exact: float
+    scores: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
+    also: tuple[str, ...] = ()
+
+    @property
+    def score(self) -> float:
+        """Mean score of all samples held out, 0 to 1."""
+        values = [value for scores in self.scores.values() for value in scores]
+        return sum(values) / len(values)
+
+    @property
+    def spent(self) -> float:
+        """One number to order recipes by: the mean of prefill FLOPs and KV bytes."""
+        return (self.cost.flops + self.cost.kv) / 2
+
+
+def with_scores(point: Point, outcomes: Iterable[Outcome]) -> Point:
+    """The point with its measured scores."""
+    scores = {
+        outcome.run.task.name: [sample["score"] or 0.0 for sample in outcome.samples]
+        for outcome in outcomes
+        if outcome.run.setting == point.name
+    }
+    return dataclasses.replace(point, scores=scores)
+
+
+def rows(points: Sequence[Point], full: Point) -> list[dict[str, Any]]:
+    """One row a point and task, for a result file."""
+    made = []
+    for point in points:
+        for task, scores in point.scores.items():
+            right = [score == 1 for score in scores]
+            theirs = [score == 1 for score in full.scores[task]]
+            low, high = wilson(sum(right), len(right))
+            made.append(
+                {
+                    "recipe": point.name,
+                    "source": point.source,
+                    "also": list(point.also),
+                    "task": task,
+                    "samples": len(right),
+                    "right": sum(right),
+                    "low": round(low, 4),
+                    "high": round(high, 4),
+                    "score": round(sum(scores) / len(scores), 4),
+                    "retention": retention(sum(scores), sum(full.scores[task])),
+                    "p_against_full": mcnemar(right, theirs),
+                    "bits": "".join("01"[bit] for bit in right),
+                    "full_layers": point.cost.layers,
+                    "prefill_flops": round(point.cost.flops, 4),
+                    "kv_bytes": round(point.cost.kv, 4),
+                    "nll": round(point.nll, 4),
+                    "kl": round(point.kl, 4),
+                    "exact": round(point.exact, 4),
+                    "swaa": point.config.to_dict(),
+                }
+            )
+    return made
+
+
+def kept(point: Point, full: Point) -> float:
+    """What a recipe keeps of full attention's score held out, 0 to 1 and beyond.
+
+    Raises:
+        ValueError: when full attention itself scores nothing.
+    """
+    if not full.score:
+        raise ValueError(
+            "full attention itself answers none of the samples held out, so there is nothing to"
+            " keep: give questions that the model can answer"
+        )
+    return point.score / full.score
+
+
+def pareto(points: Sequence[Point]) -> list[Point]:
+    """The points that no other beats or equals in FLOPs, KV bytes and score at once."""
+
+    def beaten(ours: Point, theirs: Point) -> bool:
+        a = (ours.cost.flops, ours.cost.kv, -ours.score)
+        b = (theirs.cost.flops, theirs.cost.kv, -theirs.score)
+        return b != a and all(y <= x for x, y in zip(a, b, strict=True))
+
+    return [p for p in points if not any(beaten(p, other) for other in points)]
+
+
+def choose(points: Sequence[Point], full: Point, keep: float) -> Point:
+    """The cheapest point that keeps enough.
+
+    Raises:
+        ValueError: when none does; names the best.
+    """
+    enough = [point for point in points if kept(point, full) >= keep]
+    if not enough:
+        best = max(points, key=lambda point: point.score)
+        raise ValueError(
+            f"no recipe within the budget keeps {keep:.0%} of full attention's score on the samples"
+            f" held out; the best, {best.name} ({best.config.describe()}), keeps"
+            f" {kept(best, full):.0%}: raise --budget or lower --keep (what was measured is kept)"
+        )
+    return min(enough, key=lambda point: (point.spent, -point.score))
+
+
+def recipe(
+    point: Point, full: Point, *, name: str, how: str, provenance: Provenance
+) -> dict[str, Any]:
+    """A recipe file's content: what `swaa generate --recipe FILE` reads, and where it comes from.
+
+    Args:
+        point: the choice.
+        full: full attention.
+        name: of the recipe.
+        how: one sentence: data, search.
+        provenance: of the run.
+    """
+    measured = [
+        f"{task}: {sum(scores):g} of {len(scores)}, full attention {sum(full.scores[task]):g}"
+        for task, scores in point.scores.items()
+    ]
+    return {
+        "name": name,
+        "description": f"Tuned for {provenance.model}: keeps {kept(point, full):.0%} of full"
+        f" attention's score at {point.cost.flops:.0%} of its prefill FLOPs and"
+        f" {point.cost.kv:.0%} of its KV bytes.",
+        "config": point.config.to_dict(),
+        "provenance": {
+            "source": how,
+            "measured_on": measured,
+            **dataclasses.asdict(provenance),
+        },
+    }
+
+
+def write_recipe(content: Mapping[str, Any], path: Path) -> None:
+    """Write a recipe as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def beats(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[float, float]:
+    """Percentage points by which a row beats another on the same samples, and McNemar's p."""
+    a, b = ([bit == "1" for bit in row["bits"]] for row in (ours, theirs))
+    return 100 * (sum(a) - sum(b)) / len(a), mcnemar(a, b)

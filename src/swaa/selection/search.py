@@ -1,0 +1,183 @@
+"""Search over sets of layers under a budget: several kinds of starts, then swaps.
+
+Single layers tell little where several work together, so a set is always measured as a set. The
+objective is teacher-forced (a pass, no generation); the best sets are verified by generation later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from swaa.selection.board import Board
+from swaa.selection.budget import Budget, Prices
+from swaa.selection.candidate import Candidate, Role
+from swaa.selection.signals import top
+from swaa.selection.signals.flips import importance
+from swaa.selection.signals.periodic import blocks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """How long a search looks.
+
+    Attributes:
+        additions: layers tried in a step of the greedy start, those that helped most before.
+        dropped: share of the layers that a step of the elimination takes away.
+        rounds: rounds of swaps at most.
+        pairs: layers given up, and layers taken, of which a round of swaps tries every pair.
+        gain: nats a token that a swap must save.
+    """
+
+    additions: int = 10
+    dropped: float = 0.3
+    rounds: int = 4
+    pairs: int = 3
+    gain: float = 1e-4
+
+
+class Found(NamedTuple):
+    """The result of a search.
+
+    Attributes:
+        best: the best candidate within the budget.
+        value: its objective (nats a token).
+        starts: the best of each kind of start, by its name.
+    """
+
+    best: Candidate
+    value: float
+    starts: dict[str, Candidate]
+
+
+@dataclass(frozen=True)
+class Search:
+    """Looks for the layers that are given a role.
+
+    Attributes:
+        board: measures and remembers.
+        prices: says what candidates cost.
+        budget: what they may cost.
+        knobs: window, sinks, tail, and the layers of the other role.
+        role: what layers are given.
+        effort: how long to look.
+    """
+
+    board: Board
+    prices: Prices
+    budget: Budget
+    knobs: Candidate
+    role: Role
+    effort: Effort = field(default_factory=Effort)
+
+    def run(self) -> Found:
+        """Search.
+
+        Raises:
+            ValueError: when the budget is below the cost of no layer at all.
+        """
+        none = self._with(())
+        broken = self.budget.broken(self.prices.of(none))
+        if broken:
+            cost = self.prices.of(none)
+            least = ", ".join(f"{name}={getattr(cost, name):.3f}" for name in broken)
+            raise ValueError(
+                f"the budget {self.budget} cannot be met: with window {self.knobs.window} and no"
+                f" {self.role} layer at all the cost is {least} of full attention's at"
+                f" {self.prices.length} tokens; raise it, or take a smaller window"
+            )
+        count = self.capacity()
+        self.board.ask([none], near=none)
+        if not count:
+            return Found(none, self.board.value(none), {"none": none})
+        starts = {
+            "none": none,
+            "block": self._best_block(count),
+            **self._ranked(count),
+            "eliminated": self._eliminate(count),
+            "greedy": self._grow(none, count),
+        }
+        half = self._best_block(max(1, count // 2))
+        starts["greedy from a block"] = self._grow(half, count)
+        ranked = sorted(starts.values(), key=self.board.value)
+        best = min((self._swap(start) for start in ranked[:2]), key=self.board.value)
+        return Found(best, self.board.value(best), starts)
+
+    def capacity(self) -> int:
+        """The most layers that the budget pays for."""
+        able = self.board.able
+        fits = (n for n in range(len(able), -1, -1) if self._allowed(self._with(able[:n])))
+        return next(fits, 0)
+
+    def _with(self, layers: Iterable[int]) -> Candidate:
+        return self.knobs.with_layers(self.role, layers)
+
+    def _layers(self, candidate: Candidate) -> frozenset[int]:
+        return candidate.layers(self.role)
+
+    def _allowed(self, candidate: Candidate) -> bool:
+        return self.budget.allows(self.prices.of(candidate))
+
+    def _ask(self, sets: Iterable[Iterable[int]], near: Candidate) -> list[Candidate]:
+        # Generated tokens do not change the prompt: one reference serves every set of layers.
+        near = self._with(()) if self.role == "decode" else near
+        return self.board.ask([self._with(layers) for layers in sets], near=near)
+
+    def _best_block(self, count: int) -> Candidate:
+        step = max(1, count // 4)
+        return self._ask(blocks(self.board.able, count, step=step), self._with(()))[0]
+
+    def _ranked(self, count: int) -> dict[str, Candidate]:
+        found = importance(self.board, self.knobs, self.role, self.board.objective, "add-one")
+        return {"add-one": self._ask([top(found, count)], self._with(()))[0]}
+
+    def _eliminate(self, count: int) -> Candidate:
+        """From everything, take away what is missed least, several layers at a time."""
+        kept = self._with(self.board.able)
+        while len(self._layers(kept)) > count:
+            layers = self._layers(kept)
+            without = {layer: layers - {layer} for layer in sorted(layers)}
+            ranked = self._ask(without.values(), kept)
+            surplus = len(layers) - count
+            drop = min(surplus, max(1, round(self.effort.dropped * len(layers))))
+            gone = frozenset().union(*(layers - self._layers(c) for c in ranked[:drop]))
+            kept = self._ask([layers - gone], kept)[0]
+        return kept
+
+    def _grow(self, start: Candidate, count: int) -> Candidate:
+        """Add the layer that helps most, again and again, while the objective falls."""
+        current, order = start, list(self.board.able)
+        while len(self._layers(current)) < count:
+            layers = self._layers(current)
+            tried = [layer for layer in order if layer not in layers]
+            ranked = self._ask([layers | {layer} for layer in tried], current)
+            gains = [next(iter(self._layers(c) - layers)) for c in ranked]
+            order = gains[: self.effort.additions]
+            current = ranked[0]
+            if len(order) < 2:
+                order = [layer for layer in self.board.able if layer not in self._layers(current)]
+        return current
+
+    def _swap(self, start: Candidate) -> Candidate:
+        """Exchange layers while that helps: the least missed for those that would help most."""
+        current = start
+        for _ in range(self.effort.rounds):
+            layers = self._layers(current)
+            outside = [layer for layer in self.board.able if layer not in layers]
+            less = self._ask([layers - {layer} for layer in sorted(layers)], current)
+            more = self._ask([layers | {layer} for layer in outside], current)
+            n = self.effort.pairs
+            pairs = [
+                self._layers(fewer) | (self._layers(larger) - layers)
+                for fewer in less[:n]
+                for larger in more[:n]
+            ]
+            fitting = [self._with(p) for p in pairs if self._allowed(self._with(p))]
+            # A layer that is not missed at all is given back: the budget need not be spent.
+            fitting += less[:1] + [c for c in more[:1] if self._allowed(c)]
+            best = self._ask([self._layers(c) for c in fitting], current)[0] if fitting else current
+            if self.board.value(best) > self.board.value(current) - self.effort.gain:
+                return current
+            current = best
+        return current

@@ -1,0 +1,46 @@
+"""One layer flipped at a time: what `answer_nll` and `kl` have in common."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from swaa.selection.board import Board, Objective, mean
+from swaa.selection.candidate import Candidate, Role
+
+Direction = Literal["add-one", "leave-one-out"]
+"""All layers slide and one gets the role; or all have the role and one is made to slide."""
+
+
+def importance(
+    board: Board, knobs: Candidate, role: Role, objective: Objective, direction: Direction
+) -> dict[int, float]:
+    """How much each layer's role lowers the objective (nats a token); more is better kept.
+
+    Add-one measures what a layer brings alone, leave-one-out what is lost without it: at most one
+    pass a layer, begun at that layer.
+
+    Args:
+        board: measures.
+        knobs: window, sinks and tail; for the role ``full`` also the layers with full decode.
+        role: what is given to a layer, or taken from it.
+        objective: what is compared.
+        direction: from nothing, or from everything.
+    """
+    everything = frozenset(board.able)
+    adding = direction == "add-one"
+    base = knobs.with_layers(role, () if adding else everything)
+    flipped = {layer: base.with_layers(role, base.layers(role) ^ {layer}) for layer in board.able}
+    if not adding and role == "full":
+        # A layer that is full decodes in full; made to slide, it does as the knobs say.
+        flipped = {
+            layer: replace(candidate, decode=knobs.decode & {layer})
+            for layer, candidate in flipped.items()
+        }
+    board.ask([base, *flipped.values()], near=base)
+
+    def value(candidate: Candidate) -> float:
+        return mean(getattr(board.scores(candidate), objective))
+
+    sign = 1 if adding else -1
+    return {layer: sign * (value(base) - value(c)) for layer, c in flipped.items()}

@@ -1,0 +1,495 @@
+"""From a model and questions to the cheapest recipe that keeps the answers."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from swaa import results
+from swaa.config import SWAAConfig
+from swaa.evaluation.comparison import Comparison
+from swaa.evaluation.prompt import Prompt
+from swaa.evaluation.sample import Sample
+from swaa.evaluation.samples_file import SamplesFile
+from swaa.evaluation.sources import LocalModel
+from swaa.evaluation.tasks import Task
+from swaa.integrations.transformers.support import find_layers
+from swaa.models import LoadedModel
+from swaa.selection import calibration, report
+from swaa.selection.board import Board, Objective, mean
+from swaa.selection.budget import Budget, Cost, Prices
+from swaa.selection.calibration import FULL_ATTENTION, GivenSamples, Split
+from swaa.selection.candidate import Candidate, Role
+from swaa.selection.passes import SharedPasses, TeacherForced
+from swaa.selection.report import Point
+from swaa.selection.search import Effort, Search
+from swaa.selection.signals import SIGNALS, top
+from swaa.selection.signals.flips import importance
+from swaa.selection.signals.lazy_ratio import lazy_ratio
+from swaa.selection.signals.periodic import patterns
+from swaa.shapes import shape_of
+
+KIND = "tune"
+"""Folder of these results."""
+
+LADDER = ("layers=0,kv=1/4", "layers=0,kv=1/2", "layers=0", "layers=1/4", "layers=1/2")
+"""Budgets that are searched when none is given."""
+
+Progress = Callable[[float, str], None]
+"""Called with the share of the work that is done, 0 to 1, and what is going on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """What is to be found.
+
+    Attributes:
+        task: gives the questions to tune on.
+        prompt: how they are put.
+        base: knobs that the search begins with.
+        length: tokens of each prompt; of tasks that read a file, the most.
+        tries: values of ``window``, ``sink_tokens`` and ``dense_tail`` to try beside the base's.
+        budgets: what recipes may cost; empty: :data:`LADDER`.
+        samples: to tune on.
+        held_out: to report on; ``None``: 50, or all others of a file.
+        report_on: other tasks to report on; empty: held-out samples of ``task``.
+        objective: what the search makes small; ``None``: ``nll`` with gold answers, else ``kl``.
+        keep: share of full attention's score that must be kept.
+        method: ``search``, or a signal of :data:`swaa.selection.signals.SIGNALS` that ranks.
+        baselines: also report periodic patterns and every signal's choice.
+        seed: of samples and their split.
+        batch_size: samples at once.
+        effort: how long to look.
+        folder: of all results.
+    """
+
+    task: Task
+    prompt: Prompt
+    base: SWAAConfig
+    length: int | None = None
+    tries: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
+    budgets: Sequence[Budget] = ()
+    samples: int = 32
+    held_out: int | None = None
+    report_on: Sequence[Task] = ()
+    objective: Objective | None = None
+    keep: float = 0.95
+    method: str = "search"
+    baselines: bool = False
+    seed: int = 0
+    batch_size: int = 1
+    effort: Effort = dataclasses.field(default_factory=Effort)
+    folder: str | Path = results.FOLDER
+
+
+class Tuned(NamedTuple):
+    """What was found.
+
+    Attributes:
+        points: every recipe measured, full attention first.
+        path: of the result file.
+        provenance: of the run.
+        seconds: by stage.
+    """
+
+    points: tuple[Point, ...]
+    path: Path
+    provenance: results.Provenance
+    seconds: dict[str, float]
+
+
+class Space(NamedTuple):
+    """One thing to search: layers for a role, under a budget, at given knobs."""
+
+    budget: Budget
+    knobs: Candidate
+    role: Role
+
+
+@dataclass(frozen=True)
+class _Data:
+    """Samples, ready to use."""
+
+    split: Split
+    forced: tuple[TeacherForced, ...]
+    gold: bool
+    report: tuple[GivenSamples, ...]
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt that recipes are priced at: the median."""
+        lengths = sorted(sample.length for sample in self.split.calibration)
+        return lengths[len(lengths) // 2]
+
+
+def tune(
+    loaded: LoadedModel,
+    name: str,
+    tuning: Tuning,
+    *,
+    backend: str = "auto",
+    progress: Progress | None = None,
+) -> Tuned:
+    """Search, then measure what was found on samples held out.
+
+    Everything measured is kept in ``folder``: the same call resumes after an interruption.
+
+    Args:
+        loaded: model and tokenizer; not adapted.
+        name: of the model, as typed.
+        tuning: what is to be found.
+        backend: attention backend.
+        progress: see :data:`Progress`.
+
+    Raises:
+        ValueError: for a model that cannot be adapted, too few samples, answers that are missing,
+            or a budget that cannot be met.
+    """
+    return _Run(loaded, name, tuning, backend, progress).execute()
+
+
+class _Run:
+    """One tuning under way."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        name: str,
+        tuning: Tuning,
+        backend: str,
+        progress: Progress | None,
+    ) -> None:
+        if tuning.method != "search" and tuning.method not in SIGNALS:
+            raise ValueError(
+                f"unknown method {tuning.method!r}; give search, or one of {', '.join(SIGNALS)}"
+            )
+        self.tuning, self.loaded, self.backend = tuning, loaded, backend
+        self.source = LocalModel(loaded, name, backend=backend)
+        self.progress = progress or (lambda _share, _label: None)
+        self.able = tuple(sorted(find_layers(loaded.model).full))
+        self.depth = loaded.model.config.num_hidden_layers
+        self.base = Candidate.of(tuning.base, self.able, self.depth)
+        given = tuning.budgets or [Budget.parse(text) for text in LADDER]
+        self.budgets = [(budget, budget.whole_layers(len(self.able))) for budget in given]
+        self.seconds: dict[str, float] = {}
+
+    def execute(self) -> Tuned:
+        started = time.perf_counter()
+        data = self._timed("data", self._data)
+        prices = Prices(shape_of(self.loaded.model.config), self.able, data.length)
+        self._require_feasible(prices)
+        points = self._timed("search", lambda: self._search(data, prices))
+        points = self._timed("verify", lambda: self._verify(data, points))
+        config = self._identity(data)
+        provenance = results.record_provenance(
+            device=self.source.device,
+            dtype=self.loaded.model.dtype,
+            model=self.source.model,
+            model_revision=self.source.revision,
+            data=self.tuning.task.name,
+            data_revision=self.tuning.task.describe().get("data_revision"),
+            seed=self.tuning.seed,
+            seconds=time.perf_counter() - started,
+        )
+        result = results.Result(
+            kind=KIND,
+            name=self._name("tune"),
+            config=config,
+            rows=tuple(report.rows(points, points[0])),
+            provenance=provenance,
+        )
+        path = results.save(result, folder=self.tuning.folder)
+        return Tuned(tuple(points), path, provenance, self.seconds)
+
+    def _timed(self, stage: str, work: Callable[[], Any]) -> Any:
+        started = time.perf_counter()
+        try:
+            return work()
+        finally:
+            self.seconds[stage] = round(time.perf_counter() - started, 2)
+
+    # Samples
+
+    def _data(self) -> _Data:
+        tuning, prompt = self.tuning, self.tuning.prompt
+        self.progress(0.0, "samples")
+        count = tuning.samples + (tuning.held_out or 50) if tuning.task.needs_length else None
+        samples = tuning.task.samples(prompt, length=tuning.length, count=count, seed=tuning.seed)
+        if any(not sample.answers and "gold" not in sample.tags for sample in samples):
+            raise ValueError(
+                f"{tuning.task.name} has no answers to tune on; give a task that asks questions"
+            )
+        parts = calibration.split(
+            tuning.task,
+            samples,
+            calibration=tuning.samples,
+            held_out=tuning.held_out,
+            seed=tuning.seed,
+        )
+        self._check_context([*parts.calibration, *parts.held_out])
+        calibration.require_reach(
+            parts.calibration, window=self.base.window, sink_tokens=self.base.sink_tokens
+        )
+        gold = all(sample.answers for sample in samples)
+        if gold:
+            forced = calibration.gold(prompt, parts.calibration)
+        else:
+            parts, forced = self._own_answers(parts)
+        return _Data(parts, tuple(forced), gold, tuple(self._reported(parts)))
+
+    def _own_answers(self, parts: Split) -> tuple[Split, list[TeacherForced]]:
+        engine = self.source.engine(FULL_ATTENTION)
+        with self.source.running(engine):
+            answered, forced = calibration.own_answers(
+                self.tuning.prompt,
+                [*parts.calibration, *parts.held_out],
+                engine,
+                batch_size=self.tuning.batch_size,
+            )
+        count = len(parts.calibration)
+        split = Split(calibration=tuple(answered[:count]), held_out=tuple(answered[count:]))
+        return split, forced[:count]
+
+    def _reported(self, parts: Split) -> list[GivenSamples]:
+        tuning = self.tuning
+        made = []
+        for task in tuning.report_on or (tuning.task,):
+            if task.name == tuning.task.name:
+                made.append(GivenSamples(task, parts.held_out))
+                continue
+            samples = task.samples(
+                tuning.prompt,
+                length=tuning.length,
+                count=tuning.held_out or 50 if task.needs_length else tuning.held_out,
+                seed=tuning.seed,
+            )
+            self._check_context(samples)
+            made.append(GivenSamples(task, tuple(samples)))
+        return made
+
+    def _check_context(self, samples: Sequence[Sample]) -> None:
+        context = self.source.context
+        for sample in samples:
+            most = sample.length + self.tuning.prompt.max_new_tokens(sample)
+            if context is not None and most > context:
+                raise ValueError(
+                    f"sample {sample.id} takes up to {most} tokens with its answer;"
+                    f" {self.source.model} sees {context} at once: lower --length"
+                )
+
+    # Search
+
+    def _spaces(self, budget: Budget) -> list[Space]:
+        """What may be given to layers under a budget, at each setting of the knobs."""
+        names = ("window", "sink_tokens", "dense_tail")
+        values = [
+            dict.fromkeys([getattr(self.base, name), *self.tuning.tries.get(name, ())])
+            for name in names
+        ]
+        spaces = []
+        for chosen in itertools.product(*values):
+            knobs = dataclasses.replace(
+                self.base, full=frozenset(), **dict(zip(names, chosen, strict=True))
+            )
+            bare = knobs.with_layers("decode", ())
+            if budget.kv is None and budget.decode is None:
+                spaces.append(Space(budget, knobs, "full"))
+                continue
+            spaces.append(Space(budget, bare, "decode"))
+            if budget.layers is None or budget.layers > 0:
+                spaces.append(Space(budget, bare, "full"))
+        return spaces
+
+    def _require_feasible(self, prices: Prices) -> None:
+        """Fail before minutes of search, when no setting of the knobs can meet a given budget."""
+        feasible = []
+        for typed, budget in self.budgets:
+            none = [(space.knobs, prices.of(space.knobs)) for space in self._spaces(budget)]
+            if any(budget.allows(cost) for _, cost in none):
+                feasible.append((typed, budget))
+            elif self.tuning.budgets:
+                knobs, cost = min(none, key=lambda pair: pair[1].kv + pair[1].flops)
+                least = ", ".join(f"{n}={getattr(cost, n):.2f}" for n in budget.broken(cost))
+                raise ValueError(
+                    f"the budget {typed} cannot be met: without any full layer, at window"
+                    f" {knobs.window} and {prices.length} tokens, the cost is {least}; raise it,"
+                    " or take a smaller window"
+                )
+        self.budgets = feasible
+
+    def _search(self, data: _Data, prices: Prices) -> list[Point]:
+        tuning = self.tuning
+        identity = self._board_identity(data)
+        file = results.result_path(KIND, self._name("scores"), identity, folder=tuning.folder)
+        tails = {self.base.dense_tail, *tuning.tries.get("dense_tail", ())}
+        passes = SharedPasses(
+            self.loaded,
+            data.forced,
+            batch_size=tuning.batch_size,
+            backend=self.backend,
+            tail=max(tails),
+        )
+        lazy = self._lazy(data)
+        with SamplesFile(file.with_suffix(".jsonl")) as opened, passes:
+            objective: Objective = tuning.objective or ("nll" if data.gold else "kl")
+            board = Board(passes, opened, objective)
+            full = board.full_scores()
+            points = [_point("full", "full", FULL_ATTENTION, prices.full(), full)]
+            found: dict[Candidate, list[tuple[str, str]]] = {}
+            for number, (typed, budget) in enumerate(self.budgets):
+                self._watch(board, number)
+                label = str(typed).replace("/", "of")
+                best = self._best(board, prices, budget, lazy)
+                if best is not None:
+                    found.setdefault(best, []).append((f"tuned {label}", tuning.method))
+                for candidate, name, source in self._baselines(board, prices, budget, lazy):
+                    found.setdefault(candidate, []).append((f"{name} {label}", source))
+            for candidate, ((name, source), *others) in found.items():
+                config = candidate.config(self.able)
+                scores = board.scores(candidate)
+                point = _point(name, source, config, prices.of(candidate), scores)
+                also = tuple(other for other, _ in others)
+                points.append(dataclasses.replace(point, also=also))
+        return points
+
+    def _watch(self, board: Board, number: int) -> None:
+        """Show passes as a share of what searches of this size take; none knows it exactly."""
+        before, expected = board.measured, 8 * len(self.able)
+        parts = len(self.budgets)
+
+        def report_pass(measured: int) -> None:
+            share = min(1.0, (measured - before) / expected)
+            self.progress(0.6 * (number + share) / parts, f"search, {measured} sets measured")
+
+        board.on_pass = report_pass
+
+    def _best(
+        self, board: Board, prices: Prices, budget: Budget, lazy: dict[int, float]
+    ) -> Candidate | None:
+        """The best candidate over all spaces of a budget; ``None``: no space can meet it."""
+        best: list[Candidate] = []
+        for space in self._spaces(budget):
+            if not budget.allows(prices.of(space.knobs)):
+                continue
+            search = Search(board, prices, budget, space.knobs, space.role, self.tuning.effort)
+            if self.tuning.method == "search":
+                best.append(search.run().best)
+                continue
+            ranked = self._importance(board, self.tuning.method, space, lazy)
+            chosen = space.knobs.with_layers(space.role, top(ranked, search.capacity()))
+            best += board.ask([chosen], near=space.knobs)
+        return min(best, key=board.value, default=None)
+
+    def _importance(
+        self, board: Board, signal: str, space: Space, lazy: dict[int, float]
+    ) -> dict[int, float]:
+        if signal.startswith("lazy_ratio"):
+            sign = 1 if signal.endswith("reversed") else -1
+            return {layer: sign * value for layer, value in lazy.items()}
+        objective: Objective = "kl" if signal.startswith("kl") else "nll"
+        direction = "leave-one-out" if signal.endswith("_out") else "add-one"
+        return importance(board, space.knobs, space.role, objective, direction)
+
+    def _lazy(self, data: _Data) -> dict[int, float]:
+        if not (self.tuning.baselines or self.tuning.method.startswith("lazy_ratio")):
+            return {}
+        return lazy_ratio(
+            self.loaded,
+            data.forced,
+            window=self.base.window,
+            sink_tokens=self.base.sink_tokens,
+            backend=self.backend,
+        )
+
+    def _baselines(
+        self, board: Board, prices: Prices, budget: Budget, lazy: dict[int, float]
+    ) -> list[tuple[Candidate, str, str]]:
+        """What to compare with: patterns and rankings of the same number of layers."""
+        share = budget.decode if budget.decode is not None else budget.layers
+        if not self.tuning.baselines or not share:
+            return []
+        # The first space: the base's own knobs, and the role that the budget is about.
+        space = self._spaces(budget)[0]
+        count = Search(board, prices, budget, space.knobs, space.role).capacity()
+        named = [(layers, name, "periodic") for name, layers in patterns(self.able, share).items()]
+        for signal in SIGNALS:
+            ranked = self._importance(board, signal, space, lazy)
+            named.append((top(ranked, count), signal, signal))
+        made = [
+            (space.knobs.with_layers(space.role, layers), name, source)
+            for layers, name, source in named
+        ]
+        board.ask([candidate for candidate, _, _ in made], near=space.knobs)
+        return [(candidate, name.replace("/", "of"), source) for candidate, name, source in made]
+
+    # Verification
+
+    def _verify(self, data: _Data, points: Sequence[Point]) -> list[Point]:
+        comparison = Comparison(
+            settings=[(point.name, point.config) for point in points],
+            tasks=list(data.report),
+            lengths=[self.tuning.length],
+            prompt=self.tuning.prompt,
+            count=None,
+            seed=self.tuning.seed,
+            folder=self.tuning.folder,
+            batch_size=self.tuning.batch_size,
+        )
+        outcomes = comparison.execute(
+            self.source,
+            progress=lambda share, label: self.progress(0.6 + 0.4 * share, f"verify {label}"),
+        )
+        return [report.with_scores(point, outcomes) for point in points]
+
+    # Names
+
+    def _name(self, what: str) -> str:
+        task = "".join(c if c.isalnum() else "-" for c in self.tuning.task.name.lower())
+        model = "".join(c if c.isalnum() or c == "." else "-" for c in self.source.model.lower())
+        return f"{Path(model).name}-{task}-{what}".strip("-.")
+
+    def _board_identity(self, data: _Data) -> dict[str, Any]:
+        """Everything that scores depend on."""
+        tuning = self.tuning
+        return {
+            "model": self.source.model,
+            "model_revision": self.source.revision,
+            "task": GivenSamples(tuning.task, data.split.calibration).describe(),
+            "prompt": tuning.prompt.describe(),
+            "length": tuning.length,
+            "seed": tuning.seed,
+            "batch_size": tuning.batch_size,
+            "engine": self.source.engine(FULL_ATTENTION).describe(),
+        }
+
+    def _identity(self, data: _Data) -> dict[str, Any]:
+        """Everything that tells this tuning from another."""
+        tuning = self.tuning
+        return {
+            **self._board_identity(data),
+            "base": tuning.base.to_dict(),
+            "tries": {name: list(values) for name, values in tuning.tries.items()},
+            "budgets": [str(typed) for typed, _ in self.budgets],
+            "method": tuning.method,
+            "objective": tuning.objective,
+            "effort": dataclasses.asdict(tuning.effort),
+            "baselines": tuning.baselines,
+            "report": [task.describe() for task in data.report],
+        }
+
+
+def _point(name: str, source: str, config: SWAAConfig, cost: Cost, scores: Any) -> Point:
+    return Point(
+        name=name,
+        source=source,
+        config=config,
+        cost=cost,
+        nll=mean(scores.nll),
+        kl=mean(scores.kl),
+        exact=mean([float(value) for value in scores.exact]),
+    )

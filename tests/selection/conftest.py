@@ -1,0 +1,39 @@
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from swaa.models import LoadedModel
+from swaa.selection.passes import TeacherForced
+from tests.evaluation.conftest import byte_tokenizer
+
+DEPTH = 4
+
+
+@pytest.fixture(scope="session")
+def loaded():
+    """A random model of four layers that reads bytes, sharp enough for layers to matter."""
+    torch.manual_seed(0)
+    tokenizer = byte_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=DEPTH,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        initializer_range=0.3,
+        bos_token_id=None,
+        eos_token_id=1,
+    )
+    model = LlamaForCausalLM(config).eval()
+    return LoadedModel(model=model, tokenizer=tokenizer, name="tiny", revision="test")
+
+
+def teacher_forced(*lengths, answers=(5, 3, 7)):
+    chance = torch.Generator().manual_seed(1)
+    ids = [torch.randint(5, 250, (n,), generator=chance).tolist() for n in lengths]
+    return [
+        TeacherForced(f"s{i}", tuple(row[: -answers[i % 3]]), tuple(row[-answers[i % 3] :]))
+        for i, row in enumerate(ids)
+    ]
