@@ -211,7 +211,10 @@ def _print(found: list[Result]) -> None:
     rows = [_line(result) for result in found]
     headers = ("recipe", "TTFT s", "TPOT ms", "ITL ms", "tok/s", "req/s", "finished", "failed")
     print(format_table(headers, rows))
-    print("medians; tok/s counts prompt and output; p20, p80 and means are in the result files")
+    print(
+        "medians; ITL is between pieces of the stream, tok/s counts prompt and output; p20, p80 and"
+        " means are in the result files"
+    )
     for result in found:
         for reason, count in result.rows[0]["failures"].items():
             print(f"{result.config['setting']}: {count} x {reason}")

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+Unit = Literal["s", "B", "tok/s", "share"]
+"""Seconds, bytes, tokens a second, or a share of one."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
@@ -23,6 +26,8 @@ class Answers:
         seconds_high: 80th percentile.
         time: which time that is.
         kv_bytes: bytes of keys and values held after the prompt; ``None``: not measured.
+        kv_share: of full attention's bytes, by arithmetic; ``None``: not known.
+        flops_share: of full attention's prefill FLOPs, by arithmetic; ``None``: not known.
         full: whether this is full attention, which the others are measured against.
         trained: whether the model was trained for the setting.
     """
@@ -34,11 +39,13 @@ class Answers:
     low: float | None = None
     high: float | None = None
     count: str
-    seconds: float | None
+    seconds: float | None = None
     seconds_low: float | None = None
     seconds_high: float | None = None
-    time: str
+    time: str = "not timed"
     kv_bytes: int | None = None
+    kv_share: float | None = None
+    flops_share: float | None = None
     full: bool = False
     trained: bool = False
 
@@ -50,7 +57,7 @@ class Measurement:
     Attributes:
         chart: where it is drawn.
         measure: what was measured.
-        unit: ``s`` (seconds), ``B`` (bytes) or ``tok/s``.
+        unit: of the value.
         group: only series of one group may be compared: same model, batch, dtype and machine.
         series: setting, or kernel and mask.
         tokens: of the prompt, or keys of a decoding step.
@@ -64,7 +71,7 @@ class Measurement:
 
     chart: Literal["speed", "memory"]
     measure: str
-    unit: Literal["s", "B", "tok/s"]
+    unit: Unit
     group: str
     series: str
     tokens: int

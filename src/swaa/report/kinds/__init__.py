@@ -6,13 +6,16 @@ from collections.abc import Callable
 
 from swaa.report.figures import Figures
 from swaa.report.folder import Problem, Run
-from swaa.report.kinds import demo, eval, kernels, serve
+from swaa.report.kinds import demo, eval, generate, kernels, serve, tune, vllm
 
 READERS: dict[str, Callable[[Run], Figures]] = {
     "demo": demo.read,
     "eval": eval.read,
+    "generate": generate.read,
     "kernels": kernels.read,
     "serve": serve.read,
+    "tune": tune.read,
+    "vllm": vllm.read,
 }
 """Kinds that have a figure; runs of others are listed with their rows."""
 

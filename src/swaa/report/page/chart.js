@@ -33,8 +33,9 @@ function renderChart(spec, width, tip) {
   const narrow = width < 520;
   const height = Math.round(Math.min(460, Math.max(300, width * (narrow ? 0.95 : 0.52))));
   const room = { left: narrow ? 50 : 62, right: narrow ? 10 : 18, top: 14, bottom: 26 };
-  // The first series lie above the others.
-  const layers = [...spec.series].reverse();
+  // Ours lie above the others', and of those the first.
+  const above = (series) => Number(series.ours === true);
+  const layers = [...spec.series].reverse().sort((a, b) => above(a) - above(b));
   const points = layers.flatMap((series) => series.points.map((point) => ({ ...point, series })));
   const x = scale(spec.x, points.flatMap((p) => [p.x, p.far ?? p.x]), room.left, width - room.right, narrow ? 4 : 7);
   const yValues = points.flatMap((p) => [p.y, p.low ?? p.y, p.high ?? p.y]);

@@ -73,7 +73,7 @@ function curveSeries(items, full, relative) {
       .filter((item) => !relative || full.has(item.tokens))
       .map((item) => curvePoint(item, full, relative));
     return { name, ours: own[0].ours, ...style.get(name), line: true, dashed: !own[0].ours, hollow: !own[0].ours, points };
-  }).filter((series) => series.points.length).sort((a, b) => Number(b.ours) - Number(a.ours));
+  }).filter((series) => series.points.length);
 }
 
 function curvePoint(item, full, relative) {

@@ -223,8 +223,8 @@ function mostRows(plan, first, end, prompt) {
 /** What each phase of a layer sees, in words. */
 function phaseTable(plan, { prompt, total }, layer) {
   const sees = (full) => {
-    if (full || plan.window === null) return "every key before it";
-    const sinks = plan.sinks ? ` and the first ${whole(plan.sinks)}` : "";
+    if (full || plan.window === null) return "every key up to itself";
+    const sinks = plan.sinks ? `, and the first ${whole(plan.sinks)}` : "";
     return `${whole(plan.window)} keys, itself included${sinks}`;
   };
   const tail = plan.window === null ? 0 : Math.min(plan.denseTail, prompt);

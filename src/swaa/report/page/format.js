@@ -42,6 +42,7 @@ function unitFor(unit, value) {
     s: [[1, "s"], [1e-3, "ms"], [1e-6, "µs"]],
     B: [[2 ** 30, "GiB"], [2 ** 20, "MiB"], [2 ** 10, "KiB"], [1, "B"]],
     "tok/s": [[1, "tok/s"]],
+    share: [[0.01, "%"]],
   }[unit] || [[1, unit]];
   return steps.find(([factor]) => Math.abs(value) >= factor) || steps[steps.length - 1];
 }

@@ -22,9 +22,9 @@ function showPareto(host, data) {
     const ours = own.get(state.group) ?? paper.get(state.group);
     const theirs = state.against === state.group ? [] : paper.get(state.against) ?? [];
     const cost = costs(ours, theirs);
-    const x = cost[state.x].off ? "seconds" : state.x;
+    const x = pick(cost, state.x);
     const notes = [];
-    const shown = paretoSeries(ours, theirs, { ...state, x }, data, notes);
+    const shown = paretoSeries(ours, theirs, { ...state, x, of: cost[x].of }, notes);
     const visible = shown.filter((series) => !state.hidden.has(series.name));
     host.replaceChildren(
       make(
@@ -60,38 +60,50 @@ const groupChoices = (own, paper) => [
 
 /** What the points can be priced in, and why not. */
 function costs(ours, theirs) {
-  const full = ours.some((answer) => answer.full && answer.seconds);
-  const bytes = ours.some((answer) => answer.kv_bytes) && !theirs.length;
+  const full = ours.find((answer) => answer.full) ?? {};
   const time = distinct(ours.map((answer) => answer.time)).join("; ");
-  return {
+  const all = {
     relative: {
       text: "time, full = 1",
-      label: "time divided by full attention's (less is better)",
-      unit: null,
-      off: full ? null : "needs a run of full attention",
+      label: `${time}, divided by full attention's (less is better)`,
+      of: (answer, base) => ratio(answer.seconds, base.seconds),
     },
     seconds: {
       text: "seconds",
       label: `${time} (seconds)`,
-      unit: "s",
+      of: (answer) => answer.seconds,
       off: theirs.length ? "other machine, other task: seconds cannot be compared" : null,
     },
-    bytes: {
-      text: "KV memory",
-      label: "keys and values held after the prompt (MiB)",
-      unit: "B",
-      off: bytes ? null : "not measured in both",
+    kv: {
+      text: "KV, full = 1",
+      label: "keys and values held after the prompt, divided by full attention's",
+      of: (answer, base) => answer.kv_share ?? ratio(answer.kv_bytes, base.kv_bytes),
+    },
+    flops: {
+      text: "FLOPs, full = 1",
+      label: "FLOPs of the prompt by arithmetic, divided by full attention's",
+      of: (answer) => answer.flops_share,
     },
   };
+  const known = ([, cost]) => ours.some((answer) => (cost.of(answer, full) ?? null) !== null);
+  return Object.fromEntries(Object.entries(all).filter(known));
 }
 
-function paretoSeries(ours, theirs, state, data, notes) {
+const ratio = (value, base) => (value && base ? value / base : null);
+
+/** The cost asked for, or the first that the points have. */
+function pick(cost, name) {
+  if (cost[name] && !cost[name].off) return name;
+  return Object.keys(cost).find((key) => !cost[key].off);
+}
+
+function paretoSeries(ours, theirs, state, notes) {
   const style = looks(ours.map((answer) => answer.setting), (name) => ours.some((a) => a.full && a.setting === name));
   const make1 = (answers, from, hollow) => {
     const full = answers.find((answer) => answer.full);
     if (state.y === "kept" && !full) notes.push(`No full attention in ${from}: shares cannot be drawn.`);
     return answers.flatMap((answer) => {
-      const x = priceOf(answer, full, state.x);
+      const x = state.of(answer, full ?? {}) ?? NaN;
       const scaleY = state.y === "kept" ? 1 / (full?.accuracy || NaN) : 1;
       if (!Number.isFinite(x) || !Number.isFinite(answer.accuracy * scaleY)) {
         notes.push(`${answer.setting}: not drawn, ${Number.isFinite(x) ? "full attention answers nothing" : "no such cost measured"}.`);
@@ -118,15 +130,9 @@ function paretoSeries(ours, theirs, state, data, notes) {
   }));
 }
 
-function priceOf(answer, full, x) {
-  if (x === "bytes") return answer.kv_bytes === null ? NaN : answer.kv_bytes / 2 ** 20;
-  if (answer.seconds === null) return NaN;
-  return x === "relative" ? answer.seconds / (full?.seconds || NaN) : answer.seconds;
-}
-
 /** The spread of the cost, where it was measured more than once. */
 function across(answer, full, x) {
-  if (x === "bytes" || answer.seconds_low === null) return {};
+  if (!["relative", "seconds"].includes(x) || answer.seconds_low === null) return {};
   const unit = x === "relative" ? full.seconds : 1;
   return { near: answer.seconds_low / unit, far: answer.seconds_high / unit };
 }
@@ -148,6 +154,8 @@ function paretoPoint(answer, x, scaleY, full, hollow, state) {
       answer.seconds === null ? null : `${quantity(answer.seconds, "s")}: ${answer.time}`,
       full?.seconds && answer.seconds ? `${digits(full.seconds / answer.seconds)}x as fast as full attention` : null,
       answer.kv_bytes === null ? null : `${quantity(answer.kv_bytes, "B", 4)} of keys and values`,
+    answer.kv_share === null ? null : `${percent(answer.kv_share)} of full attention's KV`,
+    answer.flops_share === null ? null : `${percent(answer.flops_share)} of full attention's prefill FLOPs`,
       hollow ? "as the paper reports it" : null,
     ].filter(Boolean),
   };
@@ -195,7 +203,7 @@ function paretoNotes(ours, theirs, state, data, notes) {
 
 function paretoNumbers(answers) {
   return numbers(
-    ["setting", "what it does", "right", "accuracy", "95 % interval", "seconds", "p20 to p80", "KV MiB"],
+    ["setting", "what it does", "right", "accuracy", "95 % interval", "seconds", "p20 to p80", "KV MiB", "KV share", "FLOPs share"],
     answers.map((a) => [
       a.setting,
       a.detail,
@@ -205,6 +213,8 @@ function paretoNumbers(answers) {
       a.seconds === null ? null : digits(a.seconds, 4),
       a.seconds_low === null ? null : `${digits(a.seconds_low, 4)} to ${digits(a.seconds_high, 4)}`,
       a.kv_bytes === null ? null : digits(a.kv_bytes / 2 ** 20, 4),
+      a.kv_share === null ? null : percent(a.kv_share),
+      a.flops_share === null ? null : percent(a.flops_share),
     ]),
   );
 }

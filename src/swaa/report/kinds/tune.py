@@ -1,0 +1,44 @@
+"""Results of ``swaa tune``: recipes that a search found, on samples held out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from swaa.config import SWAAConfig
+from swaa.report.figures import Answers, Figures
+from swaa.report.folder import Run
+
+
+def read(run: Run) -> Figures:
+    """What a tuning shows."""
+    rows = run.result.rows
+    found = [row for row in rows if row["swaa"]["window"] is not None]
+    best = max(found or rows, key=lambda row: (row["right"], -row["kv_bytes"]))
+    return Figures(
+        subject=run.result.provenance.model or run.result.name,
+        setting=f"{len({row['recipe'] for row in rows})} recipes",
+        task=", ".join(dict.fromkeys(row["task"] for row in rows)),
+        outcome=f"{best['recipe']}: {best['right']} of {best['samples']} right",
+        answers=tuple(_answers(run)),
+    )
+
+
+def _answers(run: Run) -> Iterator[Answers]:
+    result = run.result
+    model = result.provenance.model or result.name
+    for row in result.rows:
+        config = SWAAConfig.from_dict(row["swaa"])
+        yield Answers(
+            # Each tuning splits and prices its samples anew.
+            group=f"{model}, tuned, {row['task']}, {row['samples']} samples held out,"
+            f" {run.path.rpartition('-')[2].removesuffix('.json')}",
+            setting=row["recipe"],
+            detail=config.describe(),
+            accuracy=row["right"] / row["samples"],
+            low=row["low"],
+            high=row["high"],
+            count=f"{row['right']} of {row['samples']}",
+            kv_share=row["kv_bytes"],
+            flops_share=row["prefill_flops"],
+            full=config.window is None,
+        )

@@ -1,0 +1,60 @@
+"""Results of ``swaa.benchmark.serving``: vLLM engines on one long prompt, each alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from swaa.report.figures import Figures, Measurement
+from swaa.report.folder import Run
+
+_TIMES = {
+    "first_token_seconds": "time to first token in vLLM, best of a few",
+    "each_token_seconds": "time per output token in vLLM, best of a few",
+}
+
+
+def read(run: Run) -> Figures:
+    """What timing vLLM's engines shows."""
+    result = run.result
+    settings = {setting["name"]: setting for setting in result.config["settings"]}
+    timed = {
+        row["engine"]: row["first_token_seconds"]
+        for row in result.rows
+        if row["first_token_seconds"] is not None
+    }
+    first = min(timed, key=lambda name: timed[name], default=None)
+    return Figures(
+        subject=result.provenance.model or result.name,
+        setting=f"{len(settings)} engines",
+        task="one request at a time",
+        tokens=tuple(sorted({setting["prompt_tokens"] for setting in settings.values()})),
+        outcome="nothing timed" if first is None else f"{first}: first token {timed[first]:.3f} s",
+        measurements=tuple(
+            item for row in result.rows for item in _measurements(run, row, settings[row["engine"]])
+        ),
+    )
+
+
+def _measurements(
+    run: Run, row: Mapping[str, Any], setting: Mapping[str, Any]
+) -> Iterator[Measurement]:
+    provenance = run.result.provenance
+    own: Mapping[str, Any] = {
+        "group": f"{provenance.model}, {provenance.dtype}, {provenance.device}",
+        "series": row["engine"].replace("_", " "),
+        "tokens": setting["prompt_tokens"],
+        "ours": setting["swaa"] is not None,
+        "full": row["engine"] == "stock",
+    }
+    for name, measure in _TIMES.items():
+        if row[name] is not None:
+            yield Measurement(chart="speed", measure=measure, unit="s", value=row[name], **own)
+    if row["live_kv_bytes"]:
+        yield Measurement(
+            chart="memory",
+            measure="live KV of one request in vLLM",
+            unit="B",
+            value=row["live_kv_bytes"],
+            **own,
+        )

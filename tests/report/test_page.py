@@ -1,0 +1,409 @@
+"""The page as people use it, in a headless Chromium without a network."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from swaa.attention.mask import left_bounds, visible
+from swaa.config import SWAAConfig
+from swaa.plan import visible_pairs
+from swaa.recipes import list_recipes
+from swaa.report import write_report
+from tests.report import runs
+from tests.report.browser import Browser, find_chromium
+
+ROOT = Path(__file__).parents[2]
+CHROMIUM = find_chromium()
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium: apt-get install chromium, or name one in CHROMIUM"
+)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    browser = Browser(CHROMIUM, tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """Pages by what they show: every kind of run, the committed results, nothing."""
+    folder = tmp_path_factory.mktemp("pages")
+    runs.write(runs.all_runs(), folder / "results")
+    (folder / "empty").mkdir()
+    sources = {"all": folder / "results", "committed": ROOT / "results", "empty": folder / "empty"}
+    return {
+        name: write_report(source, folder / f"{name}.html").path for name, source in sources.items()
+    }
+
+
+@pytest.fixture
+def page(browser, pages):
+    browser.open(pages["all"])
+    yield browser
+    assert browser.console == []
+    assert [url for url in browser.requests if not url.startswith("file:")] == []
+
+
+@pytest.mark.parametrize("name", ["all", "committed", "empty"])
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1200])
+def test_the_page_opens_without_a_word_on_the_console(browser, pages, name, dark, width, tmp_path):
+    browser.open(pages[name], width=width, height=740, dark=dark, phone=width < 500)
+    assert browser.console == []
+    assert browser.requests == [pages[name].as_uri()]
+    assert browser.run("document.documentElement.scrollWidth") == width  # nothing sticks out
+    browser.screenshot(tmp_path / "page.png")
+    assert (tmp_path / "page.png").stat().st_size > 20_000
+
+
+def test_every_run_is_in_the_table_with_links_that_lead_somewhere(browser, pages):
+    browser.open(pages["committed"])
+    kept = sorted((ROOT / "results").rglob("*.json"))
+    links = browser.run("[...document.querySelectorAll('#runs .files a')].map((a) => a.href)")
+    files = {Path(link.removeprefix("file://")) for link in links}
+    assert {file for file in files if file.suffix == ".json"} == set(kept)
+    assert all(file.exists() for file in files)
+
+
+def test_without_results_each_figure_says_so(browser, pages):
+    browser.open(pages["empty"])
+    for name in ("accuracy", "speed", "memory", "runs"):
+        assert "No data yet" in browser.text(f"#{name} .empty")
+    assert browser.count("#accuracy .point .open") > 10  # the paper's numbers, hollow
+    assert browser.count("#mask svg.grid rect") > 100
+
+
+def test_a_point_tells_its_values_to_the_mouse_and_to_the_keyboard(page):
+    _choose_group(page, "tiny, multikey, 2,048 tokens")
+    place = page.run(
+        "(() => { const b = document.querySelector('#accuracy .chart .point .mark')"
+        ".getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]; })()"
+    )
+    assert page.run("document.querySelector('#accuracy .tip').hidden")
+    page.mouse("mouseMoved", *place)
+    shown = page.text("#accuracy .tip")
+    assert "70.0 % right (7 of 10), 95 % interval 50.0 % to 90.0 %" in shown
+    assert "1.00 s: time to first token" in shown
+    assert "4.00x as fast as full attention" in shown
+    assert runs.EVIL in shown
+    page.mouse("mouseMoved", 2, 2)
+    assert page.run("document.querySelector('#accuracy .tip').hidden")
+    page.run("document.querySelector('#accuracy .chart svg').focus()")
+    page.press("End")
+    assert "full attention" in page.text("#accuracy .tip")
+    assert "90.0 % right (9 of 10)" in page.text("#say")
+    page.press("Home")
+    assert "70.0 % right" in page.text("#say")
+    page.press("Escape")
+    assert page.run("document.querySelector('#accuracy .tip').hidden")
+
+
+def _choose_group(page, start, panel="accuracy", place=0):
+    value = page.run(
+        f"[...document.querySelectorAll('#{panel} select')[{place}].options]"
+        f".find((o) => o.value.startsWith({json.dumps(start)})).value"
+    )
+    page.run(
+        f"(() => {{ const s = document.querySelectorAll('#{panel} select')[{place}];"
+        f" s.value = {json.dumps(value)};"
+        " s.dispatchEvent(new Event('change', { bubbles: true })); })()"
+    )
+    page.settle()
+
+
+def _marks(page, panel="accuracy"):
+    return page.count(f"#{panel} .chart .point .mark")
+
+
+def test_a_series_can_be_hidden_and_shown(page):
+    before = _marks(page)
+    page.click("#accuracy .legend button", "full")
+    assert _marks(page) == before - 1
+    assert page.run("document.activeElement.textContent") == "full"  # the focus stays
+    assert page.run("document.activeElement.ariaPressed") == "false"
+    page.press("Enter")
+    assert _marks(page) == before
+
+
+def test_the_papers_numbers_lie_beside_ours_and_are_told_apart(page):
+    _choose_group(page, "tiny, multikey, 2,048 tokens")
+    own = _marks(page)
+    _choose_group(page, "paper: Qwen3-4B-Thinking-2507, LongMemEval", place=1)
+    theirs = page.count("#accuracy .chart .point .open")
+    assert _marks(page) == own + theirs
+    assert theirs > 20
+    assert "not measured here" in page.text("#accuracy .notes")
+    assert page.run(
+        "[...document.querySelectorAll('#accuracy .segmented button')]"
+        ".find((b) => b.textContent === 'seconds').disabled"
+    )
+
+
+def test_whiskers_are_the_intervals(page):
+    _choose_group(page, "tiny, multikey, 2,048 tokens")
+    ys = page.run(
+        """(() => {
+          const chart = document.querySelector("#accuracy .chart svg");
+          const lines = [...chart.querySelectorAll(".grid")].map((l) => l.y1.baseVal.value);
+          const d = chart.querySelector(".point .whisker").getAttribute("d");
+          const [, top, bottom] = /M[^,]+,([^V]+)V([^M]+)M/.exec(d).map(Number);
+          return [Math.max(...lines), Math.min(...lines), top, bottom];
+        })()"""
+    )
+    zero, one, top, bottom = ys
+    # The last series lies lowest and is drawn first: 7 of 10, from 50 % to 90 %.
+    assert (zero - top) / (zero - one) == pytest.approx(0.9, abs=1e-6)
+    assert (zero - bottom) / (zero - one) == pytest.approx(0.5, abs=1e-6)
+
+
+def test_kept_accuracy_and_other_costs_can_be_chosen(page):
+    _choose_group(page, "tiny, needle in 512 tokens")
+    page.click("#accuracy .segmented button", "KV, full = 1")
+    page.click("#accuracy .segmented button", "of full attention")
+    assert "full attention = 100 %" in page.text("#accuracy .axis-name")
+    page.run("document.querySelector('#accuracy .chart svg').focus()")
+    page.press("Home")
+    assert "10.00 MiB of keys and values" in page.text("#say")
+    _choose_group(page, "tiny, tuned")
+    assert "KV, full = 1" in page.text('#accuracy .segmented [aria-pressed="true"]')
+
+
+def test_speed_can_be_seen_as_a_ratio_to_full_attention(page):
+    _choose_group(page, "prefill, attention of one layer", "speed")
+    assert page.text("#speed .axis-name") == "↑ prefill, attention of one layer (ms)"
+    assert "tokens" in page.text("#speed .axis-name.end")
+    page.click("#speed .segmented button", "full attention / value")
+    page.run("document.querySelector('#speed .chart svg').focus()")
+    page.press("Home")
+    assert "against the best full attention here" in page.text("#say")
+    rows = page.run(
+        "[...document.querySelectorAll('#speed .numbers tbody tr')]"
+        ".map((r) => [...r.children].map((c) => c.textContent))"
+    )
+    assert rows[3][:2] == ["swaa triton (window 64 + 4 sinks)", "4,096"]
+    assert rows[3][5] == "2.00x"
+    assert "0123456 + changes" in page.text("#speed .provenance")
+
+
+def test_the_limit_is_shown_in_per_cent(page):
+    _choose_group(page, "share of Amdahl's limit reached, first token", "speed")
+    assert page.text("#speed .axis-name").endswith("(%)")
+
+
+def test_a_single_length_is_drawn_as_bars(page):
+    _choose_group(page, "KV after the prompt", "memory")
+    _choose_group(page, "tiny, bfloat16, A CPU", "memory", 1)
+    assert page.text("#memory .bars li:last-child").split("\n")[-2:] == ["10.00 MiB", "4.00x"]
+
+
+def _config(numbers):
+    rules = ("odd", "even", "every:3", "every:4+1", "first:1/3", "middle:1/2", "last:0.4")
+    layers = [(), (0, 2, 5), *rules]
+    return SWAAConfig(
+        window=numbers.choice([None, 1, 2, 3, 5, 8, 13, 40]),
+        sink_tokens=numbers.choice([0, 0, 1, 2, 5, 20]),
+        full_layers=numbers.choice(layers),
+        full_decode=numbers.choice([True, False, *layers[1:]]),
+        dense_tail=numbers.choice([0, 0, 1, 4, 9, 50]),
+    )
+
+
+def _mask(plan, prompt, total):
+    """The mask of mask.py, as rows of 0 and 1."""
+    positions = torch.arange(total)[None]
+    first, until = plan.full_rows(prompt)
+    left = left_bounds(positions, window=plan.window, full_from=first, full_until=until)
+    return visible(positions, positions, left, sink_tokens=plan.sink_tokens)[0].int()
+
+
+def test_the_pages_mask_is_the_mask(page):
+    numbers = random.Random(0)
+    cases = []
+    for _ in range(400):
+        prompt = numbers.randint(1, 24)
+        total = prompt + numbers.choice([0, 0, 1, 5])
+        cases.append((_config(numbers), numbers.randint(6, 9), prompt, total))
+    code = """
+      ((cases) => cases.map(([config, layers, prompt, total]) =>
+        layerPlans(config, layers).map((plan) => ({
+          rows: Array.from({ length: total }, (_, i) => {
+            const seen = visibleSpans(plan, i, prompt);
+            return Array.from({ length: total }, (_, j) =>
+              seen.some(([first, end]) => j >= first && j < end) ? 1 : 0).join("");
+          }),
+          blocks: blockCounts(plan, prompt, total, 3),
+          pairs: visiblePairs(plan, prompt, 0, prompt),
+          kept: keptTokens(plan, prompt),
+        }))))
+    """
+    given = [[config.to_dict(), *sizes] for config, *sizes in cases]
+    found = page.run(f"{code}({json.dumps(given)})")
+    for (config, layers, prompt, total), answer in zip(cases, found, strict=True):
+        for plan, one in zip(config.layers(layers), answer, strict=True):
+            mask = _mask(plan, prompt, total)
+            rows = ["".join(map(str, row)) for row in mask.tolist()]
+            assert one["rows"] == rows, (config, plan, prompt)
+            assert one["pairs"] == visible_pairs(plan, prompt, 0, prompt)
+            padded = torch.nn.functional.pad(mask, (0, -total % 3, 0, -total % 3))
+            blocks = padded.unflatten(1, (-1, 3)).sum(2).unflatten(0, (-1, 3)).sum(1)
+            assert one["blocks"] == blocks.tolist()
+            window = prompt if plan.keeps_all_keys else plan.window + plan.sink_tokens
+            assert one["kept"] == min(prompt, window)
+
+
+def test_the_explorer_draws_what_the_knobs_say(page):
+    for name, value in (
+        *(("window", "5"), ("sink_tokens", "2"), ("full_layers", "last:1/2")),
+        *(("full_decode", "1"), ("dense_tail", "3")),
+        *(("layers", "4"), ("prompt", "16"), ("generated", "4")),
+    ):
+        page.choose(f'#mask input[name="{name}"]', value)
+    config = SWAAConfig(
+        window=5, sink_tokens=2, full_layers="last:1/2", full_decode=(1,), dense_tail=3
+    )
+    assert page.text("#mask .about") == "Own knobs."
+    for layer, plan in enumerate(config.layers(4)):
+        page.click("#mask .strip button", str(layer))
+        cells = page.run(
+            "[...document.querySelectorAll('#mask svg.grid rect')]"
+            ".map((c) => [c.dataset.query, c.dataset.key, c.getAttribute('class')])"
+        )
+        drawn = torch.zeros(20, 20, dtype=torch.int32)
+        phases = {}
+        for query, key, phase in cells:
+            drawn[int(query), int(key)] = 1
+            phases[int(query)] = phase
+        assert torch.equal(drawn, _mask(plan, 16, 20))
+        tail = "prompt" if plan.full else "tail"
+        assert [phases[row] for row in (0, 12, 13, 15, 16)] == [
+            *("prompt", "prompt"),
+            *(tail, tail),
+            "generated",
+        ]
+
+
+def test_recipes_can_be_chosen_by_keyboard(page):
+    recipe = next(one for one in list_recipes() if one.name == "lean")
+    page.choose("#mask select", "lean")
+    assert page.text("#mask .about") == recipe.description
+    page.run("document.querySelector('#mask .strip [tabindex=\"0\"]').focus()")
+    for _ in range(10):
+        page.press("ArrowRight")
+    assert page.run("document.activeElement.textContent") == "10"
+    assert page.text("#mask caption") == "Layer 10: full decode"
+    assert "2,048 keys, itself included, and the first 128" in page.text("#mask .phases")
+    page.choose('#mask input[name="row"]', "5000")
+    said = page.text("#mask output").replace("\N{EN DASH}", " to ")
+    assert said.endswith("sees keys 0 to 127 and 2,953 to 5,000: 2,176 of 5,001")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("window", "0", 'window: expected a whole number from 1 to 2,147,483,648, got "0"'),
+        ("prompt", "x", 'prompt: expected a whole number from 1 to 262,144, got "x"'),
+        ("full_layers", "some", '"some" is no rule; write odd, even'),
+        ("full_decode", "every:2+3", '"every:2+3": write every:4 or every:4+1'),
+        ("full_layers", "first:3/2", '"first:3/2" needs a fraction'),
+    ],
+)
+def test_a_wrong_knob_is_one_line(page, name, value, message):
+    page.choose(f'#mask input[name="{name}"]', value)
+    assert page.text("#mask [role=alert]").startswith(message)
+    page.choose("#mask select", "fast")
+    if name != "prompt":
+        assert page.count("#mask svg.grid rect") > 0
+
+
+def test_runs_are_filtered_sorted_and_opened(page):
+    assert page.count("#runs tr.run") == len(runs.all_runs())
+    page.choose("#runs select", "eval")
+    assert page.count("#runs tr.run") == 3
+    assert page.text("#runs .count") == "3 of 9 runs"
+    page.choose('#runs input[type="search"]', "1024 fast")
+    assert page.count("#runs tr.run") == 1
+    page.choose('#runs input[type="search"]', "")
+    page.choose("#runs select", "")
+    page.click("#runs thead button", "Tokens")
+    tokens = "[...document.querySelectorAll('#runs tr.run .tokens')].map((c) => c.textContent)"
+    order = page.run(tokens)
+    page.click("#runs thead button", "Tokens")
+    assert page.run(tokens)[0] == order[-1] == "131,072"
+    assert (
+        page.run("document.querySelector('#runs [aria-sort=descending]').textContent") == "Tokens"
+    )
+    page.choose("#runs select", "kernels")
+    page.click("#runs .files button")
+    assert "swaa triton" in page.text("#runs .more table")
+    page.click("#runs .more summary")
+    assert '"head_dim": 64' in page.text("#runs .more pre")
+
+
+def test_problems_are_listed(browser, tmp_path):
+    runs.write(runs.all_runs(), tmp_path / "results")
+    (tmp_path / "results/kernels/broken.json").write_text("{", "utf-8")
+    browser.open(write_report(tmp_path / "results", tmp_path / "page.html").path)
+    assert browser.text("#problems h2") == "One file needs a look"
+    assert browser.text("#problems li").startswith("kernels/broken.json: is not JSON")
+    assert browser.count("#runs tr.run") == len(runs.all_runs())
+
+
+def test_every_control_is_reached_by_tab_and_shows_it(page):
+    page.run("document.body.focus()")
+    reached = 0
+    for _ in range(12):
+        page.press("Tab")
+        outline = page.run("getComputedStyle(document.activeElement).outlineStyle")
+        reached += outline == "solid"
+    assert reached == 12
+
+
+def test_the_theme_can_be_chosen(page):
+    ground = "getComputedStyle(document.body).backgroundColor"
+    light = page.run(ground)
+    page.click("#theme")
+    assert page.run(ground) == light
+    page.click("#theme")
+    assert page.text("#theme") == "Theme: dark"
+    assert page.run(ground) != light
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_texts_are_legible(browser, pages, dark):
+    browser.open(pages["all"], dark=dark)
+    contrasts = browser.run(
+        """[".lead", ".facts dt", "a", ".axis-name", ".provenance", ".legend button", ".about"]
+        .map((selector) => {
+          const clear = "rgba(0, 0, 0, 0)";
+          const light = (colour) => {
+            const parts = colour.match(/[\\d.]+/g).slice(0, 3).map((v) => {
+              const c = v / 255;
+              return c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+            });
+            return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2];
+          };
+          let node = document.querySelector("main " + selector);
+          const text = light(getComputedStyle(node).color);
+          while (getComputedStyle(node).backgroundColor === clear) node = node.parentNode;
+          const ground = light(getComputedStyle(node).backgroundColor);
+          return (Math.max(text, ground) + 0.05) / (Math.min(text, ground) + 0.05);
+        })"""
+    )
+    assert min(contrasts) > 4.5  # WCAG 2, AA
+
+
+def test_the_page_can_be_printed(page, tmp_path):
+    page.pdf(tmp_path / "page.pdf")
+    assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
+    page.call("Emulation.setEmulatedMedia", media="print")
+    shown = page.run(
+        "[...document.querySelectorAll('.controls, header')]"
+        ".some((node) => getComputedStyle(node).display !== 'none')"
+    )
+    page.call("Emulation.setEmulatedMedia", media="")
+    assert not shown

@@ -1,0 +1,253 @@
+"""What goes into the page: every run, every number as its file has it, and what is wrong."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from swaa.cli import main
+from swaa.report import write_report
+from swaa.report.paper import read_paper
+from swaa.results import save
+from tests.report import runs
+
+ROOT = Path(__file__).parents[2]
+
+
+def content(page):
+    """What the page embeds."""
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    return json.loads(found[1])
+
+
+@pytest.fixture
+def shown(tmp_path):
+    """A page of one run of each kind, as data."""
+    runs.write(runs.all_runs(), tmp_path / "results")
+    report = write_report(tmp_path / "results", tmp_path / "report.html")
+    assert report.problems == ()
+    return content(report.path.read_text("utf-8"))
+
+
+def _of(items, **values):
+    return [one for one in items if all(one[name] == value for name, value in values.items())]
+
+
+def test_every_run_is_there_with_its_files(shown, tmp_path):
+    names = sorted(path.relative_to(tmp_path / "results") for path in tmp_path.rglob("*.json"))
+    assert [run["path"] for run in shown["runs"]] == [name.as_posix() for name in names]
+    for run in shown["runs"]:
+        kept = json.loads((tmp_path / run["files"]["result"]).read_text("utf-8"))
+        assert {key: run[key] for key in kept} == kept
+
+
+def test_evaluations_are_points_with_their_intervals(shown):
+    points = _of(shown["answers"], setting="fast", time=_MEDIAN)
+    (point,) = points
+    assert (point["accuracy"], point["count"], point["seconds"]) == (0.8, "8 of 10", 1.0)
+    assert (point["low"], point["high"]) == (pytest.approx(0.6), pytest.approx(1.0))
+    assert point["detail"] == "window 64, 4 sinks, full decode, dense tail 8"
+    same = _of(shown["answers"], group=point["group"])
+    assert sorted(one["setting"] for one in same) == ["fast", "full"]
+    assert [one["setting"] for one in same if one["full"]] == ["full"]
+
+
+_MEDIAN = "time to first token, median over the samples"
+
+
+def test_gathered_evaluations_are_a_point_a_setting(shown):
+    (run,) = [
+        i for i, run in enumerate(shown["runs"]) if run["path"].startswith("eval/tiny-multik")
+    ]
+    points = {one["setting"]: one for one in _of(shown["answers"], run=run)}
+    assert {name: one["accuracy"] for name, one in points.items()} == {"full": 0.9, runs.EVIL: 0.7}
+    assert {name: one["seconds"] for name, one in points.items()} == {"full": 4.0, runs.EVIL: 1.0}
+    assert shown["runs"][run]["setting"] == "2 settings"
+
+
+def test_times_spread_as_the_samples_say(tmp_path):
+    for one, replies in (
+        (runs.evaluation("fast", runs.SLIDING, 8), None),
+        (runs.gathered(), ("full", runs.EVIL)),
+    ):
+        times = [{"first_token_s": second} for second in (1.0, 2.0, 3.0, 4.0, 5.0, 6.0)]
+        samples = (
+            times if replies is None else [{"replies": dict.fromkeys(replies, t)} for t in times]
+        )
+        save(one, samples=samples, folder=tmp_path / one.name)
+        page = write_report(tmp_path / one.name, tmp_path / "r.html").path.read_text("utf-8")
+        for point in content(page)["answers"]:
+            assert (point["seconds_low"], point["seconds_high"]) == (2.0, 5.0)
+
+
+def test_a_demo_is_points_times_and_bytes(shown):
+    (fast,) = [one for one in shown["answers"] if one["time"].startswith("prefill of 2,000")][1:]
+    assert (fast["accuracy"], fast["kv_bytes"], fast["seconds"]) == (0.75, 10 << 20, 2.0)
+    assert 0.4 < fast["low"] < 0.75 < fast["high"] < 1
+    (kv,) = _of(shown["measurements"], measure="KV after the prompt", series="fast", tokens=2000)
+    assert (kv["chart"], kv["unit"], kv["value"]) == ("memory", "B", 10 << 20)
+
+
+def test_kernels_are_times_with_percentiles(shown):
+    items = _of(shown["measurements"], measure="prefill, attention of one layer")
+    assert len(items) == 6  # what was refused has no time
+    (ours,) = _of(items, ours=True, tokens=4096)
+    assert (ours["value"], ours["low"], ours["high"]) == pytest.approx(
+        (4.096e-3, 3.6864e-3, 4.9152e-3)
+    )
+    assert {one["series"] for one in items if one["full"]} == {"SDPA (full)", "FA4 (full)"}
+
+
+def test_generation_is_times_rates_limits_and_bytes(shown):
+    items = [one for one in shown["measurements"] if one["group"].startswith("qwen3-4b, ")]
+    (first,) = _of(items, measure="time to first token", series="fast", tokens=16384)
+    assert (first["value"], first["low"], first["high"]) == pytest.approx((2.0, 1.8, 2.2))
+    (stock,) = _of(items, measure="time to first token", tokens=16384, full=True)
+    assert stock["series"] == "stock: FA4 (decoding: SDPA)"
+    (limit,) = _of(items, measure="share of Amdahl's limit reached, first token", tokens=8192)
+    assert (limit["value"], limit["unit"]) == (0.9, "share")
+    kv = _of(items, measure="KV after the prompt")
+    assert {one["series"] for one in kv} == {"fast", stock["series"]}
+    assert not [one for one in items if one["tokens"] == 32768]  # refused
+    (run,) = _of(shown["runs"], kind="generate")
+    assert run["outcome"] == "fast at 8,192: first token 3.00x, each token 1.20x"
+
+
+def test_served_recipes_are_times_and_throughput(shown):
+    items = [one for one in shown["measurements"] if one["measure"].endswith("served")]
+    assert {one["measure"].partition(",")[0]: one["value"] for one in items} == {
+        "time to first token": 1.0,
+        "time per output token": 1.0,
+        "throughput": 12_345.6,
+    }
+    assert [one["more_is_better"] for one in items] == [False, False, True]
+    assert "11 requests of 128 new tokens, all at once, 2 under way" in items[0]["group"]
+
+
+def test_tuned_recipes_are_priced_by_arithmetic(shown):
+    (found,) = _of(shown["answers"], setting="found")
+    assert (found["kv_share"], found["flops_share"], found["seconds"]) == (0.25, 0.2, None)
+    assert found["count"] == "44 of 50"
+
+
+def test_vllm_engines_are_times_and_bytes(shown):
+    items = [one for one in shown["measurements"] if "vLLM" in one["measure"]]
+    (ours,) = _of(items, chart="speed", series="full decode")
+    assert (ours["value"], ours["tokens"], ours["ours"], ours["full"]) == (
+        3.0,
+        131_072,
+        True,
+        False,
+    )
+    assert len(_of(items, chart="memory")) == 2
+
+
+def test_the_papers_numbers_are_those_of_its_tables():
+    paper = read_paper()
+    group = "paper: Qwen3-4B-Thinking-2507, LongMemEval, 24k tokens"
+    points = {one.setting: one for one in paper.answers if one.group == group}
+    full = points["full attention"]
+    assert full.accuracy == 0.73
+    # Its Figure 2 has 3.44 there: thousand seconds for a hundred requests.
+    assert full.seconds == pytest.approx(34.4, abs=0.05)
+    naive = points["window 2000, 0 sinks"]
+    assert naive.accuracy == 0.032
+    assert full.seconds / naive.seconds == pytest.approx(30.72 / 3.74)
+    both = points["window 2000, 100 sinks, full layers odd, full decode, trained"]
+    assert (both.accuracy, both.trained) == (0.732, True)
+    assert full.seconds / both.seconds == pytest.approx(4.72 / 3.74)
+    assert not [one for one in paper.answers if "window 8000" in one.setting]  # never timed
+    assert all(one.low is None for one in paper.answers)
+    assert sum(one.full for one in paper.answers) == 6
+
+
+def test_the_page_is_the_same_for_the_same_files(tmp_path):
+    runs.write(runs.all_runs(), tmp_path / "results")
+    pages = [
+        write_report(tmp_path / "results", tmp_path / name).path for name in ("a.html", "b.html")
+    ]
+    assert pages[0].read_bytes() == pages[1].read_bytes()
+
+
+def test_the_page_is_one_file_and_closed(tmp_path):
+    runs.write(runs.all_runs(), tmp_path / "results")
+    page = write_report(tmp_path / "results", tmp_path / "a.html").path.read_text("utf-8")
+    assert "default-src 'none'" in page
+    assert not re.search(r"\bsrc=\"|@import|url\(|<link[^>]+href=\"(?!data:)", page)
+    assert runs.EVIL not in page  # a value cannot end the script it lies in
+    assert page.count("</script>") == 2
+    assert "<!--" not in page
+
+
+def test_links_are_relative_to_the_page(tmp_path):
+    (path,) = runs.write([runs.kernels()], tmp_path / "all results")
+    page = write_report(tmp_path / "all results", tmp_path / "deep/er/page.html").path
+    (run,) = content(page.read_text("utf-8"))["runs"]
+    assert run["files"] == {"result": f"../../all%20results/{path}"}
+
+
+def _broken(folder):
+    """One file for each thing that may be wrong; the reasons, by file name."""
+    good = json.loads(save(runs.kernels(), folder=folder).read_text("utf-8"))
+    (folder / "kernels/not-json.json").write_text("{", "utf-8")
+    (folder / "kernels/binary.json").write_bytes(b"\xff\xfe\x00")
+    (folder / "kernels/list.json").write_text("[]", "utf-8")
+    (folder / "kernels/deep.json").write_text("[" * 100_000, "utf-8")
+    (folder / "kernels/newer.json").write_text(json.dumps(good | {"schema": 9}), "utf-8")
+    (folder / "kernels/renamed.json").write_text(json.dumps(good), "utf-8")
+    (folder / "eval").mkdir()
+    (folder / "eval/lost.jsonl").write_text("{}\n", "utf-8")
+    odd = {"config": {"x": 1}, "provenance": runs.provenance()}
+    save(runs.Result(kind="hats", name="h", rows=({"size": 3},), **odd), folder=folder)
+    save(runs.Result(kind="demo", name="d", rows=({"size": 3},), **odd), folder=folder)
+    save(runs.Result(kind="serve", name="s", rows=(), **odd), folder=folder)
+    save(runs.Result(kind="tune", name="t", rows=(3,), **odd), folder=folder)
+    return {
+        "binary": "is not JSON",
+        "deep": "nested too deeply",
+        "list": "is no result file; expected the keys schema,",
+        "newer": "has schema 9; this swaa reads 1: upgrade swaa",
+        "not-json": "is not JSON: Expecting property name",
+        "renamed": "was renamed or edited: its content belongs in k-",
+        "lost": "samples without a result: the run was interrupted",
+        "h": "kind 'hats' has no figure in this swaa; its rows are in the table",
+        "d": "cannot be drawn as 'demo': ",
+        "s": "cannot be drawn as 'serve': ",
+        "t": "holds rows that are no JSON objects",
+    }
+
+
+def test_what_cannot_be_read_is_one_line_each(tmp_path, capsys):
+    reasons = _broken(tmp_path / "results")
+    words = ["report", str(tmp_path / "results"), "-o", str(tmp_path / "page.html")]
+    assert main(words) == 0
+    said = capsys.readouterr()
+    lines = said.err.splitlines()
+    assert len(lines) == len(reasons)
+    for name, reason in reasons.items():
+        (line,) = [line for line in lines if re.search(rf"/{name}(-\w{{8}})?\.json", line)]
+        assert line.startswith("swaa report: ")
+        assert reason in line
+        assert str(tmp_path) not in line
+    shown = content((tmp_path / "page.html").read_text("utf-8"))
+    assert len(shown["problems"]) == len(reasons)
+    # Three that can be read are in the table, beside the good one.
+    assert sorted(run["kind"] for run in shown["runs"]) == ["demo", "hats", "kernels", "serve"]
+    assert said.out == f"4 runs, 11 problems; written: {tmp_path}/page.html\n"
+    assert main([*words, "--strict"]) == 2
+
+
+def test_no_folder_and_an_empty_one(tmp_path, capsys):
+    assert main(["report", str(tmp_path / "none")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"swaa report: no folder {tmp_path}/none; name the one that")
+    assert error.count("\n") == 1
+    assert main(["report", str(tmp_path), "-o", str(tmp_path / "page.html")]) == 0
+    assert content((tmp_path / "page.html").read_text("utf-8"))["runs"] == []
+
+
+def test_the_committed_results_are_all_drawn(tmp_path):
+    report = write_report(ROOT / "results", tmp_path / "page.html")
+    assert report.problems == ()
+    assert report.runs == len(list((ROOT / "results").rglob("*.json"))) > 0
