@@ -1,0 +1,293 @@
+"""Does training bring back what a recipe lost? The experiment behind results/train.
+
+Three steps beside `swaa distill` and `swaa train`; docs/training.md shows them in order:
+
+    python examples/finetuning.py questions MODEL --out questions.jsonl --count 300 --seed 100
+    python examples/finetuning.py measure MODEL --state before --recipe R --out part.json
+    python examples/finetuning.py collect *.json --name smollm2 --results results
+
+Questions to train on hide their facts in the first part of the shipped novel, those to measure by
+in the last part, and no seed serves both.
+"""
+
+import argparse
+import json
+import math
+import random
+import time
+from pathlib import Path
+
+from swaa import results
+from swaa.config import SWAAConfig
+from swaa.evaluation.engines import Request, make_batches
+from swaa.evaluation.engines.transformers import TransformersEngine
+from swaa.evaluation.prompt import Prompt
+from swaa.evaluation.sources import load_tokenizer
+from swaa.evaluation.statistics import mcnemar, retention, wilson
+from swaa.evaluation.tasks import find_tasks
+from swaa.evaluation.tasks.haystack import read_filler
+from swaa.models import load_model
+from swaa.recipes import resolve
+
+TRAINED = (0.0, 0.58)
+HELD_OUT = (0.62, 0.95)
+"""Parts of the novel where texts begin; one of 4,096 tokens is 0.04 of it long."""
+
+STATES = ("full", "before", "sft", "kl", "sft+kl")
+
+
+class PartRandom(random.Random):
+    """Randomness whose `choice`, which picks where a text begins, keeps to a part of the novel."""
+
+    def __init__(self, seed, part):
+        super().__init__(seed)
+        self._bounds = [share * len(read_filler()) for share in part]
+
+    def choice(self, seq):
+        first, last = self._bounds
+        return super().choice([place for place in seq if first <= place < last])
+
+
+def make_samples(prompt, names, *, length, count, seed, part):
+    """`count` samples of each task, with whole answers in the model's own words."""
+    made = []
+    for task in find_tasks(names):
+        for index in range(count):
+            chance = PartRandom(f"{task.name} {length} {seed} {index}", part)
+            name = f"{task.name}-{length}-{seed}-{index}"
+            made.append((task, task.sample(prompt, name, length, index, chance)))
+    return made
+
+
+def write_questions(args):
+    """Questions for `swaa distill`."""
+    prompt = Prompt(tokenizer=load_tokenizer(args.model), prefix=False)
+    made = make_samples(
+        prompt, args.tasks, length=args.length, count=args.count, seed=args.seed, part=TRAINED
+    )
+    with args.out.open("w", encoding="utf-8") as file:
+        for _, sample in made:
+            row = {
+                "context": sample.context,
+                "question": sample.question,
+                "answers": list(sample.answers),
+                "max_new_tokens": args.max_new_tokens,
+            }
+            file.write(json.dumps(row) + "\n")
+
+
+def measure(args):
+    """Answers of one model in one state, and its perplexity on short text."""
+    started = time.perf_counter()
+    loaded = load_model(args.model, dtype=args.dtype, device=args.device)
+    config = SWAAConfig(window=None) if args.state == "full" else resolve(args.recipe)
+    prompt = Prompt(tokenizer=loaded.tokenizer, prefix=False)
+    made = make_samples(
+        prompt, args.tasks, length=args.length, count=args.count, seed=args.seed, part=HELD_OUT
+    )
+    tasks = {sample.id: (task, sample) for task, sample in made}
+    requests = [
+        Request(
+            id=sample.id,
+            ids=tuple(prompt.encode(prompt.text(sample.context, sample.question))),
+            content="",
+            max_new_tokens=max(args.max_new_tokens, sample.max_new_tokens),
+        )
+        for _, sample in made
+    ]
+    answers = []
+    with TransformersEngine(loaded, config, backend=args.backend) as engine:
+        for reply in engine.answer(make_batches(requests, args.batch_size)):
+            task, sample = tasks[reply.id]
+            score = task.score(sample, prompt.final_answer(reply.output))
+            row = {"id": reply.id, "task": task.name, "score": score.value, "output": reply.output}
+            answers.append({"state": args.state, **row})
+    answers.sort(key=lambda answer: answer["id"])
+    values = {
+        "state": args.state,
+        "swaa": resolve(args.recipe).to_dict(),
+        "tasks": args.tasks,
+        "length": args.length,
+        "count": args.count,
+        "seed": args.seed,
+        "device": args.device,
+        "dtype": str(loaded.model.dtype).removeprefix("torch."),
+        "answers": answers,
+        "nll": perplexity(loaded, args.texts),
+        "seconds": time.perf_counter() - started,
+    }
+    args.out.write_text(json.dumps(values), encoding="utf-8")
+    for name in args.tasks:
+        scores = [a["score"] for a in answers if a["task"] == name]
+        right = sum(score == 1 for score in scores)
+        print(args.state, config.describe(), name, f"{right} of {len(scores)}", flush=True)
+
+
+def perplexity(loaded, count, tokens=512):
+    """Mean nats a token of held-out texts that fit every window, full attention; one a text."""
+    text = read_filler()[int(HELD_OUT[0] * len(read_filler())) :]
+    ids = loaded.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    parts = [ids[first : first + tokens] for first in range(0, len(ids) - tokens, tokens)]
+    with TransformersEngine(loaded, SWAAConfig(window=None)) as engine:
+        return [
+            float(engine.negative_log_likelihoods(part, answer_from=tokens).double().mean())
+            for part in parts[:count]
+        ]
+
+
+def collect(args):
+    """One result file for a recipe, out of the parts of its states."""
+    parts = {}
+    for path in args.parts:
+        values = json.loads(path.read_text("utf-8"))
+        parts[values["state"]] = values
+    states = [state for state in STATES if state in parts]
+    first = parts[states[0]]
+    trainings = {
+        state: json.loads((args.trainings / f"{args.name}-{state}" / "training.json").read_text())
+        for state in states
+        if state not in ("full", "before")
+    }
+    identity = {
+        "model": args.model,
+        "swaa": parts["before"]["swaa"],
+        **{key: first[key] for key in ("tasks", "length", "count", "seed", "dtype")},
+        "trainings": {
+            state: {key: values[key] for key in ("settings", "data_revision")}
+            for state, values in trainings.items()
+        },
+    }
+    rows = [row for state in states for row in task_rows(parts, state)]
+    rows += [perplexity_row(parts, state) for state in states if state != "full"]
+    rows += [
+        {"state": state, "task": "training", "steps": values["steps"], "seconds": seconds(values)}
+        for state, values in trainings.items()
+    ]
+    result = results.Result(
+        kind="train",
+        name=args.name,
+        config=identity,
+        rows=tuple(rows),
+        provenance=results.record_provenance(
+            device=first["device"],
+            dtype=first["dtype"],
+            model=args.model,
+            data="needle and multikey, own answers",
+            data_revision=next(iter(trainings.values()))["data_revision"] if trainings else None,
+            seed=first["seed"],
+            packages=("trl", "peft", "accelerate"),
+        ),
+    )
+    answers = [answer for state in states for answer in parts[state]["answers"]]
+    print(results.save(result, samples=answers, folder=args.results))
+    for row in rows:
+        print(json.dumps(row))
+
+
+def seconds(training):
+    """Wall time of a training's steps."""
+    return training["provenance"]["seconds"]
+
+
+def task_rows(parts, state):
+    """Accuracy of each task with its interval, against full attention and against before."""
+    rows = []
+    for name in parts[state]["tasks"]:
+        ours, before, full = (right(parts.get(s), name) for s in (state, "before", "full"))
+        low, high = wilson(sum(ours), len(ours))
+        row = {"state": state, "task": name, "samples": len(ours), "right": sum(ours)}
+        row |= {"accuracy": sum(ours) / len(ours), "low": low, "high": high}
+        scores = [a["score"] for a in parts[state]["answers"] if a["task"] == name]
+        row["score"] = sum(scores) / len(scores)
+        if full:
+            row["retention"] = retention(sum(ours) / len(ours), sum(full) / len(full))
+        if before and state not in ("full", "before"):
+            row["p_against_before"] = mcnemar(ours, before)
+        rows.append(row)
+    return rows
+
+
+def right(part, name):
+    """Whether each sample was answered rightly, in the samples' order."""
+    return [a["score"] == 1 for a in part["answers"] if a["task"] == name] if part else []
+
+
+def perplexity_row(parts, state):
+    """Perplexity of short text, and what training changed."""
+    ours, before = parts[state]["nll"], parts["before"]["nll"]
+    mean = sum(ours) / len(ours)
+    changes = [a - b for a, b in zip(ours, before, strict=True)]
+    rise = math.exp(sum(changes) / len(changes)) - 1
+    row = {"state": state, "task": "perplexity of 512 tokens, full attention"}
+    return row | {"samples": len(ours), "perplexity": math.exp(mean), "rise": rise}
+
+
+def draw(args):
+    """A PNG of result files: one panel a recipe, bars by task and state."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    found = [results.load(path) for path in args.parts]
+    figure = Figure(figsize=(4.4 * len(found), 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    for place, result in enumerate(found, 1):
+        axes = figure.add_subplot(1, len(found), place)
+        rows = [row for row in result.rows if "accuracy" in row]
+        tasks = list(dict.fromkeys(row["task"] for row in rows))
+        states = list(dict.fromkeys(row["state"] for row in rows))
+        for number, state in enumerate(states):
+            values = [row for row in rows if row["state"] == state]
+            at = [tasks.index(row["task"]) + 0.8 * number / len(states) - 0.3 for row in values]
+            heights = [100 * row["accuracy"] for row in values]
+            errors = [
+                [100 * (row["accuracy"] - row["low"]) for row in values],
+                [100 * (row["high"] - row["accuracy"]) for row in values],
+            ]
+            axes.bar(at, heights, 0.8 / len(states), yerr=errors, label=state, capsize=2)
+        axes.set_xticks(range(len(tasks)), tasks, fontsize=8)
+        axes.set(ylim=(0, 105), ylabel="right, %")
+        words = SWAAConfig.from_dict(result.config["swaa"]).describe()
+        axes.set_title(words.replace(", ", "\n", 1), fontsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=7)
+    figure.savefig(args.out, dpi=150)
+
+
+def main():
+    """Run the step that was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    steps = parser.add_subparsers(dest="step", required=True)
+    for name in ("questions", "measure"):
+        step = steps.add_parser(name)
+        step.add_argument("model")
+        step.add_argument("--out", type=Path, required=True)
+        step.add_argument("--tasks", type=lambda text: text.split(","), required=True)
+        step.add_argument("--length", type=int, default=4096)
+        step.add_argument("--count", type=int, default=100)
+        step.add_argument("--seed", type=int, required=True)
+        step.add_argument("--max-new-tokens", type=int, default=48)
+    step.add_argument("--recipe", required=True)
+    step.add_argument("--state", choices=STATES, required=True)
+    step.add_argument("--texts", type=int, default=40)
+    step.add_argument("--batch-size", type=int, default=50)
+    step.add_argument("--dtype", default="auto")
+    step.add_argument("--device", default="cpu")
+    step.add_argument("--backend", default="auto")
+    for name in ("collect", "draw"):
+        step = steps.add_parser(name)
+        step.add_argument("parts", type=Path, nargs="+")
+        if name == "draw":
+            step.add_argument("--out", type=Path, required=True)
+            continue
+        step.add_argument("--name", required=True)
+        step.add_argument("--model", required=True)
+        step.add_argument("--trainings", type=Path, required=True)
+        step.add_argument("--results", type=Path, required=True)
+    args = parser.parse_args()
+    {"questions": write_questions, "measure": measure, "collect": collect, "draw": draw}[args.step](
+        args
+    )
+
+
+if __name__ == "__main__":
+    main()
