@@ -12,17 +12,21 @@ from swaa.config import LayerPlan, SWAAConfig
 
 INTERPRETED = """
 import sys
+import tests.vllm.conftest
 import torch
 import swaa.attention.triton
 swaa.attention.triton.serves_cpu = True
-from swaa.integrations.vllm.attention import CPUAttention, GPUAttention
-CPUAttention.kernels = "triton"
-CPUAttention.gather = GPUAttention.gather
+torch.cuda.get_device_capability = lambda *device: (9, 0)  # vLLM's cache write asks
+from vllm.v1.attention.backends.triton_attn import TritonAttentionBackend
+from swaa.integrations.vllm import backend
+from swaa.integrations.vllm.attention import GPUAttention
+GPUAttention.min_rows = 32
+backend.platform_attention = lambda: (TritonAttentionBackend, GPUAttention)
 from swaa.config import SWAAConfig
 from tests.vllm.engine import Engine, Judge, prompts_of
 config = SWAAConfig.from_dict({config})
 judge = Judge(sys.argv[1], config)
-prompts = prompts_of(5, 65, 70)
+prompts = prompts_of(5, 65, 150)
 with Engine(sys.argv[1], config.to_dict()) as engine:
     for prompt, answer in zip(prompts, engine.answers(prompts, max_tokens=4), strict=True):
         judge.check(prompt, answer)
@@ -40,10 +44,11 @@ print("agrees")
     ids=["sliding", "full_decode_and_tail"],
 )
 def test_our_kernels_under_vllms_scheduler(checkpoint, config):
+    """All that a GPU runs of ours, in Triton's interpreter: backend class, cache write, kernels."""
     code = INTERPRETED.format(config=config.to_dict())
     ran = subprocess.run(
         [sys.executable, "-c", code, checkpoint()],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
+        env=os.environ | {"TRITON_INTERPRET": "1", "SWAA_TEST_RUNNER": "v2"},
         capture_output=True,
         text=True,
         check=False,

@@ -54,6 +54,8 @@ def sliding_backend(memory: Memory) -> type[Any]:
             "get_impl_cls": staticmethod(lambda: mine),
             "get_builder_cls": staticmethod(lambda: builder),
             "forward_includes_kv_cache_update": False,
+            # Else vLLM hands its own options to our attention.
+            "supports_alibi_sqrt": classmethod(lambda cls: False),
         },
     )
 
