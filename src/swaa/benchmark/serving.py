@@ -114,9 +114,9 @@ def settings_of(args: argparse.Namespace, folder: Path) -> list[Setting]:
     layers = shape["num_hidden_layers"]
     longest = max(args.prompt + args.answer, args.traffic_prompt + args.traffic_answer) + 16
     found = []
-    for name, wanted in recipes(args.window, args.sinks, layers).items():
-        if name not in args.engines:
-            continue
+    known = recipes(args.window, args.sinks, layers)
+    for name in args.engines:
+        wanted = known[name]
         native = wanted if isinstance(wanted, int) else None
         kv_gib = args.kv_gib * CACHE_SHARE.get(name, 1.0)
         found.append(
@@ -277,7 +277,9 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     names = tuple(recipes(2048, 128, 36))
     parser.add_argument("out", type=Path, help="folder for results and logs")
-    parser.add_argument("--engines", default=",".join(names[:-1]), help=f"of {', '.join(names)}")
+    parser.add_argument(
+        "--engines", default=",".join(names[:-1]), help=f"of {', '.join(names)}, in turn"
+    )
     parser.add_argument("--window", type=int, default=2048, help="keys (default: 2048)")
     parser.add_argument("--sinks", type=int, default=128, help="tokens (default: 128)")
     parser.add_argument("--prompt", type=int, default=131_072, help="tokens (default: 131072)")
