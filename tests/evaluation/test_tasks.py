@@ -157,3 +157,10 @@ def test_prompts_too_short_for_the_question(prompt):
         _task("recall").samples(prompt, length=64, count=1, seed=0)
     with pytest.raises(ValueError, match="say which"):
         _task("recall").samples(prompt, length=None, count=1, seed=0)
+
+
+def test_one_token_is_added_behind_a_space_that_counts_for_none(prompt):
+    (task,) = find_tasks(["recall"])
+    for seed in range(3):
+        for sample in task.samples(prompt, length=2000, count=30, seed=seed):
+            assert prompt.count(sample.context, sample.question, sample.answer_prefix) == 2000

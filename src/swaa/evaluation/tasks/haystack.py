@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.resources
+import itertools
 import random
 import re
 from collections.abc import Callable, Sequence
@@ -172,8 +173,9 @@ def grow(context: str, more: str, missing: Callable[[str], int]) -> str:
     for end in range(1, len(words[0])):
         if not missing(context + words[0][:end]):
             return context + words[0][:end]
-    for pad in _PADS:
-        padded = context
+    # A space at the end counts only once something follows: without it, a letter is one token.
+    for start, pad in itertools.product((context, context.rstrip()), _PADS):
+        padded = start
         while missing(padded) > 0:
             padded += pad
         if not missing(padded):
