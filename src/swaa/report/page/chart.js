@@ -10,7 +10,8 @@
  * spec.front: points that a step line joins.
  */
 function drawChart(host, spec) {
-  const box = make("div", { class: "chart" });
+  const crowded = spec.series.flatMap((series) => series.points).length > 12;
+  const box = make("div", { class: crowded ? "chart crowded" : "chart" });
   host.append(
     make("p", { class: "axis-name" }, `↑ ${spec.y.label}`),
     box,

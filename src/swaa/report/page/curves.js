@@ -23,6 +23,8 @@ function showCurves(host, data, chart, hint) {
     const relative = state.y === "relative" && full.size > 0;
     const lengths = distinct(items.map((item) => item.tokens)).sort((a, b) => a - b);
     const shown = curveSeries(items, full, relative);
+    // Bars have no room for the sign of what others ship.
+    if (lengths.length === 1) for (const series of shown) series.hollow = false;
     const visible = shown.filter((series) => !state.hidden.has(series.name));
     const controls = [
       select("Measure", [[null, order.map((n) => [n, n])]], state.measure, set("measure")),

@@ -39,9 +39,19 @@ function segmented(label, options, value, change) {
 
 /** Buttons that show and hide series. */
 function legend(series, hidden, change) {
+  const every = make("button", {
+    type: "button",
+    class: "every",
+    onclick: () => {
+      if (hidden.size) hidden.clear();
+      else for (const item of series) hidden.add(item.name);
+      change();
+    },
+  }, hidden.size ? "show all" : "hide all");
   return make(
     "div",
     { class: "legend", role: "group", "aria-label": "Series shown" },
+    series.length > 8 ? every : null,
     series.map((item) => {
       const swatch = make(
         "svg",

@@ -88,7 +88,9 @@ function looks(names, isFull) {
     names.map((name) => {
       if (isFull(name)) return [name, { colour: "var(--full)", shape: "circle" }];
       const at = next++;
-      return [name, { colour: `var(--s${at % 8})`, shape: SHAPES[(at + 1) % SHAPES.length] }];
+      // Each round of colours gets other shapes: 64 series differ in one or the other.
+      const mark = SHAPES[(at + 1 + Math.floor(at / 8) * 3) % SHAPES.length];
+      return [name, { colour: `var(--s${at % 8})`, shape: mark }];
     }),
   );
 }
