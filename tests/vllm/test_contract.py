@@ -1,0 +1,134 @@
+"""What the plugin relies on in vLLM, looked up in the vLLM that is installed.
+
+Most of it runs in the other tests on the CPU. This names what broke when a version moves on, and
+covers what only a GPU would reach.
+"""
+
+import dataclasses
+import importlib
+import inspect
+
+import pytest
+
+BACKENDS = "vllm.v1.attention.backend"
+MANAGERS = "vllm.v1.core.single_type_kv_cache_manager"
+
+PARAMETERS = {
+    "vllm.engine.arg_utils:EngineArgs.create_engine_config": (),
+    "vllm.model_executor.layers.attention.attention:Attention.__init__": (
+        *("num_heads", "head_size", "scale", "num_kv_heads", "cache_config", "prefix"),
+        *("per_layer_sliding_window", "attn_type", "attn_backend"),
+    ),
+    "vllm.v1.worker.worker_base:WorkerWrapperBase.initialize_from_config": ("kv_cache_configs",),
+    "vllm.v1.core.kv_cache_manager:KVCacheManager.get_computed_blocks": ("request",),
+    f"{BACKENDS}:AttentionImpl.forward": (
+        *("layer", "query", "key", "value", "kv_cache", "attn_metadata", "output"),
+        *("output_scale", "output_block_scale"),
+    ),
+    f"{BACKENDS}:AttentionBackend.customize_spec": ("spec",),
+    f"{BACKENDS}:AttentionMetadataBuilder.__init__": (
+        *("kv_cache_spec", "layer_names", "vllm_config", "device"),
+    ),
+    f"{BACKENDS}:AttentionMetadataBuilder._init_reorder_batch_threshold": (
+        "reorder_batch_threshold",
+    ),
+    f"{MANAGERS}:SingleTypeKVCacheManager._remove_blocks_in_range": ("request_id",),
+    f"{MANAGERS}:SlidingWindowManager.find_longest_cache_hit": (
+        *("block_hashes", "max_length", "kv_cache_group_ids", "block_pool", "kv_cache_spec"),
+        "alignment_tokens",
+    ),
+    "vllm.v1.core.kv_cache_utils:resolve_block_hashes": (
+        *("supports_fine_grained_hash_lookup", "alignment_tokens"),
+    ),
+    "vllm.v1.attention.ops.triton_reshape_and_cache_flash:triton_reshape_and_cache_flash": (
+        *("key", "value", "key_cache", "value_cache", "slot_mapping", "kv_cache_dtype"),
+        *("k_scale", "v_scale"),
+    ),
+}
+FIELDS = {
+    f"{BACKENDS}:CommonAttentionMetadata": (
+        *("query_start_loc", "query_start_loc_cpu", "seq_lens", "seq_lens_cpu_upper_bound"),
+        *("num_reqs", "num_actual_tokens", "max_query_len", "max_seq_len"),
+        *("block_table_tensor", "slot_mapping", "rswa_prefix_lens", "req_idx"),
+    ),
+    "vllm.v1.kv_cache_interface:SlidingWindowSpec": ("block_size", "sliding_window"),
+    "vllm.config.model_arch:ModelArchitectureConfig": ("rswa_window",),
+}
+SAYS = {
+    # The V2 model runner, which only GPUs (and Triton's interpreter) run.
+    "vllm.v1.worker.gpu.states:RequestState": ("self.prompt_len = UvaBackedTensor",),
+    "vllm.v1.worker.gpu.buffer_utils:UvaBackedTensor": ("self.np =", "self.gpu ="),
+    "vllm.v1.worker.gpu.model_runner:GPUModelRunner": (
+        *("self.req_states", "self.attn_groups", "self.req_states.prompt_len.gpu[idx_mapping]"),
+    ),
+    "vllm.v1.worker.gpu.model_states.default:DefaultModelState": (
+        *("req_idx=input_batch.idx_mapping_np", "rswa_prefix_lens=input_batch.prompt_lens"),
+        "seq_lens_cpu_upper_bound=seq_lens_cpu_upper_bound",
+    ),
+    "vllm.v1.worker.gpu.attn_utils:init_attn_backend": ("get_attn_backend()",),
+}
+OURS = (
+    *("kv_cache:AllKeysSpec", "kv_cache:TailSpec", "kv_cache:SinkWindowSpec"),
+    *("kv_cache:AllKeysManager", "kv_cache:TailManager", "kv_cache:SinkWindowManager"),
+    *("attention:CPUAttention", "attention:GPUAttention", "metadata:SlidingMetadataBuilder"),
+)
+
+
+def found(name):
+    module, path = name.split(":")
+    thing = importlib.import_module(module)
+    for part in path.split("."):
+        thing = getattr(thing, part)
+    return getattr(thing, "swaa_original", thing)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_functions_take_what_we_pass(name):
+    missing = set(PARAMETERS[name]) - set(inspect.signature(found(name)).parameters)
+    assert not missing
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_classes_hold_what_we_read(name):
+    fields = {field.name for field in dataclasses.fields(found(name))}
+    assert not set(FIELDS[name]) - fields
+
+
+@pytest.mark.parametrize("name", SAYS)
+def test_sources_do_what_we_build_on(name):
+    source = inspect.getsource(found(name))
+    assert not [words for words in SAYS[name] if words not in source]
+
+
+def overrides(kind):
+    """Each method of ours beside the one of vLLM that it replaces."""
+    for name, ours in inspect.getmembers(kind, inspect.isroutine):
+        if not (getattr(ours, "__module__", None) or "").startswith("swaa."):
+            continue
+        for base in kind.__mro__:
+            theirs = base.__dict__.get(name)
+            if base.__module__.startswith("vllm.") and theirs is not None:
+                yield name, ours, getattr(theirs, "__func__", theirs)
+                break
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_methods_take_what_those_they_replace_take(name):
+    any_number = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    checked = []
+    for method, ours, theirs in overrides(found(f"swaa.integrations.vllm.{name}")):
+        taken = inspect.signature(ours).parameters
+        checked.append(method)
+        if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in taken.values()):
+            continue
+        wanted = inspect.signature(theirs).parameters
+        missing = [word for word in wanted if word not in taken and word not in ("self", "cls")]
+        assert not [word for word in missing if wanted[word].kind not in any_number], method
+    assert checked or name == "kv_cache:TailSpec" or name == "kv_cache:AllKeysSpec"
+
+
+def test_sliding_specs_say_what_the_worker_may_forget():
+    from vllm.v1.kv_cache_interface import SlidingWindowSpec
+
+    theirs = getattr(SlidingWindowSpec, "num_retained_tokens", None)
+    assert theirs is None or isinstance(theirs, property)  # vLLM 0.32 has none
