@@ -61,6 +61,7 @@ class Backends:
             call.packed,
             call.left is None,
             call.full_from is None,
+            call.kv_lens is None,
             isinstance(call.kv_start, int),
             isinstance(call.q_start, int),
             torch.is_grad_enabled() and call.q.requires_grad,

@@ -58,9 +58,7 @@ class RollingLayer(DynamicLayer):
         if rows is None or rows.q_offset != self.cumulative_length or rows.batch != len(key_states):
             raise ValueError("a cache of swaa serves adapted models only: call swaa.adapt(model)")
         self._starts = rows.starts
-        stored_keys, stored_values = self._stored()
-        keys = torch.cat([stored_keys, key_states], dim=-2)
-        values = torch.cat([stored_values, value_states], dim=-2)
+        keys, values = self._appended(key_states, value_states)
         self.cumulative_length += key_states.shape[-2]
         self._prompt_done = not self.holds_prompt or self._past_prompt(rows)
         if self.record_past:  # a crop follows, which trims
@@ -74,11 +72,14 @@ class RollingLayer(DynamicLayer):
         assert self.values is not None
         return self.keys, self.values
 
+    def _appended(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
+        """What is stored with the new tokens behind it."""
+        keys, values = self._stored()
+        return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
+
     def _past_prompt(self, rows: RowInfo) -> bool:
-        prompt = rows.phase.prompt_length
-        if prompt is None:
-            return False
-        return self.cumulative_length >= int(torch.as_tensor(prompt).max())
+        end = rows.prompt_end
+        return end is not None and self.cumulative_length >= end
 
     def _trim(self, keys: Tensor, values: Tensor) -> None:
         surplus = keys.shape[-2] - self.capacity
@@ -176,5 +177,6 @@ class SWAACache(DynamicCache):
 
 def layer_bytes(layer: Any) -> int:
     """Bytes of the keys and values that a cache layer holds; 0 for layers that hold none."""
-    tensors = (getattr(layer, "keys", None), getattr(layer, "values", None))
+    reserved = getattr(layer, "reserved", None)  # what is stored is part of it
+    tensors = reserved or (getattr(layer, "keys", None), getattr(layer, "values", None))
     return sum(x.nbytes for x in tensors if isinstance(x, Tensor))

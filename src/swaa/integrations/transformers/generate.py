@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from transformers import Cache, PreTrainedModel
 
 from swaa.config import LayerPlan
 from swaa.integrations.transformers.cache import SWAACache
+from swaa.integrations.transformers.fast import graph_sample
 from swaa.integrations.transformers.mask import left_padding
 from swaa.phase import Phase, current_phase, declare
 
@@ -42,6 +44,9 @@ class Generate:
             # An assistant model drafts inside another model's generate: what follows that prompt
             # is answer to it too.
             tokens = min(tokens, outer.prompt_length)
+        if kwargs.get("custom_generate") is graph_sample and kwargs.get("streamer") is not None:
+            # generate hands the streamer to no method but its own.
+            kwargs["custom_generate"] = partial(graph_sample, streamer=kwargs["streamer"])
         with declare(Phase(prompt_length=tokens, generating=True)):
             model: Any = self.model
             return type(model).generate(model, *args, **kwargs)

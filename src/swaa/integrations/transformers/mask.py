@@ -82,6 +82,14 @@ class RowInfo:
         )
         return moved
 
+    @property
+    def prompt_end(self) -> int | None:
+        """Slot where the longest prompt ends, or None; a tensor is read once for all layers."""
+        if "end" not in self._memo:
+            prompt = self.phase.prompt_length
+            self._memo["end"] = int(prompt.max()) if isinstance(prompt, Tensor) else prompt
+        return self._memo["end"]
+
     def arguments(
         self, plan: LayerPlan, keys: int, position_ids: Tensor | None = None
     ) -> dict[str, Any]:
@@ -252,6 +260,11 @@ def require_prompt_length(phase: Phase) -> None:
 def last_rows() -> RowInfo | None:
     """The rows of the forward pass under way, for a cache that must know their padding."""
     return _LAST.get()
+
+
+def announce(rows: RowInfo) -> None:
+    """Make rows those of the forward pass to come, for a caller that hands them over ready made."""
+    _LAST.set(rows)
 
 
 def swaa_mask(

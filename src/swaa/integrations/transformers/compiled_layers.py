@@ -1,0 +1,121 @@
+"""Decoder layers through torch.compile: what lies between two attention calls is fused.
+
+Without it, a long prompt spends more time on reading and writing intermediate tensors than on
+sliding attention. What is compiled is the code between two attention calls, once for all layers.
+The cache is updated where attention runs, outside: compiled code sees neither how many keys there
+are nor which layer it serves, so that nothing is compiled anew while the cache grows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo import config as dynamo_config
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+
+from swaa.integrations.transformers.attention import swaa_attention_forward
+from swaa.integrations.transformers.mask import swaa_mask
+from swaa.integrations.transformers.support import UnsupportedModelError, attention_modules
+
+IMPLEMENTATION = "swaa_untraced"
+"""Name of the attention function that torch.compile does not look into."""
+MOST_SHAPES = 64
+"""Shapes that are compiled before a layer runs uncompiled instead."""
+
+
+@contextmanager
+def compiled_layers(model: PreTrainedModel, *, backend: str = "inductor") -> Iterator[None]:
+    """Compile the decoder layers of an adapted model inside the block, for inference.
+
+    Every new shape of a forward pass (chunk length, batch) compiles once more: keep to few.
+
+    Args:
+        model: adapted; adapting or restoring it inside the block is an error of the caller.
+        backend: of torch.compile.
+
+    Raises:
+        UnsupportedModelError: for a model whose layers cannot be found.
+    """
+    layers = decoder_layers(model)
+    AttentionInterface.register(IMPLEMENTATION, untraced_attention_forward)
+    AttentionMaskInterface.register(IMPLEMENTATION, swaa_mask)
+    implementation = model.config._attn_implementation
+    assert implementation is not None
+    model.set_attn_implementation(IMPLEMENTATION)
+    for layer in layers:
+        vars(layer)["forward"] = _compiled(layer.forward, backend)
+    try:
+        with dynamo_config.patch(recompile_limit=MOST_SHAPES):
+            yield
+    finally:
+        for layer in layers:
+            del vars(layer)["forward"]
+        model.set_attn_implementation(implementation)
+
+
+def decoder_layers(model: PreTrainedModel) -> Sequence[nn.Module]:
+    """The modules that each hold one attention module, from the first layer to the last.
+
+    Raises:
+        UnsupportedModelError: when there is no list of such modules.
+    """
+    attention = attention_modules(model)
+    for module in model.modules():
+        if not isinstance(module, nn.ModuleList) or set(attention) != set(range(len(module))):
+            continue
+        children = list(module)
+        if all(attention[i] in list(child.modules()) for i, child in enumerate(children)):
+            return children
+    raise UnsupportedModelError(
+        f"{type(model).__name__} has no list of decoder layers that could be compiled one by one"
+    )
+
+
+class _NotYet:
+    """Stands in for the cache in compiled code: hands new keys on to where the cache is updated."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        return key_states, value_states
+
+
+_NOT_YET = _NotYet()
+_CACHE: ContextVar[Any] = ContextVar("swaa_cache", default=None)
+
+
+@torch.compiler.disable
+def untraced_attention_forward(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """Update the cache, then attend; see :func:`swaa_attention_forward`."""
+    cache = _CACHE.get()
+    if cache is not None:
+        layer: Any = module
+        key, value = cache.update(key, value, layer.layer_idx)
+    return swaa_attention_forward(module, query, key, value, mask, **kwargs)
+
+
+def _compiled(forward: Callable[..., Any], backend: str) -> Callable[..., Any]:
+    options: dict[str, Any] = {"guard_filter_fn": _without_index}
+    compiled = torch.compile(forward, backend=backend, dynamic=False, options=options)
+
+    def call(*args: Any, past_key_values: Any = None, **kwargs: Any) -> Any:
+        token = _CACHE.set(past_key_values)
+        try:
+            passed = None if past_key_values is None else _NOT_YET
+            return compiled(*args, past_key_values=passed, **kwargs)
+        finally:
+            _CACHE.reset(token)
+
+    return call
+
+
+def _without_index(guards: Sequence[Any]) -> list[bool]:
+    """Let one compiled layer serve all: the index of its module is not asked for."""
+    return [not guard.name.endswith("layer_idx") for guard in guards]

@@ -1,0 +1,313 @@
+"""A cache in memory taken once: a prompt is written chunk by chunk, then decoding runs in a graph.
+
+While the prompt is computed, layers work as in :mod:`~swaa.integrations.transformers.cache`, but
+nothing grows by copying. :meth:`StaticSWAACache.start_decoding` then turns every layer that slides
+in decoding into a ring: the sinks, and ``window`` slots of which the oldest is overwritten. Keys
+carry their positions (RoPE), so their order does not matter, and a ring hides what left the window
+by no longer holding it. So a decoding row sees every slot that is filled, in every layer: which
+slot comes next and how many are filled are tensors, advanced on the device once per token and
+shared by all layers of a kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+from transformers.cache_utils import DynamicLayer
+
+from swaa.config import LayerPlan
+from swaa.integrations.transformers.cache import RollingLayer, SWAACache, layer_bytes
+from swaa.integrations.transformers.mask import RowInfo
+from swaa.phase import Phase
+
+
+class Filled:
+    """Which slots of one kind of layer are filled, and which one the next token takes.
+
+    Attributes:
+        slot: int64 ``[1]``, or ``[batch]`` where padded sequences differ.
+        kv_lens: int32 ``[batch]``, slots filled once the next token has come.
+        q_start: int32 ``[batch]``, the next token's place among them: the last.
+        kv_start: int32 ``[batch]``, slots of left padding; None without.
+    """
+
+    def __init__(self, slot: Tensor, filled: Tensor, *, kv_start: Tensor | None = None) -> None:
+        self.slot = slot
+        self.kv_lens = (filled + 1).to(torch.int32)
+        self.q_start = self.kv_lens - 1
+        self.kv_start = kv_start
+
+    def write(self, memory: Tensor, new: Tensor) -> None:
+        """Store one token per sequence, ``[batch, kv_heads, 1, head_dim]``."""
+        if len(self.slot) == 1:
+            memory.index_copy_(2, self.slot, new)
+        else:
+            memory[torch.arange(len(memory), device=memory.device), :, self.slot] = new[:, :, 0]
+
+    def advance(self) -> None:
+        """One token has come."""
+        self.slot += 1
+        self.kv_lens += 1
+        self.q_start += 1
+
+    def arguments(self) -> dict[str, Any]:
+        """Of :func:`swaa.swaa_attention`: the row sees all that is filled."""
+        return {
+            "window": None,
+            "q_start": self.q_start,
+            "kv_start": self.kv_start,
+            "kv_lens": self.kv_lens,
+        }
+
+
+class FilledRing(Filled):
+    """As :class:`Filled`, of sinks and a ring behind them; padding is not stored."""
+
+    def __init__(self, seen: Tensor, *, batch: int, sink_tokens: int, window: int) -> None:
+        self.sink_tokens = sink_tokens
+        self.capacity = sink_tokens + window
+        slot = torch.where(seen < self.capacity, seen, sink_tokens)
+        super().__init__(slot, seen.clamp(max=self.capacity - 1).expand(batch))
+
+    def advance(self) -> None:
+        """One token has come; behind the last slot, the oldest of the window is next."""
+        self.slot += 1
+        self.slot.masked_fill_(self.slot == self.capacity, self.sink_tokens)
+        self.kv_lens.add_(1).clamp_(max=self.capacity)
+        torch.sub(self.kv_lens, 1, out=self.q_start)
+
+
+class StaticFullLayer(DynamicLayer):
+    """Keys and values of one layer that keeps all of them.
+
+    Args:
+        capacity: slots per sequence, prompt and answer.
+    """
+
+    is_croppable = False
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__()
+        self.capacity = capacity
+        self.length = 0
+        self.filled: Filled | None = None
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Take the memory, on the first update."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys, self.values = (_room(x, self.capacity) for x in (key_states, value_states))
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Store new tokens; return the filled slots, or in decoding all of them."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None
+        assert self.values is not None
+        if self.filled is not None:
+            self.filled.write(self.keys, key_states)
+            self.filled.write(self.values, value_states)
+            return self.keys, self.values
+        end = self.length + key_states.shape[-2]
+        if end > self.capacity:
+            raise ValueError(f"the cache holds {self.capacity} tokens; {end} do not fit")
+        self.keys[:, :, self.length : end] = key_states
+        self.values[:, :, self.length : end] = value_states
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def start(self, filled: Filled) -> None:
+        """From now on, one token per update goes where ``filled`` says."""
+        assert self.keys is not None
+        assert self.values is not None
+        for memory in (self.keys, self.values):
+            memory[:, :, self.length :] = 0  # kernels that read these slots find no NaN
+        self.filled = filled
+
+    def get_seq_length(self) -> int:
+        """Tokens of the prompt so far."""
+        return self.length
+
+
+class StaticRollingLayer(RollingLayer):
+    """Keys and values of one layer that slides in decoding.
+
+    Args:
+        plan: of the layer.
+        prompt_tokens: slots to take while a dense tail still needs the whole prompt.
+
+    Attributes:
+        reserved: those slots, keys and values, until the prompt is done.
+    """
+
+    def __init__(self, plan: LayerPlan, prompt_tokens: int) -> None:
+        super().__init__(plan)
+        self.prompt_tokens = prompt_tokens
+        self.filled: Filled | None = None
+        self.reserved: tuple[Tensor, Tensor] | None = None
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """As :meth:`RollingLayer.update`; in decoding, overwrite the oldest slot."""
+        if self.filled is None:
+            handed = super().update(key_states, value_states, *args, **kwargs)
+            if self._prompt_done:
+                self.reserved = None  # what is handed on lives until its attention is done
+            return handed
+        keys, values = self._stored()
+        self.filled.write(keys, key_states)
+        self.filled.write(values, value_states)
+        return keys, values
+
+    def _appended(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.holds_prompt:
+            return super()._appended(key_states, value_states)
+        if self.reserved is None:
+            room = self.prompt_tokens
+            self.reserved = (_room(key_states, room), _room(value_states, room))
+        keys, values = self.reserved
+        end = self.cumulative_length + key_states.shape[-2]
+        keys[:, :, self.cumulative_length : end] = key_states
+        values[:, :, self.cumulative_length : end] = value_states
+        return keys[:, :, :end], values[:, :, :end]
+
+    def start(self, filled: Filled) -> None:
+        """Become a ring, of which ``filled`` says what comes where."""
+        self.keys, self.values = (self._ring(x) for x in self._stored())
+        self.reserved = None
+        self.filled = filled
+
+    def _ring(self, x: Tensor) -> Tensor:
+        """Stored tokens from slot 0 on, padding left out; ``[batch, kv_heads, capacity, D]``."""
+        if x.shape[-2] == self.capacity and self._starts is None:
+            return x
+        slots = torch.arange(self.capacity, device=x.device)[None]
+        if self._starts is not None:
+            slots = slots + (self._starts.to(x.device) - self.evicted).clamp(min=0)[:, None]
+        stored = slots < x.shape[-2]
+        slots = slots.clamp(max=x.shape[-2] - 1)[:, None, :, None].long()
+        ring = x.gather(2, slots.expand(x.shape[0], x.shape[1], -1, x.shape[3]))
+        return ring.masked_fill_(~stored[:, None, :, None], 0)
+
+
+class DecodeRows(RowInfo):
+    """One decoding row per sequence, of which every layer of a kind asks the same tensors.
+
+    Attributes:
+        kinds: by ``(sink_tokens, window)`` of a ring; None: layers that keep all keys.
+    """
+
+    def __init__(
+        self, kinds: dict[tuple[int, int] | None, Filled], *, batch: int, device: torch.device
+    ) -> None:
+        super().__init__(
+            batch=batch,
+            queries=1,
+            q_offset=0,
+            starts=None,
+            native_window=None,
+            kv_offset=0,
+            phase=Phase(generating=True),
+            device=device,
+        )
+        self.kinds = kinds
+        self._arguments_of = {kind: filled.arguments() for kind, filled in kinds.items()}
+
+    def arguments(
+        self, plan: LayerPlan, keys: int, position_ids: Tensor | None = None
+    ) -> dict[str, Any]:
+        """See :meth:`RowInfo.arguments`; the same objects at every step."""
+        return self._arguments_of[_kind(plan)]
+
+    def to(self, device: Any = None, *args: Any, **kwargs: Any) -> RowInfo:
+        """Refuse to move: the cache advances these very tensors."""
+        if device is None or isinstance(device, torch.dtype):
+            return self
+        if torch.device(device) == self.device:
+            return self
+        raise ValueError("a static cache serves models on one device; use the ordinary generate")
+
+    def advance(self) -> None:
+        """One token has come."""
+        for filled in self.kinds.values():
+            filled.advance()
+
+
+class StaticSWAACache(SWAACache):
+    """As :class:`SWAACache`, in memory taken once.
+
+    Args:
+        config: the model's configuration.
+        plans: the plan of each layer.
+        prompt_tokens: slots of the prompt, padding included.
+        new_tokens: the most that will be generated.
+    """
+
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        plans: Sequence[LayerPlan],
+        *,
+        prompt_tokens: int,
+        new_tokens: int,
+    ) -> None:
+        super().__init__(config, plans)
+        self.plans = tuple(plans)
+        for index, plan in enumerate(plans):
+            if isinstance(self.layers[index], RollingLayer):
+                self.layers[index] = StaticRollingLayer(plan, prompt_tokens)
+            elif type(self.layers[index]) is DynamicLayer:
+                self.layers[index] = StaticFullLayer(prompt_tokens + new_tokens)
+            else:
+                raise ValueError(
+                    f"layer {index} keeps a {type(self.layers[index]).__name__}, for which there is"
+                    " no static form; use the ordinary generate"
+                )
+
+    def start_decoding(self, starts: Tensor | None = None) -> DecodeRows:
+        """End the prompt; every update from now on brings one token per sequence.
+
+        Args:
+            starts: int32 ``[batch]``, slot of each sequence's first real token; None: no padding.
+
+        Returns:
+            What the layers' attention asks for; advance it after each token.
+        """
+        keys = self.layers[0].keys
+        assert keys is not None
+        batch, device = keys.shape[0], keys.device
+        length = torch.tensor([self.get_seq_length()], device=device)
+        kinds: dict[tuple[int, int] | None, Filled] = {}
+        for plan, layer in zip(self.plans, self.layers, strict=True):
+            assert isinstance(layer, StaticFullLayer | StaticRollingLayer)
+            kind = _kind(plan)
+            if kind is None and kind not in kinds:
+                kinds[kind] = Filled(length.clone(), length.expand(batch), kv_start=starts)
+            elif kind is not None and kind not in kinds:
+                seen = length if starts is None else length - starts
+                kinds[kind] = FilledRing(seen, batch=batch, sink_tokens=kind[0], window=kind[1])
+            layer.start(kinds[kind])
+        self._bytes = [layer_bytes(layer) for layer in self.layers]
+        return DecodeRows(kinds, batch=batch, device=device)
+
+    def reset(self) -> NoReturn:
+        """Refuse: a static cache serves one prompt."""
+        raise ValueError("a static cache serves one prompt; make another one")
+
+
+def _kind(plan: LayerPlan) -> tuple[int, int] | None:
+    if plan.keeps_all_keys:
+        return None
+    assert plan.window is not None
+    return plan.sink_tokens, plan.window
+
+
+def _room(x: Tensor, tokens: int) -> Tensor:
+    return x.new_empty((*x.shape[:2], tokens, x.shape[3]))
