@@ -1,0 +1,83 @@
+"""Attention alone, at the very sizes of a run: what the limit of a run is made of.
+
+Amdahl: with everything but attention taking ``T0``, no kernel makes a run faster than
+``(T0 + stock attention) / (T0 + our attention)``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from swaa.attention.api import make_call
+from swaa.attention.call import AttentionCall
+from swaa.benchmark.generate_run import kind_of
+from swaa.benchmark.generate_timing import time_calls
+from swaa.benchmark.timing import time_graph
+
+COLD_BYTES = 512 << 20
+"""Bytes that rotating inputs must exceed, so that no cache holds them."""
+
+Run = Callable[[AttentionCall], Tensor]
+
+
+@torch.inference_mode()
+def attention_seconds(
+    run: Run, calls: Mapping[tuple[Any, ...], int], *, dtype: torch.dtype, device: torch.device
+) -> float:
+    """Seconds of all calls of a pass, each kind timed alone on random numbers.
+
+    Args:
+        run: serves a call.
+        calls: how many there were of each kind, as :class:`Recorder` counts them.
+        dtype: of q, k and v.
+        device: where to run.
+    """
+    return sum(count * _alone(run, kind, dtype, device) for kind, count in calls.items())
+
+
+def _alone(run: Run, kind: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> float:
+    decoding = kind[1] == 1
+    if not decoding or device.type == "cpu":
+        call = random_call(kind, dtype, device)
+        return time_calls(lambda: run(call))
+    batch, _, _, head_dim, keys, kv_heads, *_ = kind
+    bytes_each = 2 * batch * keys * kv_heads * head_dim * dtype.itemsize
+    count = max(2, math.ceil(COLD_BYTES / bytes_each))
+    copies = [random_call(kind, dtype, device) for _ in range(count)]
+    return time_graph([lambda one=one: run(one) for one in copies], seconds=0.1).p50
+
+
+def random_call(kind: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> AttentionCall:
+    """A call of a kind, laid out as the layers of a model lay theirs out.
+
+    A decoding row sees every slot of its cache, as at the end of an answer.
+    """
+    batch, rows, heads, head_dim, keys, kv_heads, window, sinks, *numbers = kind
+    q_start, full_from, full_until = numbers
+
+    def tensor(tokens: int, heads: int) -> Tensor:
+        made = torch.randn((batch, heads, tokens, head_dim), dtype=dtype, device=device)
+        return made.transpose(1, 2)
+
+    filled = None
+    if q_start is None:
+        filled = torch.full((batch,), keys, dtype=torch.int32, device=device)
+        q_start = filled - rows
+    call = make_call(
+        tensor(rows, heads),
+        tensor(keys, kv_heads),
+        tensor(keys, kv_heads),
+        window=window,
+        sink_tokens=sinks,
+        full_from=full_from,
+        full_until=full_until,
+        q_start=q_start,
+        kv_lens=filled,
+    )
+    assert kind_of(call) == kind
+    return call

@@ -1,0 +1,188 @@
+"""One run: a prompt, then an answer, timed from the outside and weighed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from swaa.attention.call import AttentionCall
+from swaa.benchmark.generate_timing import Marks, percentiles, synchronize
+from swaa.config import LayerPlan
+from swaa.integrations.transformers.attention import LayerAttention
+from swaa.integrations.transformers.decode_step import DecodeStep
+from swaa.integrations.transformers.fast import prefill
+from swaa.integrations.transformers.static_cache import StaticSWAACache
+from swaa.integrations.transformers.support import find_layers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What is run.
+
+    Attributes:
+        tokens: of each prompt.
+        batch: sequences.
+        new_tokens: of each answer.
+        chunk: prompt tokens of a forward pass.
+        repeats: most timings of the first token; the first run, which warms up, is not one.
+        seconds: about how long to repeat, however many that makes; at least once.
+    """
+
+    tokens: int
+    batch: int
+    new_tokens: int
+    chunk: int
+    repeats: int = 5
+    seconds: float = 6.0
+
+
+class NoAttention:
+    """Attention replaced by nothing: a tensor that is there already."""
+
+    def __init__(self) -> None:
+        self._made: dict[Any, Tensor] = {}
+
+    def run(self, call: AttentionCall) -> Tensor:
+        """See :meth:`swaa.integrations.transformers.attention.Backends.run`."""
+        key = (call.q.shape, call.q.dtype, call.q.device)
+        if key not in self._made:
+            self._made[key] = torch.randn_like(call.q, memory_format=torch.contiguous_format)
+        return self._made[key]
+
+
+class Recorder:
+    """Hands calls on, and counts those of each kind."""
+
+    def __init__(self, served_by: Any) -> None:
+        self._served_by = served_by
+        self.calls: dict[tuple[Any, ...], int] = {}
+
+    def run(self, call: AttentionCall) -> Tensor:
+        """See :meth:`swaa.integrations.transformers.attention.Backends.run`."""
+        key = kind_of(call)
+        self.calls[key] = self.calls.get(key, 0) + 1
+        return self._served_by.run(call)
+
+
+def kind_of(call: AttentionCall) -> tuple[Any, ...]:
+    """What tells how long a call takes: its sizes and the numbers of its mask.
+
+    A number in a tensor is left out: it names a decoding row, which sees what its cache holds.
+    """
+    numbers = (call.q_start, call.full_from, call.full_until)
+    integers = tuple(None if isinstance(x, Tensor) else x for x in numbers)
+    return (*call.q.shape, *call.k.shape[1:3], call.window, call.sink_tokens, *integers)
+
+
+def serve_by(model: PreTrainedModel, backends: Any) -> None:
+    """Let the layers of an adapted model call something else than the backends of swaa."""
+    for module in find_layers(model).full.values():
+        plan = vars(module)["swaa_layer"].plan
+        vars(module)["swaa_layer"] = LayerAttention(plan, backends)
+
+
+def measure_run(
+    model: PreTrainedModel, plans: Sequence[LayerPlan], work: Workload, recorder: Recorder
+) -> dict[str, Any]:
+    """Time and weigh one workload.
+
+    Args:
+        model: adapted; its layers call ``recorder``.
+        plans: of its layers.
+        work: what is run.
+        recorder: empty; afterwards it holds the calls of one prompt and of one step.
+
+    Raises:
+        torch.OutOfMemoryError: when it does not fit.
+    """
+    ids = _prompt(model, work)
+    first_token = []
+    # The first time compiles, loads kernels and grows the allocator, in decoding too.
+    _, cache, tokens = _first_token(model, plans, work, ids)
+    _answer(model, cache, tokens, replace(work, new_tokens=2))
+    del cache, tokens
+    while True:
+        recorder.calls.clear()
+        memory = _Memory()
+        seconds, cache, tokens = _first_token(model, plans, work, ids)
+        first_token.append(seconds)
+        if sum(first_token) + seconds > work.seconds or len(first_token) >= work.repeats:
+            break
+        del cache, tokens
+    prompt_calls = dict(recorder.calls)
+    row: dict[str, Any] = {"first_token_s": percentiles(first_token), **memory.after_prompt(cache)}
+    recorder.calls.clear()
+    row |= _answer(model, cache, tokens, work)
+    row |= {"peak_bytes": memory.peak()}
+    per_token = row["per_token_s"]["p50"]
+    row["prefill_tokens_per_s"] = work.batch * work.tokens / row["first_token_s"]["p50"]
+    row["decode_tokens_per_s"] = work.batch / per_token
+    row["calls"] = {"prompt": prompt_calls, "step": dict(recorder.calls)}
+    return row
+
+
+def _prompt(model: PreTrainedModel, work: Workload) -> Tensor:
+    generator = torch.Generator(device=model.device).manual_seed(0)
+    size = (work.batch, work.tokens)
+    vocabulary = model.config.get_text_config().vocab_size
+    return torch.randint(vocabulary, size, generator=generator, device=model.device)
+
+
+@torch.inference_mode()
+def _first_token(
+    model: PreTrainedModel, plans: Sequence[LayerPlan], work: Workload, ids: Tensor
+) -> tuple[float, StaticSWAACache, Tensor]:
+    synchronize()
+    begin = time.perf_counter()
+    cache = StaticSWAACache(
+        model.config, plans, prompt_tokens=work.tokens, new_tokens=work.new_tokens
+    )
+    tokens = prefill(model, ids, cache, chunk=work.chunk).argmax(-1)
+    tokens.tolist()  # the user has the first token now, and not before
+    return time.perf_counter() - begin, cache, tokens
+
+
+@torch.inference_mode()
+def _answer(
+    model: PreTrainedModel, cache: StaticSWAACache, tokens: Tensor, work: Workload
+) -> dict[str, Any]:
+    begin = time.perf_counter()
+    step = DecodeStep(model, cache, tokens)
+    synchronize()
+    capture = time.perf_counter() - begin
+    marks = Marks()
+    marks.add()
+    for _ in range(work.new_tokens - 1):
+        step()
+        marks.add()
+    return {"per_token_s": percentiles(marks.seconds()), "graph_s": capture}
+
+
+class _Memory:
+    """Bytes on the GPU beside what was there before; zeros say that there is no GPU."""
+
+    def __init__(self) -> None:
+        self._gpu = torch.cuda.is_available()
+        self._before = 0
+        if self._gpu:
+            torch.cuda.reset_peak_memory_stats()
+            self._before = torch.cuda.memory_allocated()
+
+    def after_prompt(self, cache: StaticSWAACache) -> dict[str, Any]:
+        """Of keys and values: as the cache counts them, and as the allocator does."""
+        held = torch.cuda.memory_allocated() - self._before if self._gpu else None
+        return {
+            "kv_bytes": cache.kv_bytes(),
+            "kv_peak_bytes": cache.peak_kv_bytes,
+            "kv_allocated_bytes": held,
+        }
+
+    def peak(self) -> int | None:
+        """The most that was allocated at once, weights included."""
+        return torch.cuda.max_memory_allocated() if self._gpu else None

@@ -1,0 +1,65 @@
+"""Time what a user waits for: seconds on the host's clock, tokens by marks on the device."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+Work = Callable[[], object]
+
+
+def synchronize() -> None:
+    """Wait for the GPU, if there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def percentiles(seconds: Sequence[float]) -> dict[str, float | int]:
+    """``p20``, ``p50``, ``p80`` and the number of timings."""
+    ranks = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
+    values = torch.tensor(seconds, dtype=torch.float64).quantile(ranks).tolist()
+    return {**dict(zip(("p20", "p50", "p80"), values, strict=True)), "timings": len(seconds)}
+
+
+def time_calls(work: Work, *, repeats: int = 3) -> float:
+    """Median seconds of work that was run once before."""
+    work()
+    return float(percentiles(Marks.around(work, repeats))["p50"])
+
+
+class Marks:
+    """Points in the device's work, or in the host's where there is no GPU."""
+
+    def __init__(self) -> None:
+        self._marks: list[Any] = []
+
+    @classmethod
+    def around(cls, work: Work, repeats: int) -> list[float]:
+        """Seconds of each of several runs, launched one behind the other."""
+        marks = cls()
+        marks.add()
+        for _ in range(repeats):
+            work()
+            marks.add()
+        return marks.seconds()
+
+    def add(self) -> None:
+        """Mark what has been launched so far."""
+        if torch.cuda.is_available():
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._marks.append(event)
+        else:
+            self._marks.append(time.perf_counter())
+
+    def seconds(self) -> list[float]:
+        """Seconds between one mark and the next."""
+        synchronize()
+        pairs = itertools.pairwise(self._marks)
+        if torch.cuda.is_available():
+            return [a.elapsed_time(b) / 1000 for a, b in pairs]
+        return [b - a for a, b in pairs]
