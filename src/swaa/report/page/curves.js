@@ -39,7 +39,10 @@ function showCurves(host, data, chart, hint) {
     if (lengths.length > 1) {
       controls.push(segmented("Scale", [["log", "log"], ["linear", "linear"]], state.scale, set("scale")));
     }
-    host.replaceChildren(make("div", { class: "controls" }, controls));
+    host.replaceChildren(
+      make("div", { class: "controls" }, controls),
+      make("p", { class: "chosen" }, `${state.measure} · ${state.group}`),
+    );
     const spec = curveSpec(visible, items[0], lengths, relative, state);
     if (visible.length) (lengths.length > 1 ? drawChart : drawBars)(host, spec);
     const runs = distinct(items.map((item) => item.run)).map((index) => data.runs[index]);

@@ -36,6 +36,7 @@ function showPareto(host, data) {
         segmented("Up", [["accuracy", "accuracy"], ["kept", "of full attention"]], state.y, set("y")),
       ),
     );
+    host.append(make("p", { class: "chosen" }, state.group, theirs.length ? ` · beside ${state.against}` : ""));
     if (!own.size) {
       const hint = make("p", { class: "empty" });
       noData(hint, "no run answered questions; below are the paper's numbers only. Write some by", EVAL);
