@@ -177,7 +177,8 @@ def test_speed_can_be_seen_as_a_ratio_to_full_attention(page):
     _choose_group(page, "prefill, attention of one layer", "speed")
     assert page.text("#speed .axis-name") == "↑ prefill, attention of one layer (ms)"
     assert "tokens" in page.text("#speed .axis-name.end")
-    page.click("#speed .segmented button", "full attention / value")
+    page.click("#speed .segmented button", "full attention = 1")
+    assert page.text("#speed .axis-name") == "↑ speed, full attention = 1 (more is better)"
     page.run("document.querySelector('#speed .chart svg').focus()")
     page.press("Home")
     assert "against the best full attention here" in page.text("#say")

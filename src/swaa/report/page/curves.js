@@ -4,9 +4,8 @@ function showCurves(host, data, chart, hint) {
   const all = data.measurements.filter((item) => item.chart === chart);
   if (!all.length) return noData(host, ...hint);
   const measures = groupBy(all, (item) => item.measure);
-  const order = [...measures.keys()].sort(
-    (a, b) => measures.get(b).length - measures.get(a).length || (a < b ? -1 : 1),
-  );
+  // The one with the most numbers first; of equals, the one that its run names first.
+  const order = [...measures.keys()].sort((a, b) => measures.get(b).length - measures.get(a).length);
   const state = { measure: order[0], group: null, y: "value", scale: "log", hidden: new Set() };
   const set = (name) => (value) => {
     state[name] = value;
@@ -31,7 +30,7 @@ function showCurves(host, data, chart, hint) {
       select("Model, machine", [[null, names.map((n) => [n, n])]], state.group, set("group")),
       segmented(
         "Shown as",
-        [["value", "value"], ["relative", "full attention / value", full.size ? null : "needs full attention in the same run"]],
+        [["value", "value"], ["relative", "full attention = 1", full.size ? null : "needs full attention in the same run"]],
         relative ? "relative" : "value",
         set("y"),
       ),
@@ -106,7 +105,8 @@ function curveSpec(series, sample, lengths, relative, state) {
   const values = series.flatMap((item) => item.points.map((point) => point.y));
   const [factor, unit] = relative ? [1, "x"] : unitFor(sample.unit, Math.max(...values, 0));
   const log = state.scale === "log";
-  const up = relative ? "full attention / value (more is better)" : `${sample.measure} (${unit})`;
+  const against = sample.unit === "B" ? "full attention's bytes divided by these" : "speed, full attention = 1";
+  const up = relative ? `${against} (more is better)` : `${sample.measure} (${unit})`;
   return {
     title: `${sample.measure} against length`,
     series,
