@@ -92,5 +92,24 @@ def test_chunks_change_nothing_but_the_reports(adapted):
     assert not adapted.model._forward_hooks
 
 
+def test_decoding_from_a_graph_changes_nothing(adapted):
+    prompt = _ids(100)
+    reports, pieces = [], []
+    expected = generate_answer(adapted, prompt, max_new_tokens=30)
+    made = generate_answer(
+        adapted,
+        prompt,
+        max_new_tokens=30,
+        graph=True,
+        chunk=33,
+        on_prefill=reports.append,
+        on_text=pieces.append,
+    )
+    assert made.text == expected.text == "".join(pieces).strip()
+    assert reports == [33, 66, 99, 100]
+    assert (made.new_tokens, made.kv_bytes) == (expected.new_tokens, expected.kv_bytes)
+    assert made.tokens_per_s > 0
+
+
 def test_bytes_of_an_empty_cache():
     assert cache_bytes(DynamicCache()) == (0, 0)

@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
+from swaa.adaptation import is_adapted
 from swaa.integrations.transformers.cache import SWAACache, layer_bytes
+from swaa.integrations.transformers.fast import graph_sample, require_fast
+from swaa.integrations.transformers.support import UnsupportedModelError
 from swaa.models import LoadedModel
 
 
@@ -85,6 +88,7 @@ def generate_answer(
     chunk: int | None = None,
     on_prefill: Callable[[int], None] | None = None,
     on_text: Callable[[str], None] | None = None,
+    graph: bool | None = None,
 ) -> Generation:
     """Answer greedily, as the model is: adapted or not.
 
@@ -95,6 +99,8 @@ def generate_answer(
         chunk: prompt tokens per forward pass; ``None``: the whole prompt in one.
         on_prefill: called after each pass over the prompt with the tokens done so far.
         on_text: called with each piece of the answer as it comes.
+        graph: whether decoding runs from a CUDA graph; ``None``: on a GPU, where the model is
+            adapted and of a kind that can.
 
     Raises:
         ValueError: for a prompt that does not fit the model; see :func:`check_context`.
@@ -103,6 +109,9 @@ def generate_answer(
     check_context(loaded, prompt_tokens, max_new_tokens)
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk is {chunk}; expected at least 1 prompt token")
+    options: dict[str, Any] = {}
+    if _runs_from_a_graph(loaded.model) if graph is None else graph:
+        options["custom_generate"] = graph_sample
     streamer = _Stopwatch(loaded.tokenizer, on_text)
     with torch.inference_mode(), _reporting(loaded.model, prompt_tokens, on_prefill):
         streamer.start()
@@ -114,6 +123,7 @@ def generate_answer(
             prefill_chunk_size=chunk,
             streamer=streamer,
             return_dict_in_generate=True,
+            **options,
         )
     new_ids = output.sequences[0, prompt_tokens:]
     held, peak = cache_bytes(output.past_key_values)
@@ -134,6 +144,16 @@ def cache_bytes(cache: DynamicCache) -> tuple[int, int]:
         return cache.kv_bytes(), cache.peak_kv_bytes
     held = sum(layer_bytes(layer) for layer in cache.layers)  # pyright: ignore[reportArgumentType]
     return held, held  # a stock cache only grows
+
+
+def _runs_from_a_graph(model: PreTrainedModel) -> bool:
+    if model.device.type != "cuda" or not is_adapted(model):
+        return False
+    try:
+        require_fast(model)
+    except UnsupportedModelError:
+        return False
+    return True
 
 
 class _Stopwatch(TextStreamer):

@@ -1,0 +1,151 @@
+"""`swaa bench generate`: a prompt and an answer, against the same model with stock attention."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Any
+
+from swaa.cli.options import config_from, whole_numbers
+from swaa.cli.table import format_table
+from swaa.config import SWAAConfig
+
+if TYPE_CHECKING:
+    from swaa.benchmark.generate import Options
+    from swaa.results import Result
+
+_SEVERAL = {
+    "lengths": ("8192,16384,32768,65536,131072", "tokens of each prompt"),
+    "batches": ("1", "sequences at once"),
+}
+_NUMBERS = {
+    "new-tokens": (128, "tokens of each answer"),
+    "chunk": (8192, "prompt tokens of a forward pass"),
+    "repeats": (5, "most timings of the first token at each size"),
+}
+
+
+def register(subparsers: Any) -> None:
+    """Add the sub-verb to ``swaa bench``."""
+    parser = subparsers.add_parser(
+        "generate",
+        help="time to the first token, time per token and memory, end to end",
+        description="Time a prompt and an answer under each recipe, beside the same model with the"
+        " best stock attention that runs here, and beside the limit that attention alone sets."
+        " The last line of stdout is JSON.",
+    )
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="qwen3-4b, llama-3.1-8b, qwen3-30b-a3b or tiny (that shape, random weights), or a"
+        " folder, hub name or GGUF file",
+    )
+    parser.add_argument(
+        "--recipes",
+        default="full,fast,balanced",
+        metavar="R",
+        help="names or files, with commas; knobs may follow a name: 'fast full_decode=none'"
+        " (default: full,fast,balanced)",
+    )
+    for flag, (default, text) in _SEVERAL.items():
+        help_text = f"{text}; several with commas (default: {default})"
+        parser.add_argument(f"--{flag}", default=default, metavar="N", help=help_text)
+    for flag, (default, text) in _NUMBERS.items():
+        parser.add_argument(
+            f"--{flag}", default=str(default), metavar="N", help=f"{text} (default: {default})"
+        )
+    parser.add_argument(
+        "--dtype",
+        default="bfloat16",
+        metavar="T",
+        help="bfloat16, float16 or float32 (default: bfloat16)",
+    )
+    parser.add_argument(
+        "--no-compile",
+        action="store_true",
+        help="run the layers as Transformers has them (default: through torch.compile, every row)",
+    )
+    parser.add_argument(
+        "--again", action="store_true", help="measure what is measured already (default: show it)"
+    )
+    parser.add_argument(
+        "--output", default="results", metavar="DIR", help="folder of results (default: results)"
+    )
+    parser.set_defaults(bench=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, print and keep the results."""
+    options = _options(args)
+
+    from swaa import results
+    from swaa.benchmark.generate import measure
+    from swaa.benchmark.generate_plot import plot_generate
+
+    name, config = options.file_name(), options.config()
+    path = results.result_path("generate", name, config, folder=args.output)
+    result = None if args.again else results.find("generate", name, config, folder=args.output)
+    if result is None:
+        beside = path.with_suffix(".jsonl")
+        beside.unlink(missing_ok=True)
+        # Rows go to the file beside as they come: an interruption after minutes keeps them.
+        result = measure(options, on_row=lambda row: results.append_sample(path, row))
+        results.save(result, folder=args.output)
+        beside.unlink(missing_ok=True)
+    else:
+        print(f"measured on {result.provenance.created[:10]}; --again measures anew")
+    _print(result)
+    try:
+        title = f"{result.provenance.model}, {result.provenance.device}"
+        plot_generate(result.rows, path.with_suffix(".png"), title=title)
+    except ValueError as error:  # the numbers are there all the same
+        print(f"no plot: {error}")
+    print(f"kept in {path}")
+    print(json.dumps(result.to_dict()))
+    return 0
+
+
+def _print(result: Result) -> None:
+    from swaa.benchmark.generate_table import tables
+
+    for table in tables(result.rows):
+        print(f"\n{table.title}\n\n{format_table(table.headers, table.cells)}")
+    print()
+
+
+def _options(args: argparse.Namespace) -> Options:
+    from swaa.benchmark.generate import Options
+
+    single = {}
+    for flag in _NUMBERS:
+        numbers = whole_numbers(getattr(args, flag.replace("-", "_")), f"--{flag}")
+        if len(numbers) != 1:
+            raise ValueError(f"--{flag} takes one number, got {len(numbers)}")
+        single[flag.replace("-", "_")] = numbers[0]
+    recipes = {spec.strip(): _config(spec) for spec in args.recipes.split(",")}
+    return Options(
+        model=args.model,
+        recipes=recipes,
+        lengths=whole_numbers(args.lengths, "--lengths"),
+        batches=whole_numbers(args.batches, "--batches"),
+        dtype=args.dtype,
+        compiled=not args.no_compile,
+        **single,
+    )
+
+
+def _config(spec: str) -> SWAAConfig:
+    """``fast full_decode=none window=4096``: a recipe, and knobs on top of it."""
+    knobs = [field.name for field in dataclasses.fields(SWAAConfig)]
+    recipe, *changes = spec.split() or [""]
+    values: dict[str, str | None] = dict.fromkeys(knobs)
+    for change in changes:
+        knob, equals, value = change.partition("=")
+        if knob not in knobs or not equals:
+            raise ValueError(
+                f"--recipes {spec.strip()!r}: {change!r} is no knob;"
+                f" write one of {', '.join(knobs)} as knob=value"
+            )
+        values[knob] = value
+    return config_from(argparse.Namespace(recipe=recipe, **values))
