@@ -16,7 +16,12 @@ from swaa.report.folder import Folder, Problem, Run, read_folder
 from swaa.report.kinds import figures_of
 from swaa.report.paper import read_paper
 
-SCRIPTS = ("format", "mask", "chart", "bars", "figure", "pareto", "curves", "explorer", "runs")
+SCRIPTS = (
+    *("format", "mask"),
+    *("scale", "pointer", "chart", "bars"),
+    *("figure", "pareto", "curves"),
+    *("layer", "explorer", "runs"),
+)
 """Parts of the page's script, in order; ``main`` comes last."""
 
 

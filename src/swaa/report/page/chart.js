@@ -38,7 +38,13 @@ function renderChart(spec, width, tip) {
   const above = (series) => Number(series.ours === true);
   const layers = [...spec.series].reverse().sort((a, b) => above(a) - above(b));
   const points = layers.flatMap((series) => series.points.map((point) => ({ ...point, series })));
-  const x = scale(spec.x, points.flatMap((p) => [p.x, p.far ?? p.x]), room.left, width - room.right, narrow ? 4 : 7);
+  const x = scale(
+    spec.x,
+    points.flatMap((p) => [p.x, p.far ?? p.x]),
+    room.left,
+    width - room.right,
+    narrow ? 4 : 7,
+  );
   const yValues = points.flatMap((p) => [p.y, p.low ?? p.y, p.high ?? p.y]);
   const y = scale(spec.y, yValues, height - room.bottom, room.top, 5);
   for (const point of points) Object.assign(point, { left: x.at(point.x), top: y.at(point.y) });
@@ -57,56 +63,6 @@ function renderChart(spec, width, tip) {
   svg.append(placeLabels(points, { width, height, room }));
   connect(svg, points, marks, tip);
   return svg;
-}
-
-/** A linear or logarithmic scale with round ticks. */
-function scale(axis, values, from, to, wanted) {
-  const known = values.filter((value) => Number.isFinite(value) && (!axis.log || value > 0));
-  let low = axis.min ?? Math.min(...known);
-  let high = axis.max ?? Math.max(...known);
-  if (low === high) [low, high] = axis.log ? [low / 2, high * 2] : [low - 1, high + 1];
-  if (axis.log) return logScale(axis, low, high, from, to, wanted);
-  const step = roundStep((high - low) / wanted);
-  if (axis.min === undefined) low = Math.floor(low / step) * step;
-  if (axis.max === undefined) high = Math.ceil(high / step - 1e-9) * step;
-  const ticks = [];
-  for (let n = Math.ceil(low / step - 1e-9); n * step <= high + step * 1e-6; n++) {
-    ticks.push(Number((n * step).toPrecision(12)));
-  }
-  return { ticks, at: (value) => from + ((value - low) / (high - low)) * (to - from) };
-}
-
-function logScale(axis, low, high, from, to, wanted) {
-  const pad = axis.values ? 1.18 : 1.12;
-  [low, high] = [low / pad, high * pad];
-  const at = (value) => {
-    const clipped = Math.max(value, low);
-    return from + (Math.log(clipped / low) / Math.log(high / low)) * (to - from);
-  };
-  if (axis.values) return { ticks: thin(axis.values, at), at };
-  const ticks = [];
-  for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power++) {
-    const span = Math.log10(high / low);
-    for (const digit of span > 3 ? [1] : span > 1.2 ? [1, 3] : [1, 2, 3, 5, 7]) {
-      const value = digit * 10 ** power;
-      if (value >= low && value <= high) ticks.push(value);
-    }
-  }
-  return { ticks: ticks.slice(0, wanted * 3), at };
-}
-
-/** Ticks that are at least 46 pixels apart, the last one kept. */
-function thin(ticks, at) {
-  const kept = [];
-  for (const tick of [...ticks].reverse()) {
-    if (!kept.length || Math.abs(at(kept[0]) - at(tick)) >= 46) kept.unshift(tick);
-  }
-  return kept;
-}
-
-function roundStep(raw) {
-  const power = 10 ** Math.floor(Math.log10(raw));
-  return [1, 2, 2.5, 5, 10].map((digit) => digit * power).find((step) => step >= raw * 0.999);
 }
 
 function axes(spec, x, y, { width, height, room }) {
@@ -177,36 +133,27 @@ function drawPoint(point, x, y) {
   return group;
 }
 
-/** A mark of a series, so that colour is never the only sign. */
-function shape(name, x, y, r, hollow) {
-  const paths = {
-    circle: `M${x - r},${y}a${r},${r} 0 1,0 ${2 * r},0a${r},${r} 0 1,0 ${-2 * r},0Z`,
-    square: `M${x - r + 0.5},${y - r + 0.5}h${2 * r - 1}v${2 * r - 1}h${1 - 2 * r}Z`,
-    diamond: `M${x},${y - r - 1.5}l${r + 1.5},${r + 1.5}l${-r - 1.5},${r + 1.5}l${-r - 1.5},${-r - 1.5}Z`,
-    up: `M${x},${y - r - 1}l${r + 1},${2 * r}h${-2 * r - 2}Z`,
-    down: `M${x},${y + r + 1}l${r + 1},${-2 * r}h${-2 * r - 2}Z`,
-    cross: `M${x - r},${y - r}L${x + r},${y + r}M${x + r},${y - r}L${x - r},${y + r}`,
-    plus: `M${x - r - 1},${y}h${2 * r + 2}M${x},${y - r - 1}v${2 * r + 2}`,
-    bar: `M${x - r - 1},${y - 2}h${2 * r + 2}v4h${-2 * r - 2}Z`,
-  };
-  const open = hollow || name === "cross" || name === "plus";
-  return make("path", { class: open ? "mark open" : "mark", d: paths[name] });
-}
-
 /** Names beside their points, where there is room for them. */
 function placeLabels(points, { width, height, room }) {
   const group = make("g", { class: "labels", "aria-hidden": "true" });
   const taken = points.map((p) => [p.left - 7, p.top - 7, p.left + 7, p.top + 7]);
   const clear = (box) =>
-    box[0] >= room.left && box[2] <= width && box[1] >= 2 && box[3] <= height - room.bottom &&
+    box[0] >= room.left &&
+    box[2] <= width &&
+    box[1] >= 2 &&
+    box[3] <= height - room.bottom &&
     taken.every((t) => box[2] < t[0] || box[0] > t[2] || box[3] < t[1] || box[1] > t[3]);
   for (const point of points) {
     if (!point.label) continue;
     const long = point.label.length * 6.4 + 2;
     const { left: x, top: y } = point;
     const spots = [
-      [x + 10, y + 4, "start"], [x - 10, y + 4, "end"], [x + 8, y - 9, "start"],
-      [x + 8, y + 17, "start"], [x - 8, y - 9, "end"], [x - 8, y + 17, "end"],
+      [x + 10, y + 4, "start"],
+      [x - 10, y + 4, "end"],
+      [x + 8, y - 9, "start"],
+      [x + 8, y + 17, "start"],
+      [x - 8, y - 9, "end"],
+      [x - 8, y + 17, "end"],
     ];
     for (const [left, base, anchor] of spots) {
       const first = anchor === "start" ? left : left - long;
@@ -218,86 +165,4 @@ function placeLabels(points, { width, height, room }) {
     }
   }
   return group;
-}
-
-/** Show a point's values when the pointer is near it, or the keyboard chose it. */
-function connect(svg, points, marks, tip) {
-  const order = points.map((_, index) => index).sort((a, b) =>
-    points[a].left - points[b].left || points[a].top - points[b].top,
-  );
-  let current = -1;
-  const show = (index, aloud) => {
-    if (current >= 0) marks[current].classList.remove("on");
-    current = index;
-    if (index < 0) return tip.hide();
-    marks[index].classList.add("on");
-    marks[index].parentNode.append(marks[index]); // above its neighbours
-    const lines = [...points[index].lines, ...beneath(points, index)];
-    tip.show({ ...points[index], lines }, svg);
-    if (aloud) say([points[index].title, ...lines].join("; "));
-  };
-  svg.addEventListener("pointermove", (event) => show(nearest(event)));
-  svg.addEventListener("pointerdown", (event) => show(nearest(event)));
-  svg.addEventListener("pointerleave", () => show(-1));
-  svg.addEventListener("blur", () => show(-1));
-  svg.addEventListener("keydown", (event) => {
-    const at = order.indexOf(current);
-    const next = {
-      ArrowRight: Math.min(order.length - 1, at + 1),
-      ArrowDown: Math.min(order.length - 1, at + 1),
-      ArrowLeft: Math.max(0, at - 1),
-      ArrowUp: Math.max(0, at - 1),
-      Home: 0,
-      End: order.length - 1,
-    }[event.key];
-    if (event.key === "Escape") show(-1);
-    else if (next !== undefined && order.length) show(order[next], true);
-    else return;
-    event.preventDefault();
-  });
-
-  function nearest(event) {
-    const frame = svg.getBoundingClientRect();
-    const ratio = svg.viewBox.baseVal.width / frame.width;
-    const [x, y] = [(event.clientX - frame.left) * ratio, (event.clientY - frame.top) * ratio];
-    let best = -1;
-    let least = 32 ** 2;
-    for (const [index, point] of points.entries()) {
-      const away = (point.left - x) ** 2 + (point.top - y) ** 2;
-      if (away < least) [best, least] = [index, away];
-    }
-    return best;
-  }
-}
-
-/** What else lies under a point: marks may cover one another. */
-function beneath(points, index) {
-  const { left, top } = points[index];
-  const near = points.filter(
-    (point, other) => other !== index && Math.hypot(point.left - left, point.top - top) < 7,
-  );
-  return near.map((point) => `also here: ${point.title}, ${point.lines[1] ?? point.lines[0]}`);
-}
-
-/** The box with a point's values. */
-function makeTip(box) {
-  const node = make("div", { class: "tip", hidden: true });
-  box.append(node);
-  return {
-    hide: () => {
-      node.hidden = true;
-    },
-    show: (point, svg) => {
-      node.replaceChildren(
-        make("strong", {}, point.title),
-        ...point.lines.map((line) => make("div", {}, line)),
-      );
-      node.hidden = false;
-      const ratio = svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
-      const [x, y] = [point.left * ratio, point.top * ratio];
-      const left = x + 14 + node.offsetWidth > box.clientWidth ? x - 14 - node.offsetWidth : x + 14;
-      node.style.left = `${Math.max(0, Math.min(left, box.clientWidth - node.offsetWidth))}px`;
-      node.style.top = `${Math.max(0, y - node.offsetHeight - 10)}px`;
-    },
-  };
 }

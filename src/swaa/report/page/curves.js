@@ -5,7 +5,9 @@ function showCurves(host, data, chart, hint) {
   if (!all.length) return noData(host, ...hint);
   const measures = groupBy(all, (item) => item.measure);
   // The one with the most numbers first; of equals, the one that its run names first.
-  const order = [...measures.keys()].sort((a, b) => measures.get(b).length - measures.get(a).length);
+  const order = [...measures.keys()].sort(
+    (a, b) => measures.get(b).length - measures.get(a).length,
+  );
   const state = { measure: order[0], group: null, y: "value", scale: "log", hidden: new Set() };
   const set = (name) => (value) => {
     state[name] = value;
@@ -15,7 +17,9 @@ function showCurves(host, data, chart, hint) {
 
   function draw() {
     const groups = groupBy(measures.get(state.measure), (item) => item.group);
-    const names = [...groups.keys()].sort((a, b) => groups.get(b).length - groups.get(a).length || (a < b ? -1 : 1));
+    const names = [...groups.keys()].sort(
+      (a, b) => groups.get(b).length - groups.get(a).length || (a < b ? -1 : 1),
+    );
     if (!groups.has(state.group)) state.group = names[0];
     const items = groups.get(state.group);
     const full = fullByLength(items);
@@ -30,13 +34,30 @@ function showCurves(host, data, chart, hint) {
       select("Model, machine", [[null, names.map((n) => [n, n])]], state.group, set("group")),
       segmented(
         "Shown as",
-        [["value", "value"], ["relative", "full attention = 1", full.size ? null : "needs full attention in the same run"]],
+        [
+          ["value", "value"],
+          [
+            "relative",
+            "full attention = 1",
+            full.size ? null : "needs full attention in the same run",
+          ],
+        ],
         relative ? "relative" : "value",
         set("y"),
       ),
     ];
     if (lengths.length > 1) {
-      controls.push(segmented("Scale", [["log", "log"], ["linear", "linear"]], state.scale, set("scale")));
+      controls.push(
+        segmented(
+          "Scale",
+          [
+            ["log", "log"],
+            ["linear", "linear"],
+          ],
+          state.scale,
+          set("scale"),
+        ),
+      );
     }
     host.replaceChildren(
       make("div", { class: "controls" }, controls),
@@ -59,7 +80,8 @@ function fullByLength(items) {
   const full = new Map();
   for (const item of items.filter((one) => one.full)) {
     const best = full.get(item.tokens);
-    const better = best === undefined || (item.more_is_better ? item.value > best : item.value < best);
+    const better =
+      best === undefined || (item.more_is_better ? item.value > best : item.value < best);
     if (better) full.set(item.tokens, item.value);
   }
   return full;
@@ -71,17 +93,29 @@ function curveSeries(items, full, relative) {
   const names = distinct(items.map((item) => item.series));
   const fulls = distinct(items.filter((item) => item.full).map((item) => item.series));
   const style = looks(names, (name) => fulls.length === 1 && fulls[0] === name);
-  return names.map((name) => {
-    const own = items.filter((item) => item.series === name);
-    const points = own
-      .filter((item) => !relative || full.has(item.tokens))
-      .map((item) => curvePoint(item, full, relative));
-    return { name, ours: own[0].ours, ...style.get(name), line: true, dashed: !own[0].ours, hollow: !own[0].ours, points };
-  }).filter((series) => series.points.length);
+  return names
+    .map((name) => {
+      const own = items.filter((item) => item.series === name);
+      const points = own
+        .filter((item) => !relative || full.has(item.tokens))
+        .map((item) => curvePoint(item, full, relative));
+      return {
+        name,
+        ours: own[0].ours,
+        ...style.get(name),
+        line: true,
+        dashed: !own[0].ours,
+        hollow: !own[0].ours,
+        points,
+      };
+    })
+    .filter((series) => series.points.length);
 }
 
 function curvePoint(item, full, relative) {
-  const at = relative ? (value) => (value === null ? null : gain(item, value, full.get(item.tokens))) : (value) => value;
+  const at = relative
+    ? (value) => (value === null ? null : gain(item, value, full.get(item.tokens)))
+    : (value) => value;
   const bounds = [at(item.low), at(item.high)];
   if (bounds[0] !== null) bounds.sort((a, b) => a - b);
   const best = full.get(item.tokens);
@@ -105,13 +139,20 @@ function curveSpec(series, sample, lengths, relative, state) {
   const values = series.flatMap((item) => item.points.map((point) => point.y));
   const [factor, unit] = relative ? [1, "x"] : unitFor(sample.unit, Math.max(...values, 0));
   const log = state.scale === "log";
-  const against = sample.unit === "B" ? "full attention's bytes divided by these" : "speed, full attention = 1";
+  const against =
+    sample.unit === "B" ? "full attention's bytes divided by these" : "speed, full attention = 1";
   const up = relative ? `${against} (more is better)` : `${sample.measure} (${unit})`;
   return {
     title: `${sample.measure} against length`,
     series,
     barLabel: `${up}, at ${whole(lengths[0])} tokens`,
-    x: { label: `tokens${log ? ", log scale" : ""}`, log, values: log ? lengths : null, min: log ? undefined : 0, format: whole },
+    x: {
+      label: `tokens${log ? ", log scale" : ""}`,
+      log,
+      values: log ? lengths : null,
+      min: log ? undefined : 0,
+      format: whole,
+    },
     y: {
       label: up,
       log,

@@ -39,15 +39,19 @@ function segmented(label, options, value, change) {
 
 /** Buttons that show and hide series. */
 function legend(series, hidden, change) {
-  const every = make("button", {
-    type: "button",
-    class: "every",
-    onclick: () => {
-      if (hidden.size) hidden.clear();
-      else for (const item of series) hidden.add(item.name);
-      change();
+  const every = make(
+    "button",
+    {
+      type: "button",
+      class: "every",
+      onclick: () => {
+        if (hidden.size) hidden.clear();
+        else for (const item of series) hidden.add(item.name);
+        change();
+      },
     },
-  }, hidden.size ? "show all" : "hide all");
+    hidden.size ? "show all" : "hide all",
+  );
   return make(
     "div",
     { class: "legend", role: "group", "aria-label": "Series shown" },
@@ -56,7 +60,11 @@ function legend(series, hidden, change) {
       const swatch = make(
         "svg",
         { viewBox: "0 0 18 16", width: 18, height: 16, "aria-hidden": "true" },
-        make("g", { class: "point", style: `color:${item.colour}` }, shape(item.shape, 9, 8, 5, item.hollow)),
+        make(
+          "g",
+          { class: "point", style: `color:${item.colour}` },
+          shape(item.shape, 9, 8, 5, item.hollow),
+        ),
       );
       return make(
         "button",
@@ -96,7 +104,11 @@ function provenance(runs) {
               "details",
               {},
               make("summary", {}, `${members.length} run files`),
-              make("ul", {}, members.map((run) => make("li", {}, fileLink(run)))),
+              make(
+                "ul",
+                {},
+                members.map((run) => make("li", {}, fileLink(run))),
+              ),
             ),
       ),
     ),
@@ -108,7 +120,11 @@ const fileLink = (run) => make("a", { href: run.files.result }, run.path.split("
 /** The numbers of a figure, folded away. */
 function numbers(headers, rows) {
   const cell = (tag, text) =>
-    make(tag, { class: typeof text === "number" || /^[\d−-]/.test(text) ? "num" : null }, String(text ?? "–"));
+    make(
+      tag,
+      { class: typeof text === "number" || /^[\d−-]/.test(text) ? "num" : null },
+      String(text ?? "–"),
+    );
   return make(
     "details",
     { class: "numbers" },
@@ -119,8 +135,26 @@ function numbers(headers, rows) {
       make(
         "table",
         {},
-        make("thead", {}, make("tr", {}, headers.map((text) => make("th", { scope: "col" }, text)))),
-        make("tbody", {}, rows.map((row) => make("tr", {}, row.map((text) => cell("td", text))))),
+        make(
+          "thead",
+          {},
+          make(
+            "tr",
+            {},
+            headers.map((text) => make("th", { scope: "col" }, text)),
+          ),
+        ),
+        make(
+          "tbody",
+          {},
+          rows.map((row) =>
+            make(
+              "tr",
+              {},
+              row.map((text) => cell("td", text)),
+            ),
+          ),
+        ),
       ),
     ),
   );

@@ -1,4 +1,4 @@
-// Numbers for people, elements and colours: what every part of the page uses.
+// Numbers, elements, colours and marks: what every part of the page uses.
 
 const byId = (id) => document.getElementById(id);
 
@@ -17,7 +17,17 @@ function make(tag, attributes = {}, ...children) {
   return node;
 }
 
-const SVG_TAGS = new Set(["svg", "g", "path", "line", "rect", "circle", "text", "title", "polyline"]);
+const SVG_TAGS = new Set([
+  "svg",
+  "g",
+  "path",
+  "line",
+  "rect",
+  "circle",
+  "text",
+  "title",
+  "polyline",
+]);
 
 /** Significant digits, with thousands separated: 1234.5 at 3 digits is 1,230. */
 function digits(value, count = 3) {
@@ -39,8 +49,17 @@ const whole = (value) => Math.round(value).toLocaleString("en-US");
 /** A step of a unit that suits values around one: [factor, name]. */
 function unitFor(unit, value) {
   const steps = {
-    s: [[1, "s"], [1e-3, "ms"], [1e-6, "µs"]],
-    B: [[2 ** 30, "GiB"], [2 ** 20, "MiB"], [2 ** 10, "KiB"], [1, "B"]],
+    s: [
+      [1, "s"],
+      [1e-3, "ms"],
+      [1e-6, "µs"],
+    ],
+    B: [
+      [2 ** 30, "GiB"],
+      [2 ** 20, "MiB"],
+      [2 ** 10, "KiB"],
+      [1, "B"],
+    ],
     "tok/s": [[1, "tok/s"]],
     share: [[0.01, "%"]],
   }[unit] || [[1, unit]];
@@ -93,4 +112,20 @@ function looks(names, isFull) {
       return [name, { colour: `var(--s${at % 8})`, shape: mark }];
     }),
   );
+}
+
+/** A mark of a series, so that colour is never the only sign. */
+function shape(name, x, y, r, hollow) {
+  const paths = {
+    circle: `M${x - r},${y}a${r},${r} 0 1,0 ${2 * r},0a${r},${r} 0 1,0 ${-2 * r},0Z`,
+    square: `M${x - r + 0.5},${y - r + 0.5}h${2 * r - 1}v${2 * r - 1}h${1 - 2 * r}Z`,
+    diamond: `M${x},${y - r - 1.5}l${r + 1.5},${r + 1.5}l${-r - 1.5},${r + 1.5}l${-r - 1.5},${-r - 1.5}Z`,
+    up: `M${x},${y - r - 1}l${r + 1},${2 * r}h${-2 * r - 2}Z`,
+    down: `M${x},${y + r + 1}l${r + 1},${-2 * r}h${-2 * r - 2}Z`,
+    cross: `M${x - r},${y - r}L${x + r},${y + r}M${x + r},${y - r}L${x - r},${y + r}`,
+    plus: `M${x - r - 1},${y}h${2 * r + 2}M${x},${y - r - 1}v${2 * r + 2}`,
+    bar: `M${x - r - 1},${y - 2}h${2 * r + 2}v4h${-2 * r - 2}Z`,
+  };
+  const open = hollow || name === "cross" || name === "plus";
+  return make("path", { class: open ? "mark open" : "mark", d: paths[name] });
 }

@@ -11,9 +11,11 @@ function showFacts(host, data) {
     ["Dates", dates.length ? distinct([dates[0], dates[dates.length - 1]]).join(" to ") : "none"],
     ["With uncommitted changes", `${from.filter((one) => one.dirty).length} of ${from.length}`],
   ];
-  host.replaceChildren(...facts.flatMap(([name, value]) => [
-    make("div", {}, make("dt", {}, name), make("dd", {}, value)),
-  ]));
+  host.replaceChildren(
+    ...facts.flatMap(([name, value]) => [
+      make("div", {}, make("dt", {}, name), make("dd", {}, value)),
+    ]),
+  );
 }
 
 function showProblems(host, problems) {
@@ -22,9 +24,18 @@ function showProblems(host, problems) {
     make(
       "div",
       { class: "problems", role: "note" },
-      make("h2", {}, problems.length === 1 ? "One file needs a look" : `${problems.length} files need a look`),
-      make("ul", {}, problems.map((problem) =>
-        make("li", {}, make("a", { href: problem.href }, problem.path), `: ${problem.message}`))),
+      make(
+        "h2",
+        {},
+        problems.length === 1 ? "One file needs a look" : `${problems.length} files need a look`,
+      ),
+      make(
+        "ul",
+        {},
+        problems.map((problem) =>
+          make("li", {}, make("a", { href: problem.href }, problem.path), `: ${problem.message}`),
+        ),
+      ),
     ),
   );
 }
@@ -46,7 +57,10 @@ function start() {
   showFacts(byId("facts"), data);
   showProblems(byId("problems"), data.problems);
   showPareto(place("accuracy"), data);
-  showCurves(place("speed"), data, "speed", ["no run timed anything. Write some by", "swaa bench kernels"]);
+  showCurves(place("speed"), data, "speed", [
+    "no run timed anything. Write some by",
+    "swaa bench kernels",
+  ]);
   showCurves(place("memory"), data, "memory", ["no run counted bytes. Write some by", "swaa demo"]);
   showExplorer(place("mask"), data);
   showRuns(place("runs"), data);

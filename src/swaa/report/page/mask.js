@@ -41,9 +41,10 @@ function fraction(text, rule) {
 /** What each layer does: window null is full; else window, sinks, fullDecode, denseTail. */
 function layerPlans(config, count) {
   const full = new Set(resolveLayers(config.full_layers, count));
-  const decode = typeof config.full_decode === "boolean"
-    ? new Set(config.full_decode ? resolveLayers("every:1", count) : [])
-    : new Set(resolveLayers(config.full_decode, count));
+  const decode =
+    typeof config.full_decode === "boolean"
+      ? new Set(config.full_decode ? resolveLayers("every:1", count) : [])
+      : new Set(resolveLayers(config.full_decode, count));
   return Array.from({ length: count }, (_, index) =>
     config.window === null || full.has(index)
       ? { window: null, sinks: 0, fullDecode: false, denseTail: 0 }
@@ -68,7 +69,12 @@ function visibleSpans(plan, i, promptLength) {
   const left = Math.max(0, leftBound(plan, i, promptLength));
   const sinks = Math.min(plan.sinks, i + 1);
   if (sinks >= left) return [[0, i + 1]];
-  return sinks > 0 ? [[0, sinks], [left, i + 1]] : [[left, i + 1]];
+  return sinks > 0
+    ? [
+        [0, sinks],
+        [left, i + 1],
+      ]
+    : [[left, i + 1]];
 }
 
 const spanLength = (spans) => spans.reduce((sum, [first, end]) => sum + end - first, 0);

@@ -3,7 +3,9 @@
 function showPareto(host, data) {
   const own = groupBy(data.answers, (answer) => answer.group);
   const paper = groupBy(data.paper.answers, (answer) => answer.group);
-  const bySize = [...own.keys()].sort((a, b) => own.get(b).length - own.get(a).length || (a < b ? -1 : 1));
+  const bySize = [...own.keys()].sort(
+    (a, b) => own.get(b).length - own.get(a).length || (a < b ? -1 : 1),
+  );
   const names = [...paper.keys()];
   const state = {
     group: bySize[0] ?? names[0],
@@ -20,7 +22,7 @@ function showPareto(host, data) {
 
   function draw() {
     const ours = own.get(state.group) ?? paper.get(state.group);
-    const theirs = state.against === state.group ? [] : paper.get(state.against) ?? [];
+    const theirs = state.against === state.group ? [] : (paper.get(state.against) ?? []);
     const cost = costs(ours, theirs);
     const x = pick(cost, state.x);
     const notes = [];
@@ -31,15 +33,44 @@ function showPareto(host, data) {
         "div",
         { class: "controls" },
         select("Model, task, machine", groupChoices(bySize, names), state.group, set("group")),
-        select("Beside it", [[null, [["", "nothing"], ...names.map((n) => [n, n])]]], state.against, set("against")),
-        segmented("Across", Object.entries(cost).map(([key, c]) => [key, c.text, c.off]), x, set("x")),
-        segmented("Up", [["accuracy", "accuracy"], ["kept", "of full attention"]], state.y, set("y")),
+        select(
+          "Beside it",
+          [[null, [["", "nothing"], ...names.map((n) => [n, n])]]],
+          state.against,
+          set("against"),
+        ),
+        segmented(
+          "Across",
+          Object.entries(cost).map(([key, c]) => [key, c.text, c.off]),
+          x,
+          set("x"),
+        ),
+        segmented(
+          "Up",
+          [
+            ["accuracy", "accuracy"],
+            ["kept", "of full attention"],
+          ],
+          state.y,
+          set("y"),
+        ),
       ),
     );
-    host.append(make("p", { class: "chosen" }, state.group, theirs.length ? ` · beside ${state.against}` : ""));
+    host.append(
+      make(
+        "p",
+        { class: "chosen" },
+        state.group,
+        theirs.length ? ` · beside ${state.against}` : "",
+      ),
+    );
     if (!own.size) {
       const hint = make("p", { class: "empty" });
-      noData(hint, "no run answered questions; below are the paper's numbers only. Write some by", EVAL);
+      noData(
+        hint,
+        "no run answered questions; below are the paper's numbers only. Write some by",
+        EVAL,
+      );
       host.append(...hint.childNodes);
     }
     drawChart(host, paretoSpec(visible, cost[x], state));
@@ -54,10 +85,11 @@ function showPareto(host, data) {
 
 const EVAL = "swaa eval MODEL --recipes full,fast,balanced --tasks needle,multikey";
 
-const groupChoices = (own, paper) => [
-  ["Runs of this folder", own.map((name) => [name, name])],
-  ["The paper's own numbers", paper.map((name) => [name, name])],
-].filter(([, options]) => options.length);
+const groupChoices = (own, paper) =>
+  [
+    ["Runs of this folder", own.map((name) => [name, name])],
+    ["The paper's own numbers", paper.map((name) => [name, name])],
+  ].filter(([, options]) => options.length);
 
 /** What the points can be priced in, and why not. */
 function costs(ours, theirs) {
@@ -99,26 +131,40 @@ function pick(cost, name) {
 }
 
 function paretoSeries(ours, theirs, state, notes) {
-  const style = looks(ours.map((answer) => answer.setting), (name) => ours.some((a) => a.full && a.setting === name));
+  const style = looks(
+    ours.map((answer) => answer.setting),
+    (name) => ours.some((a) => a.full && a.setting === name),
+  );
   const make1 = (answers, from, hollow) => {
     const full = answers.find((answer) => answer.full);
-    if (state.y === "kept" && !full) notes.push(`No full attention in ${from}: shares cannot be drawn.`);
+    if (state.y === "kept" && !full)
+      notes.push(`No full attention in ${from}: shares cannot be drawn.`);
     return answers.flatMap((answer) => {
       const x = state.of(answer, full ?? {}) ?? NaN;
       const scaleY = state.y === "kept" ? 1 / (full?.accuracy || NaN) : 1;
       if (!Number.isFinite(x) || !Number.isFinite(answer.accuracy * scaleY)) {
-        notes.push(`${answer.setting}: not drawn, ${Number.isFinite(x) ? "full attention answers nothing" : "no such cost measured"}.`);
+        notes.push(
+          `${answer.setting}: not drawn, ${Number.isFinite(x) ? "full attention answers nothing" : "no such cost measured"}.`,
+        );
         return [];
       }
-      const looked = hollow ? { colour: "var(--paper)", shape: answer.trained ? "diamond" : "circle" } : style.get(answer.setting);
-      return [{ answer, hollow, ...looked, point: paretoPoint(answer, x, scaleY, full, hollow, state) }];
+      const looked = hollow
+        ? { colour: "var(--paper)", shape: answer.trained ? "diamond" : "circle" }
+        : style.get(answer.setting);
+      return [
+        { answer, hollow, ...looked, point: paretoPoint(answer, x, scaleY, full, hollow, state) },
+      ];
     });
   };
   const own = make1(ours, "this group", String(ours[0]?.group).startsWith("paper:"));
   const other = make1(theirs, "the paper's group", true);
   const items = [...own, ...other];
   const named = items.map((item) => ({
-    name: item.hollow ? (item.answer.trained ? "paper, trained" : "paper, not trained") : item.answer.setting,
+    name: item.hollow
+      ? item.answer.trained
+        ? "paper, trained"
+        : "paper, not trained"
+      : item.answer.setting,
     ...item,
   }));
   return [...groupBy(named, (item) => item.name)].map(([name, members]) => ({
@@ -140,7 +186,10 @@ function across(answer, full, x) {
 
 function paretoPoint(answer, x, scaleY, full, hollow, state) {
   const times = (value) => (value === null ? null : value * scaleY);
-  const interval = answer.low === null ? "no interval given" : `95 % interval ${percent(answer.low)} to ${percent(answer.high)}`;
+  const interval =
+    answer.low === null
+      ? "no interval given"
+      : `95 % interval ${percent(answer.low)} to ${percent(answer.high)}`;
   return {
     x,
     y: answer.accuracy * scaleY,
@@ -153,10 +202,14 @@ function paretoPoint(answer, x, scaleY, full, hollow, state) {
       answer.detail === answer.setting ? null : answer.detail,
       `${percent(answer.accuracy)} right (${answer.count}), ${interval}`,
       answer.seconds === null ? null : `${quantity(answer.seconds, "s")}: ${answer.time}`,
-      full?.seconds && answer.seconds ? `${digits(full.seconds / answer.seconds)}x as fast as full attention` : null,
+      full?.seconds && answer.seconds
+        ? `${digits(full.seconds / answer.seconds)}x as fast as full attention`
+        : null,
       answer.kv_bytes === null ? null : `${quantity(answer.kv_bytes, "B", 4)} of keys and values`,
-    answer.kv_share === null ? null : `${percent(answer.kv_share)} of full attention's KV`,
-    answer.flops_share === null ? null : `${percent(answer.flops_share)} of full attention's prefill FLOPs`,
+      answer.kv_share === null ? null : `${percent(answer.kv_share)} of full attention's KV`,
+      answer.flops_share === null
+        ? null
+        : `${percent(answer.flops_share)} of full attention's prefill FLOPs`,
       hollow ? "as the paper reports it" : null,
     ].filter(Boolean),
   };
@@ -193,18 +246,39 @@ function paretoNotes(ours, theirs, state, data, notes) {
   const paper = theirs.length || String(state.group).startsWith("paper:");
   const texts = [
     ...notes,
-    ...(state.y === "kept" ? ["Intervals are those of the setting alone; full attention's own is not in them."] : []),
-    ...(paper ? [`Hollow marks: ${data.paper.source}; not measured here.`, ...data.paper.notes] : []),
+    ...(state.y === "kept"
+      ? ["Intervals are those of the setting alone; full attention's own is not in them."]
+      : []),
+    ...(paper
+      ? [`Hollow marks: ${data.paper.source}; not measured here.`, ...data.paper.notes]
+      : []),
   ];
   return [
-    texts.length ? make("ul", { class: "notes" }, texts.map((text) => make("li", {}, text))) : null,
+    texts.length
+      ? make(
+          "ul",
+          { class: "notes" },
+          texts.map((text) => make("li", {}, text)),
+        )
+      : null,
     runs.length ? provenance(runs.map((index) => data.runs[index])) : null,
   ].filter(Boolean);
 }
 
 function paretoNumbers(answers) {
   return numbers(
-    ["setting", "what it does", "right", "accuracy", "95 % interval", "seconds", "p20 to p80", "KV MiB", "KV share", "FLOPs share"],
+    [
+      "setting",
+      "what it does",
+      "right",
+      "accuracy",
+      "95 % interval",
+      "seconds",
+      "p20 to p80",
+      "KV MiB",
+      "KV share",
+      "FLOPs share",
+    ],
     answers.map((a) => [
       a.setting,
       a.detail,

@@ -5,41 +5,66 @@ const COLUMNS = [
   ["subject", "Measured", (run) => run.subject],
   ["setting", "Setting", (run) => run.setting],
   ["task", "Task", (run) => run.task],
-  ["tokens", "Tokens", (run) => Math.max(0, ...run.tokens), (run) => run.tokens.map(whole).join(", ")],
+  [
+    "tokens",
+    "Tokens",
+    (run) => Math.max(0, ...run.tokens),
+    (run) => run.tokens.map(whole).join(", "),
+  ],
   ["outcome", "Outcome", (run) => run.outcome],
   ["device", "Machine", (run) => run.provenance.device],
   ["dtype", "Dtype", (run) => run.provenance.dtype ?? ""],
   ["commit", "Commit", (run) => commitOf(run.provenance)],
   ["date", "Date", (run) => String(run.provenance.created), (run) => day(run.provenance.created)],
-  ["seconds", "Took (s)", (run) => run.provenance.seconds ?? -1, (run) => run.provenance.seconds === null ? "" : whole(run.provenance.seconds)],
+  [
+    "seconds",
+    "Took (s)",
+    (run) => run.provenance.seconds ?? -1,
+    (run) => (run.provenance.seconds === null ? "" : whole(run.provenance.seconds)),
+  ],
 ];
 
 function showRuns(host, data) {
-  if (!data.runs.length) return noData(host, "this folder holds no result. See what writes some:", "swaa --help");
+  if (!data.runs.length)
+    return noData(host, "this folder holds no result. See what writes some:", "swaa --help");
   const state = { text: "", kind: "", device: "", subject: "", sort: "kind", down: false };
   const body = make("tbody");
   const shown = make("p", { class: "count", role: "status" });
   const heads = new Map();
 
   const headers = COLUMNS.map(([key, name]) => {
-    const head = make("th", { scope: "col" }, make("button", {
-      type: "button",
-      onclick: () => {
-        state.down = state.sort === key ? !state.down : false;
-        state.sort = key;
-        draw();
-      },
-    }, name));
+    const head = make(
+      "th",
+      { scope: "col" },
+      make(
+        "button",
+        {
+          type: "button",
+          onclick: () => {
+            state.down = state.sort === key ? !state.down : false;
+            state.sort = key;
+            draw();
+          },
+        },
+        name,
+      ),
+    );
     heads.set(key, head);
     return head;
   });
 
   function draw() {
-    const runs = sortRuns(data.runs.filter((run) => fits(run, state)), state);
+    const runs = sortRuns(
+      data.runs.filter((run) => fits(run, state)),
+      state,
+    );
     body.replaceChildren(...runs.flatMap((run) => runRows(run)));
     shown.textContent = `${runs.length} of ${data.runs.length} runs`;
     for (const [key, head] of heads) {
-      head.setAttribute("aria-sort", key !== state.sort ? "none" : state.down ? "descending" : "ascending");
+      head.setAttribute(
+        "aria-sort",
+        key !== state.sort ? "none" : state.down ? "descending" : "ascending",
+      );
     }
   }
 
@@ -93,13 +118,16 @@ function fits(run, state) {
 }
 
 const searchable = (run) =>
-  [run.path, ...COLUMNS.map(([, , value, text]) => String((text ?? value)(run)))].join(" ").toLowerCase();
+  [run.path, ...COLUMNS.map(([, , value, text]) => String((text ?? value)(run)))]
+    .join(" ")
+    .toLowerCase();
 
 function sortRuns(runs, state) {
   const value = COLUMNS.find(([key]) => key === state.sort)[2];
   const compare = (a, b) => {
     const [x, y] = [value(a), value(b)];
-    const order = typeof x === "number" ? x - y : String(x).localeCompare(String(y), "en", { numeric: true });
+    const order =
+      typeof x === "number" ? x - y : String(x).localeCompare(String(y), "en", { numeric: true });
     return (state.down ? -order : order) || (a.path < b.path ? -1 : 1);
   };
   return [...runs].sort(compare);
@@ -108,17 +136,26 @@ function sortRuns(runs, state) {
 /** A run's line, and the one behind it with everything its file holds. */
 function runRows(run) {
   const more = make("tr", { class: "more", hidden: true });
-  const open = make("button", {
-    type: "button",
-    class: "quiet",
-    "aria-expanded": "false",
-    onclick: () => {
-      if (!more.firstChild) more.append(make("td", { colspan: COLUMNS.length + 1 }, runDetails(run)));
-      more.hidden = !more.hidden;
-      open.setAttribute("aria-expanded", String(!more.hidden));
+  const open = make(
+    "button",
+    {
+      type: "button",
+      class: "quiet",
+      "aria-expanded": "false",
+      onclick: () => {
+        if (!more.firstChild)
+          more.append(make("td", { colspan: COLUMNS.length + 1 }, runDetails(run)));
+        more.hidden = !more.hidden;
+        open.setAttribute("aria-expanded", String(!more.hidden));
+      },
     },
-  }, "rows");
-  const links = [["result", "json"], ["samples", "samples"], ["picture", "picture"]]
+    "rows",
+  );
+  const links = [
+    ["result", "json"],
+    ["samples", "samples"],
+    ["picture", "picture"],
+  ]
     .filter(([name]) => run.files[name])
     .map(([name, text]) => [make("a", { href: run.files[name] }, text), " "]);
   return [
@@ -126,7 +163,11 @@ function runRows(run) {
       "tr",
       { class: "run" },
       COLUMNS.map(([key, name, value, text]) =>
-        make("td", { "data-name": name, class: ["tokens", "seconds"].includes(key) ? `num ${key}` : key }, (text ?? value)(run)),
+        make(
+          "td",
+          { "data-name": name, class: ["tokens", "seconds"].includes(key) ? `num ${key}` : key },
+          (text ?? value)(run),
+        ),
       ),
       make("td", { "data-name": "Files", class: "files" }, links, open),
     ),
@@ -136,24 +177,59 @@ function runRows(run) {
 
 function runDetails(run) {
   const keys = distinct(run.rows.flatMap((row) => Object.keys(row)));
-  const text = (value) => value === undefined || value === null ? "–"
-    : typeof value === "number" && !Number.isInteger(value) ? digits(value, 5)
-    : typeof value === "object" ? JSON.stringify(value) : String(value);
+  const text = (value) =>
+    value === undefined || value === null
+      ? "–"
+      : typeof value === "number" && !Number.isInteger(value)
+        ? digits(value, 5)
+        : typeof value === "object"
+          ? JSON.stringify(value)
+          : String(value);
   const versions = Object.entries(run.provenance.versions).filter(([, version]) => version);
   return make(
     "div",
     {},
-    make("p", {}, make("strong", {}, run.path), ` · ${versions.map(([name, version]) => `${name} ${version}`).join(" · ")}`),
+    make(
+      "p",
+      {},
+      make("strong", {}, run.path),
+      ` · ${versions.map(([name, version]) => `${name} ${version}`).join(" · ")}`,
+    ),
     make(
       "div",
       { class: "scroll", tabindex: "0", role: "region", "aria-label": `Rows of ${run.path}` },
       make(
         "table",
         {},
-        make("thead", {}, make("tr", {}, keys.map((key) => make("th", { scope: "col" }, key)))),
-        make("tbody", {}, run.rows.map((row) => make("tr", {}, keys.map((key) => make("td", { class: typeof row[key] === "number" ? "num" : null }, text(row[key])))))),
+        make(
+          "thead",
+          {},
+          make(
+            "tr",
+            {},
+            keys.map((key) => make("th", { scope: "col" }, key)),
+          ),
+        ),
+        make(
+          "tbody",
+          {},
+          run.rows.map((row) =>
+            make(
+              "tr",
+              {},
+              keys.map((key) =>
+                make("td", { class: typeof row[key] === "number" ? "num" : null }, text(row[key])),
+              ),
+            ),
+          ),
+        ),
       ),
     ),
-    make("details", {}, make("summary", {}, "Configuration"), make("pre", {}, JSON.stringify(run.config, null, 2))),
+    make(
+      "details",
+      {},
+      make("summary", {}, "Configuration"),
+      make("pre", {}, JSON.stringify(run.config, null, 2)),
+    ),
   );
 }

@@ -1,0 +1,41 @@
+"""A browser and the pages it opens; without a Chromium their tests are skipped, with the reason."""
+
+from pathlib import Path
+
+import pytest
+
+from swaa.report import write_report
+from tests.report import runs
+from tests.report.browser import Browser, find_chromium
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    executable = find_chromium()
+    if executable is None:
+        pytest.skip("no Chromium: apt-get install chromium, or name one in CHROMIUM")
+    browser = Browser(executable, tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(scope="session")
+def pages(tmp_path_factory):
+    """Pages by what they show: every kind of run, the committed results, nothing."""
+    folder = tmp_path_factory.mktemp("pages")
+    runs.write(runs.all_runs(), folder / "results")
+    (folder / "empty").mkdir()
+    sources = {"all": folder / "results", "committed": ROOT / "results", "empty": folder / "empty"}
+    return {
+        name: write_report(source, folder / f"{name}.html").path for name, source in sources.items()
+    }
+
+
+@pytest.fixture
+def page(browser, pages):
+    browser.open(pages["all"])
+    yield browser
+    assert browser.console == []
+    assert [url for url in browser.requests if not url.startswith("file:")] == []
