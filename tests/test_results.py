@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import json
 import os
 import platform
@@ -74,6 +75,18 @@ def test_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
         results.save(_result(rows=()), folder=tmp_path)
     assert path.read_text() == before
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_full_disk_names_the_file_and_the_remedy(tmp_path, monkeypatch):
+    def fail(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(
+        OSError, match=r"cannot write .*\.json.*make room, or write elsewhere"
+    ) as error:
+        results.save(_result(), folder=tmp_path)
+    assert error.value.errno == errno.ENOSPC
 
 
 def test_samples_grow_while_a_run_goes_on_and_survive_a_torn_line(tmp_path):

@@ -299,18 +299,25 @@ def _check_paths(value: object, name: str) -> None:
 
 def _write(path: Path, text: str) -> None:
     """Write beside, then rename: a reader sees the old file or the new one, never half of it."""
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as file:
-        try:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        except BaseException:
-            Path(file.name).unlink()
-            raise
-    Path(file.name).chmod(0o644)  # temporary files are private, results are not
-    Path(file.name).replace(path)
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
+        ) as file:
+            try:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            except BaseException:
+                Path(file.name).unlink()
+                raise
+        Path(file.name).chmod(0o644)  # temporary files are private, results are not
+        Path(file.name).replace(path)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"cannot write {path}: {error.strerror or error}; make room, or write elsewhere, and"
+            " run the same command again",
+        ) from None
 
 
 def _version(package: str) -> str | None:
