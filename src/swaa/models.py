@@ -18,6 +18,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from swaa.training.switch import put_adapter_on, read_adapter
+
 EMBEDDED = "smollm2"
 """Name of the default model: SmolLM2-135M-Instruct, 4-bit weights, from an installable package."""
 
@@ -69,7 +71,8 @@ def load_model(
     """Load a causal language model and its tokenizer, without adapting it.
 
     Args:
-        name: a folder, a hub name, a GGUF file (dequantised on loading), or ``smollm2``.
+        name: a folder, a hub name, a GGUF file (dequantised on loading), or ``smollm2``. Of a
+            folder with an adapter that ``swaa train`` wrote, the base model with it on.
         dtype: ``float32``, ``bfloat16``, ``float16`` or ``auto``: what the checkpoint says; for
             GGUF float32 on a CPU and bfloat16 elsewhere.
         device: ``cpu``, ``cuda``, ``cuda:1`` and so on, or ``auto``: the first GPU if there is one.
@@ -80,6 +83,9 @@ def load_model(
         ImportError: when a package is missing; the message holds its ``pip install`` line.
         ValueError: for a checkpoint that cannot be read, or that has no tokenizer.
     """
+    if (adapter := read_adapter(name)) is not None:
+        options = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
+        return _with_adapter(load_model(adapter.base, **options), name)
     source = find_model(name)
     target = _device(device)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
@@ -95,6 +101,13 @@ def load_model(
     label, revision = _provenance(name, model)
     model.to(target)  # pyright: ignore[reportArgumentType] # its decorator hides the signature
     return LoadedModel(model=model.eval(), tokenizer=tokenizer, name=label, revision=revision)
+
+
+def _with_adapter(base: LoadedModel, folder: str) -> LoadedModel:
+    """The base with the adapter of a folder, unmerged, and the recipe it carries."""
+    put_adapter_on(base.model, folder)
+    base.model.eval()
+    return LoadedModel(model=base.model, tokenizer=base.tokenizer, name=Path(folder).resolve().name)
 
 
 def embedded_model_path() -> Path:

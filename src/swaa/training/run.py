@@ -116,7 +116,10 @@ def train(
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=resume)
     seconds = time.perf_counter() - started
-    adapter = AdapterSettings(base=name, off_within=None if adapter_always else fits(config))
+    adapter = AdapterSettings(
+        base=str(Path(name).expanduser().resolve()) if Path(name).expanduser().exists() else name,
+        off_within=None if adapter_always else fits(config),
+    )
     save_adapter(trainer, out / "adapter", config, adapter, base_config=base_config)
     rows = curve(trainer.state.log_history)
     if trainer.is_world_process_zero():

@@ -6,6 +6,7 @@ training are exactly right for such a prompt, and the adapter could only do harm
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -46,11 +47,6 @@ def fits(config: SWAAConfig) -> int | None:
     return None if config.window is None else config.window + config.sink_tokens
 
 
-def is_adapter(name: str) -> bool:
-    """Whether a model's name is a folder that ``swaa train`` left an adapter in."""
-    return read_adapter(name) is not None
-
-
 def read_adapter(name: str) -> AdapterSettings | None:
     """What the adapter in a folder says; ``None``: there is none of ours."""
     path = Path(name).expanduser() / "config.json"
@@ -76,6 +72,8 @@ def put_adapter_on(model: PreTrainedModel, folder: str | Path) -> None:
     settings = read_adapter(str(folder))
     if settings is None:
         raise ValueError(f"{folder} holds no adapter of swaa train")
+    if importlib.util.find_spec("peft") is None:
+        raise ImportError(f"{folder} is an adapter and needs peft; run: pip install 'swaa[train]'")
     folder = Path(folder).expanduser()
     values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     model.load_adapter(str(folder))
