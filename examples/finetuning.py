@@ -1,9 +1,10 @@
 """Does training bring back what a recipe lost? The experiment behind results/train.
 
-Three steps beside `swaa distill` and `swaa train`; docs/training.md shows them in order:
+Steps beside `swaa distill` and `swaa train`; docs/training.md shows them in order:
 
     python examples/finetuning.py questions MODEL --out questions.jsonl --count 300 --seed 100
-    python examples/finetuning.py measure MODEL --state before --recipe R --out part.json
+    python examples/finetuning.py held-out MODEL --out held-out.jsonl --count 100 --seed 0
+    python examples/finetuning.py measure MODEL --state before --recipe R --samples held-out.jsonl
     python examples/finetuning.py collect *.json --name smollm2 --results results
 
 Questions to train on hide their facts in the first part of the shipped novel, those to measure by
@@ -11,6 +12,7 @@ in the last part, and no seed serves both.
 """
 
 import argparse
+import dataclasses
 import json
 import math
 import random
@@ -22,6 +24,7 @@ from swaa.config import SWAAConfig
 from swaa.evaluation.engines import Request, make_batches
 from swaa.evaluation.engines.transformers import TransformersEngine
 from swaa.evaluation.prompt import Prompt
+from swaa.evaluation.sample import Sample
 from swaa.evaluation.sources import load_tokenizer
 from swaa.evaluation.statistics import mcnemar, retention, wilson
 from swaa.evaluation.tasks import find_tasks
@@ -76,24 +79,48 @@ def write_questions(args):
             file.write(json.dumps(row) + "\n")
 
 
+def write_held_out(args):
+    """Samples to measure by, made once for all states."""
+    prompt = Prompt(tokenizer=load_tokenizer(args.model), prefix=False)
+    made = make_samples(
+        prompt, args.tasks, length=args.length, count=args.count, seed=args.seed, part=HELD_OUT
+    )
+    with args.out.open("w", encoding="utf-8") as file:
+        for task, sample in made:
+            longest = max(args.max_new_tokens, sample.max_new_tokens)
+            values = dataclasses.asdict(dataclasses.replace(sample, max_new_tokens=longest))
+            row = {"made": {"task": task.name, "length": args.length, "seed": args.seed}}
+            file.write(json.dumps({**row, "sample": values}) + "\n")
+
+
+def read_samples(path):
+    """Task and sample of each line, and how they were made."""
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    tasks = {row["made"]["task"]: None for row in rows}
+    tasks = {name: find_tasks([name])[0] for name in tasks}
+    samples = {}
+    for row in rows:
+        values = {**row["sample"], "answers": tuple(row["sample"]["answers"])}
+        samples[values["id"]] = (tasks[row["made"]["task"]], Sample(**values))
+    return samples, rows[0]["made"]
+
+
 def measure(args):
     """Answers of one model in one state, and its perplexity on short text."""
     started = time.perf_counter()
     loaded = load_model(args.model, dtype=args.dtype, device=args.device)
     config = SWAAConfig(window=None) if args.state == "full" else resolve(args.recipe)
     prompt = Prompt(tokenizer=loaded.tokenizer, prefix=False)
-    made = make_samples(
-        prompt, args.tasks, length=args.length, count=args.count, seed=args.seed, part=HELD_OUT
-    )
-    tasks = {sample.id: (task, sample) for task, sample in made}
+    tasks, made = read_samples(args.samples)
+    names = list(dict.fromkeys(task.name for task, _ in tasks.values()))
     requests = [
         Request(
             id=sample.id,
             ids=tuple(prompt.encode(prompt.text(sample.context, sample.question))),
             content="",
-            max_new_tokens=max(args.max_new_tokens, sample.max_new_tokens),
+            max_new_tokens=sample.max_new_tokens,
         )
-        for _, sample in made
+        for _, sample in tasks.values()
     ]
     answers = []
     with TransformersEngine(loaded, config, backend=args.backend) as engine:
@@ -106,10 +133,10 @@ def measure(args):
     values = {
         "state": args.state,
         "swaa": resolve(args.recipe).to_dict(),
-        "tasks": args.tasks,
-        "length": args.length,
-        "count": args.count,
-        "seed": args.seed,
+        "tasks": names,
+        "length": made["length"],
+        "count": len(tasks) // len(names),
+        "seed": made["seed"],
         "device": args.device,
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
         "answers": answers,
@@ -117,7 +144,7 @@ def measure(args):
         "seconds": time.perf_counter() - started,
     }
     args.out.write_text(json.dumps(values), encoding="utf-8")
-    for name in args.tasks:
+    for name in names:
         scores = [a["score"] for a in answers if a["task"] == name]
         right = sum(score == 1 for score in scores)
         print(args.state, config.describe(), name, f"{right} of {len(scores)}", flush=True)
@@ -257,7 +284,7 @@ def main():
     """Run the step that was asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     steps = parser.add_subparsers(dest="step", required=True)
-    for name in ("questions", "measure"):
+    for name in ("questions", "held-out"):
         step = steps.add_parser(name)
         step.add_argument("model")
         step.add_argument("--out", type=Path, required=True)
@@ -266,6 +293,10 @@ def main():
         step.add_argument("--count", type=int, default=100)
         step.add_argument("--seed", type=int, required=True)
         step.add_argument("--max-new-tokens", type=int, default=48)
+    step = steps.add_parser("measure")
+    step.add_argument("model")
+    step.add_argument("--out", type=Path, required=True)
+    step.add_argument("--samples", type=Path, required=True)
     step.add_argument("--recipe", required=True)
     step.add_argument("--state", choices=STATES, required=True)
     step.add_argument("--texts", type=int, default=40)
@@ -284,9 +315,8 @@ def main():
         step.add_argument("--trainings", type=Path, required=True)
         step.add_argument("--results", type=Path, required=True)
     args = parser.parse_args()
-    {"questions": write_questions, "measure": measure, "collect": collect, "draw": draw}[args.step](
-        args
-    )
+    functions = {"questions": write_questions, "held-out": write_held_out, "measure": measure}
+    {**functions, "collect": collect, "draw": draw}[args.step](args)
 
 
 if __name__ == "__main__":
