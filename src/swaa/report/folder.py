@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import urllib.parse
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from swaa import results
+
+_SCORES = re.compile(r"-scores-[0-9a-f]{8}$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +110,8 @@ def _check(result: results.Result) -> None:
 
 def _interrupted(root: Path) -> Iterator[Problem]:
     for file in sorted(root.rglob("*.jsonl")):
-        if not file.with_suffix(".json").exists():
+        # What a search has scored stays beside its results, and is no run.
+        if not file.with_suffix(".json").exists() and not _SCORES.search(file.stem):
             yield Problem(
                 path=file.relative_to(root).as_posix(),
                 message="samples without a result: the run was interrupted; start it again",
