@@ -39,7 +39,8 @@ def save_adapter(
     if not trainer.is_world_process_zero():
         return
     model = trainer.accelerator.unwrap_model(trainer.model)
-    model.save_pretrained(folder, state_dict=state)
+    # PEFT would look the base up, on the hub too, to see whether its vocabulary has grown.
+    model.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's card is a form that nobody filled in
     trainer.processing_class.save_pretrained(folder)
     values = {key: value for key, value in base_config.items() if key != "quantization_config"}
