@@ -1,0 +1,128 @@
+"""The published comparison: what is made of results, and that the document shows them."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from swaa.config import SWAAConfig
+from swaa.evaluation import published
+from swaa.evaluation.run import execute, gather
+from swaa.evaluation.tasks.multikey import MultiKey
+from tests.evaluation.fakes import FakeEngine, make_run, make_samples
+
+ROOT = Path(__file__).parents[2]
+DOCUMENT = ROOT / "docs" / "evaluation.md"
+SETTINGS = {
+    "naive": SWAAConfig(window=1024),
+    "fast": SWAAConfig(window=1024, sink_tokens=128, full_decode=True, dense_tail=128),
+    "full": SWAAConfig(window=None),
+}
+
+
+class Knows(FakeEngine):
+    """Answers the first ``count`` samples rightly."""
+
+    def answer(self, batches):
+        right = list(self._answers)[: self._pause_s]
+        for reply in FakeEngine(self._answers).answer(batches):
+            said = self._answers[reply.id] if reply.id in right else "nothing"
+            yield dataclasses.replace(reply, output=said)
+
+
+@pytest.fixture
+def folder(prompt, tmp_path):
+    """Results of 20 samples: full has all right, fast 19, naive 5; multikey lacks naive."""
+    made = []
+    for task in (None, MultiKey()):
+        for name, count in (("naive", 5), ("fast", 19), ("full", 20)):
+            if task is None or name != "naive":
+                run = make_run(
+                    prompt, setting=name, config=SETTINGS[name], count=20, length=1500, task=task,
+                    model=published.MODEL,
+                )  # fmt: skip
+                samples = make_samples(run)
+                answers = {sample.id: sample.answers[0] for sample in samples}
+                engine = Knows(answers, pause_s=count)
+                made.append(execute(run, samples, engine, folder=tmp_path))
+    gather(made, folder=tmp_path)
+    return tmp_path
+
+
+def _cells(table, name):
+    return [
+        [cell.strip() for cell in line.split("|")[2:-1]]
+        for line in table.splitlines()
+        if line.startswith(f"| `{name}` ")
+    ]
+
+
+def test_the_table_says_what_the_results_hold(folder):
+    columns = published.read_columns(folder)
+    assert [column.title for column in columns] == ["needle 1,500", "multikey 1,500"]
+    table = published.markdown(columns)
+    assert list(published.settings(columns)) == ["full", "fast", "naive"]
+    assert _cells(table, "full")[0] == ["100", "100", "100 (84 to 100)", "100 (84 to 100)"]
+    assert _cells(table, "naive")[0][2:] == ["25\\* (11 to 47)", ""]
+    prefill, memory, *cells = _cells(table, "fast")[0]
+    assert cells == ["95 (76 to 99)", "95 (76 to 99)"]
+    assert 90 < int(prefill) < 100
+    assert memory == "100"
+    near, far = _cells(table, "full")[1][0].split("; ")
+    assert int(near.split()[-1]) + int(far.split()[-1]) == 20
+    assert table.count("20 prompts, seed 0") == 2
+    for line in table.splitlines():
+        if line.startswith("- ["):
+            assert (folder / "eval" / line.partition("eval/")[2].partition(")")[0]).is_file()
+
+
+def test_table_and_picture_are_put_into_a_document(folder, tmp_path):
+    pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'swaa[plot]'")
+    document = tmp_path / "page.md"
+    document.write_text(f"before\n\n{published.BEGIN}\nold\n{published.END}\n\nafter\n")
+    published.main(str(folder), str(document))
+    columns = published.read_columns(folder)
+    text = document.read_text()
+    assert published.markdown(columns) in text
+    assert "old" not in text
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert published.fingerprint(columns).encode() in document.with_suffix(".png").read_bytes()
+    published.main(str(folder), str(document))
+    assert document.read_text() == text
+
+
+def test_mistakes_are_named(folder, tmp_path):
+    with pytest.raises(ValueError, match="holds no gathered results of SmolLM2"):
+        published.read_columns(tmp_path / "nothing")
+    with pytest.raises(ValueError, match="the document lacks the marks"):
+        published.replace_table("text", "table")
+
+
+def test_full_attention_must_be_there(prompt, tmp_path):
+    run = make_run(prompt, setting="naive", config=SETTINGS["naive"], model=published.MODEL)
+    samples = make_samples(run)
+    engine = Knows({sample.id: sample.answers[0] for sample in samples}, pause_s=1)
+    gather([execute(run, samples, engine, folder=tmp_path)], folder=tmp_path)
+    with pytest.raises(ValueError, match="lacks full attention, to compare with"):
+        published.read_columns(tmp_path)
+
+
+def test_the_document_shows_the_committed_results():
+    columns = published.read_columns(ROOT / "results")
+    table = published.markdown(columns)
+    assert published.replace_table(DOCUMENT.read_text("utf-8"), table) == DOCUMENT.read_text(
+        "utf-8"
+    )
+
+
+def test_the_picture_shows_the_committed_results():
+    mark = published.fingerprint(published.read_columns(ROOT / "results"))
+    assert mark.encode() in DOCUMENT.with_suffix(".png").read_bytes()
+
+
+def test_published_results_are_of_clean_commits():
+    for column in published.read_columns(ROOT / "results"):
+        assert column.result.provenance.dirty is False
+        assert column.result.provenance.commit
+        assert {row["samples"] for row in column.result.rows if row["place"] == "all"} == {100}
