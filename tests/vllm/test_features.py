@@ -117,7 +117,10 @@ def test_blocks_that_no_row_sees_are_freed(engine, judge):
     assert engine.free_blocks() == engine.free_at_start
     kept = 1 + -(-judge.config.sink_tokens // BLOCK) + -(-judge.config.window // BLOCK)
     for kind, last in steady[-1]:
-        assert last <= kept if kind != "AllKeysSpec" else last == -(-704 // BLOCK)
+        if kind == "AllKeysSpec":  # a scheduler that runs ahead has one token more
+            assert -(-704 // BLOCK) <= last <= -(-705 // BLOCK)
+        else:
+            assert last <= kept
     for step in in_prefill:
         for kind, live in step:
             if kind == "SinkWindowSpec":

@@ -10,6 +10,7 @@ import torch
 
 from swaa.config import LayerPlan, SWAAConfig
 
+CPU = torch.device("cpu")
 INTERPRETED = """
 import sys
 import tests.vllm.conftest
@@ -67,7 +68,7 @@ def make_builder(plan, v2):
         speculative_config=None,
     )
     kind = type("Builder", (SlidingMetadataBuilder,), {"plan": plan, "min_rows": 32})
-    return kind(None, [], vllm_config, torch.device("cpu"))
+    return kind(SimpleNamespace(block_size=16), [], vllm_config, CPU)
 
 
 def batch(requests, prompt_lengths):
@@ -115,3 +116,17 @@ def test_v1_runner_that_passes_no_prompt_lengths_is_an_error():
     builder = make_builder(LayerPlan(window=8, dense_tail=3), v2=False)
     with pytest.raises(RuntimeError, match="no prompt lengths"):
         builder.build(0, batch(2, None))
+
+
+@pytest.mark.parametrize("tail", [0, 8])
+def test_warm_up_meets_what_long_prompts_need(tail):
+    from swaa.integrations.vllm.warmup import _batches
+
+    builder = make_builder(LayerPlan(window=8, sink_tokens=2, dense_tail=tail), v2=True)
+    far, near, short = [builder.build(0, made) for made in _batches(builder, CPU, 4096)]
+    assert far.chunks.layout.gaps[0] > 0
+    assert len(far.chunks.layout.apart) == bool(tail)
+    assert near.chunks.layout.gaps == (0,)
+    assert (near.chunks.full_from is not None) == bool(tail)
+    assert short.chunks is None
+    assert len(list(_batches(builder, CPU, 64))) == 1

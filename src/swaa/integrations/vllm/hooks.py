@@ -4,7 +4,8 @@
 2. ``Attention.__init__``: hand each layer its backend class (worker); vLLM's own choice never
    learns which layer it chooses for.
 3. ``WorkerWrapperBase.initialize_from_config``: turn prompt lengths on, then look at what the
-   engine really holds, and refuse to start unless it is what the configuration says (worker).
+   engine really holds, refuse to start unless it is what the configuration says, and compile our
+   kernels (worker).
 4. ``KVCacheManager.get_computed_blocks``: end prefix-cache reuse before the dense tail (engine
    core).
 """
@@ -122,7 +123,7 @@ def _constructing(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _activating(original: Callable[..., Any]) -> Callable[..., Any]:
     def initialize_from_config(self: Any, kv_cache_configs: list[Any]) -> Any:
-        from swaa.integrations.vllm import layers, report
+        from swaa.integrations.vllm import layers, report, warmup
 
         active = layers.active(self.vllm_config)
         if active is None:
@@ -130,8 +131,14 @@ def _activating(original: Callable[..., Any]) -> Callable[..., Any]:
         # Only now: kernels of full layers were chosen without it, as they should be.
         self.vllm_config.model_config.model_arch_config.rswa_window = active.prompt_length_switch
         made = original(self, kv_cache_configs)
-        report.share_prompt_lengths(self.worker.model_runner)
+        runner, config = self.worker.model_runner, self.vllm_config
+        report.share_prompt_lengths(runner)
         report.verify(self, active, kv_cache_configs[self.global_rank])
+        warmup.warm_up(
+            report.attention_groups(runner),
+            config.compilation_config.static_forward_context,
+            config.model_config.max_model_len,
+        )
         return made
 
     return initialize_from_config

@@ -44,7 +44,7 @@ def verify(wrapper: Any, active: Active, kv_cache: Any) -> None:
         fault = _fault(layer, specs.get(name))
         if fault:
             raise NotActiveError(f"swaa is not active in layer {name}: {fault}")
-    for group in _groups(wrapper.worker.model_runner):
+    for group in attention_groups(wrapper.worker.model_runner):
         _check_group(group, layers)
     needed = active.prompt_length_switch
     if needed is not None and vllm_config.model_config.rswa_window != needed:
@@ -135,7 +135,8 @@ def _stock(spec: Any) -> Any:
     )
 
 
-def _groups(runner: Any) -> list[Any]:
+def attention_groups(runner: Any) -> list[Any]:
+    """Layers that share metadata, as vLLM's model runner groups them."""
     return [group for groups in runner.attn_groups for group in groups]
 
 
@@ -152,7 +153,7 @@ def share_prompt_lengths(runner: Any) -> None:
     states = getattr(runner, "req_states", None)  # the V1 runner passes them on by itself
     if states is None:
         return
-    for group in _groups(runner):
+    for group in attention_groups(runner):
         for builder in group.metadata_builders:
             if isinstance(builder, SlidingMetadataBuilder):
                 builder.prompt_lengths = states.prompt_len.np
