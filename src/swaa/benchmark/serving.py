@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -303,33 +304,44 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Measure, save one result, print the table."""
+    """Measure, save one result, print the table; ended early, with what there is."""
     args = parse(words)
     args.out.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     begin = time.monotonic()
     settings = settings_of(args, args.out)
-    measure(settings, args.out, start=args.start, turn=args.turn, after=args.after)
-    rows = [row(setting, _events(args.out, setting.name)) for setting in settings]
-    device = "cpu" if args.tiny else "cuda"
-    result = results.Result(
+    try:
+        measure(settings, args.out, start=args.start, turn=args.turn, after=args.after)
+    finally:
+        rows = [row(setting, _events(args.out, setting.name)) for setting in settings]
+        result = result_of(settings, rows, time.monotonic() - begin, tiny=args.tiny)
+        print(results.save(result, folder=args.out))
+        print(table(rows), flush=True)
+
+
+def result_of(
+    settings: Sequence[Setting], rows: Sequence[dict[str, Any]], seconds: float, *, tiny: bool
+) -> results.Result:
+    """The result file's content."""
+    device = "cpu" if tiny else "cuda"
+    provenance = results.record_provenance(
+        device=device,
+        dtype=settings[0].dtype,
+        model="Qwen3-4B shape, random weights",
+        seed=0,
+        seconds=seconds,
+        packages=("vllm",),
+    )
+    return results.Result(
         kind="vllm",
-        name="tiny" if args.tiny else "qwen3-4b-shape",
+        name="tiny" if tiny else "qwen3-4b-shape",
         config={
             "settings": [asdict(setting) | {"model": "random weights"} for setting in settings],
-            "device": results.record_provenance(device=device).device,
+            "device": provenance.device,
         },
         rows=tuple(rows),
-        provenance=results.record_provenance(
-            device=device,
-            dtype=settings[0].dtype,
-            model="Qwen3-4B shape, random weights",
-            seed=0,
-            seconds=time.monotonic() - begin,
-            packages=("vllm",),
-        ),
+        provenance=provenance,
     )
-    print(results.save(result, folder=args.out))
-    print(table(rows))
 
 
 if __name__ == "__main__":
