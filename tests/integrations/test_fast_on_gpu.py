@@ -24,13 +24,21 @@ TOKENS, NEW = 501, 150
 """New tokens: a ring of 64 is overwritten twice."""
 
 
-@pytest.mark.parametrize("scope", ["plain", "compiled"])
-@pytest.mark.parametrize("padding", [0, 130, 480], ids=["even", "padded", "almost all padding"])
+@pytest.mark.parametrize(
+    ("scope", "backend", "padding"),
+    [
+        ("plain", "triton", 0),
+        ("plain", "triton", 130),
+        ("plain", "triton", 480),
+        ("plain", "auto", 0),
+        ("compiled", "triton", 130),
+    ],
+)
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_a_graph_is_as_exact_as_eager(config, padding, scope):
+def test_a_graph_is_as_exact_as_eager(config, scope, backend, padding):
     ids, mask = prompt(TOKENS, padding)
     model = tiny_model("qwen3", **WIDE).cuda().bfloat16()
-    swaa.adapt(model, config, quiet=True)
+    swaa.adapt(model, config, backend=backend, quiet=True)
     options = {"custom_generate": graph_sample, "prefill_chunk_size": 200}
     with compiled_layers(model) if scope == "compiled" else contextlib.nullcontext():
         sequences, actual = scored(model, ids, mask, NEW, **options)

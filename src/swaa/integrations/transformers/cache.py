@@ -75,7 +75,13 @@ class RollingLayer(DynamicLayer):
     def _appended(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
         """What is stored with the new tokens behind it."""
         keys, values = self._stored()
-        return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
+        if not self.cumulative_length and key_states.shape[-2] > self.capacity and self._trims:
+            return key_states, value_states  # what stays of them is copied below
+        return joined([keys, key_states]), joined([values, value_states])
+
+    @property
+    def _trims(self) -> bool:
+        return not (self.holds_prompt or self.record_past)
 
     def _past_prompt(self, rows: RowInfo) -> bool:
         end = rows.prompt_end
@@ -93,7 +99,7 @@ class RollingLayer(DynamicLayer):
         """Sinks and window of ``[batch, kv_heads, slots, head_dim]``, as a copy."""
         sinks = self.sink_tokens
         if self._starts is None:
-            return torch.cat([x[:, :, :sinks], x[:, :, surplus + sinks :]], dim=-2)
+            return joined([x[:, :, :sinks], x[:, :, surplus + sinks :]])
         first = (self._starts.to(x.device) - self.evicted).clamp(min=0)[:, None].long()
         slots = torch.arange(self.capacity, device=x.device)[None]
         long_enough = first <= surplus
@@ -173,6 +179,14 @@ class SWAACache(DynamicCache):
     def has_evicted(self) -> bool:
         """Whether keys that a full row would need are gone."""
         return any(isinstance(layer, RollingLayer) and layer.evicted for layer in self.layers)
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Tokens side by side, as a copy; ``[batch, kv_heads, tokens, head_dim]``.
+
+    In memory the tokens come before the heads, as projections write them: a copy of whole rows.
+    """
+    return torch.cat([part.transpose(1, 2) for part in parts], dim=1).transpose(1, 2)
 
 
 def layer_bytes(layer: Any) -> int:

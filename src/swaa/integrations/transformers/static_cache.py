@@ -310,4 +310,5 @@ def _kind(plan: LayerPlan) -> tuple[int, int] | None:
 
 
 def _room(x: Tensor, tokens: int) -> Tensor:
-    return x.new_empty((*x.shape[:2], tokens, x.shape[3]))
+    batch, heads, _, head_dim = x.shape
+    return x.new_empty((batch, tokens, heads, head_dim)).transpose(1, 2)  # as ``joined`` lays out
