@@ -1,0 +1,158 @@
+"""Batches, packs, checkpointing and resuming: different ways to the same numbers."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from swaa.training.run import train
+from swaa.training.settings import TrainingSettings
+from tests.training.conftest import CONFIG, conversations, write_lines
+
+STEPS = {"learning_rate": 0.001, "epochs": 2, "max_length": 400, "schedule": "constant"}
+
+
+@pytest.fixture
+def trained(load, data, tmp_path):
+    """Runs one training; gives its curve and its adapter's tensors."""
+
+    def run(name, *, file=data, resume=False, **changes):
+        settings = TrainingSettings(**{**STEPS, "warmup": 0.0, **changes})
+        done = train(
+            load(), CONFIG, file, tmp_path / name, settings, name="m", reload=None, resume=resume
+        )
+        return done.rows, load_file(done.adapter / "adapter_model.safetensors")
+
+    return run
+
+
+def _same(ours, theirs, *, tolerance=1e-5):
+    (rows, adapter), (other_rows, other) = ours, theirs
+    assert len(rows) == len(other_rows) > 1
+    for row, reference in zip(rows, other_rows, strict=True):
+        for name in ("loss", "sft", "answer_tokens"):
+            assert row[name] == pytest.approx(reference[name], rel=tolerance, abs=tolerance)
+    # Adam's first step is as large where a gradient is rounding as where it is not: single weights
+    # say nothing, all of them do.
+    ours, theirs = (torch.cat([x[name].flatten() for name in other]) for x in (adapter, other))
+    assert (ours - theirs).norm() < 1e-2 * theirs.norm()
+    assert rows[-1]["loss"] < rows[0]["loss"], "nothing was learnt, so nothing was compared"
+
+
+@pytest.mark.parametrize("objective", ["sft", "sft+kl"])
+def test_one_times_eight_is_eight_times_one(trained, objective):
+    eight = trained("eight", batch_size=8, accumulate=1, objective=objective)
+    one = trained("one", batch_size=1, accumulate=8, objective=objective)
+    _same(one, eight)
+
+
+def test_checkpointing_changes_nothing(trained):
+    on = trained("on", batch_size=4, accumulate=1, objective="sft+kl")
+    off = trained("off", batch_size=4, accumulate=1, objective="sft+kl", checkpointing=False)
+    _same(on, off)
+
+
+def test_packed_is_unpacked(trained, tmp_path):
+    lines = conversations(6)
+    file = write_lines(tmp_path / "few.jsonl", lines)
+    apart = trained("apart", file=file, batch_size=6, accumulate=1, objective="sft+kl")
+    options = {"objective": "sft+kl", "packing": True, "max_length": 1000}
+    packed = trained("packed", file=file, batch_size=1, accumulate=1, **options)
+    assert len(packed[0]) == 2, "the conversations did not go into one pack"
+    _same(packed, apart)
+
+
+def test_length_grouping_puts_the_longest_first(trained):
+    rows, _ = trained("grouped", batch_size=2, accumulate=1, group_by_length=True, epochs=1)
+    tokens, _ = trained("random", batch_size=2, accumulate=1, epochs=1)
+    assert sum(row["answer_tokens"] for row in rows) == sum(row["answer_tokens"] for row in tokens)
+    assert [row["answer_tokens"] for row in rows] != [row["answer_tokens"] for row in tokens]
+
+
+def test_a_resumed_run_continues_the_curve_exactly(trained, tmp_path):
+    options = {"batch_size": 2, "accumulate": 1, "dropout": 0.2, "schedule": "cosine"}
+    options |= {"save_every": 3, "objective": "sft+kl"}
+    whole, adapter = trained("whole", **options)
+    (tmp_path / "cut" / "checkpoints").mkdir(parents=True)
+    shutil.copy(tmp_path / "whole" / "training.json", tmp_path / "cut")
+    third = "checkpoints/checkpoint-3"
+    shutil.copytree(tmp_path / "whole" / third, tmp_path / "cut" / third)
+    rows, again = trained("cut", resume=True, **options)
+    assert len(whole) == 8
+    assert rows == whole
+    assert all(torch.equal(again[name], adapter[name]) for name in adapter)
+
+
+def test_a_training_is_neither_overwritten_nor_resumed_as_another(trained, tmp_path):
+    trained("run", max_steps=1)
+    with pytest.raises(ValueError, match="run holds a training; give --resume, or another folder"):
+        trained("run", max_steps=1)
+    with pytest.raises(FileNotFoundError, match="run holds no checkpoint to resume from; train"):
+        trained("run", max_steps=1, resume=True)
+    trained("saved", max_steps=2, save_every=1)
+    with pytest.raises(ValueError, match="saved was started with other settings; resume it with"):
+        trained("saved", max_steps=3, save_every=1, resume=True)
+
+
+def test_the_loss_is_the_models_own(trained, load, data):
+    import swaa
+    from swaa.training.conversations import load_conversations
+
+    rows, _ = trained("run", batch_size=8, accumulate=1, max_steps=1)
+    loaded = load()
+    swaa.adapt(loaded.model, CONFIG, quiet=True)
+    examples = load_conversations(data, loaded.tokenizer, max_length=400).examples
+    total = tokens = 0.0
+    for example in examples:
+        labels = torch.tensor([example.labels])
+        with torch.no_grad(), swaa.attention_rows(labels != -100):
+            loss = loaded.model(torch.tensor([example.input_ids]), labels=labels).loss
+        total += float(loss) * example.answer_tokens
+        tokens += example.answer_tokens
+    assert rows[0]["loss"] == pytest.approx(total / tokens, rel=1e-5)
+    assert rows[0]["answer_tokens"] == tokens
+
+
+def test_nothing_is_sent_anywhere(trained, monkeypatch):
+    import huggingface_hub.utils
+    import trl.trainer.base_trainer as base
+
+    def send(*args, **options):
+        raise AssertionError("telemetry")
+
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setattr(base, "send_telemetry", send)
+    monkeypatch.setattr(huggingface_hub.utils, "send_telemetry", send)
+    trained("run", max_steps=1)
+
+
+def test_what_was_asked_is_written_down(trained, tmp_path):
+    trained("run", max_steps=2, accumulate=2)
+    record = json.loads((tmp_path / "run" / "training.json").read_text())
+    assert record["swaa"] == CONFIG.to_dict()
+    assert record["settings"]["accumulate"] == 2
+    assert record["steps"] == 2
+    assert record["provenance"]["versions"]["trl"]
+    lines = (tmp_path / "run" / "loss.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"objective": "ppo"}, "objective is 'ppo'; expected one of sft, kl, sft"),
+        ({"tracker": "x"}, "tracker is 'x'; expected one of none, trackio"),
+        ({"schedule": "x"}, "schedule is 'x'; expected one of cosine"),
+        ({"rank": 0}, "rank is 0; expected a whole number of at least 1"),
+        ({"save_every": 0}, "save_every is 0; expected a whole number"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0; expected more than 0"),
+        ({"dropout": 1.0}, "dropout is 1.0; expected at least 0, below 1"),
+        ({"targets": ()}, "targets is empty; name modules"),
+        ({"packing": True, "group_by_length": True}, "packing and group_by_length exclude"),
+    ],
+)
+def test_settings_are_checked(change, message):
+    with pytest.raises(ValueError, match=message):
+        TrainingSettings(**change)
