@@ -174,6 +174,14 @@ class Browser:
         options = {"button": "left", "clickCount": 1} if kind != "mouseMoved" else {}
         self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, **options)
 
+    def tap(self, x, y):
+        """Touch a place of the window with a finger."""
+        self.call("Emulation.setTouchEmulationEnabled", enabled=True)
+        self.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
+        self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+        self.settle()
+        self.call("Emulation.setTouchEmulationEnabled", enabled=False)
+
     def press(self, key):
         codes = {"Tab": 9, "Enter": 13, "Escape": 27, "End": 35, "Home": 36, "ArrowRight": 39}
         parameters = {"key": key, "code": key, "windowsVirtualKeyCode": codes[key]}

@@ -129,3 +129,9 @@ def test_a_wrong_knob_is_one_line(page, name, value, message):
     page.choose("#mask select", "fast")
     if name != "prompt":
         assert page.count("#mask svg.grid rect") > 0
+
+
+def test_settings_of_the_runs_can_be_explored(page):
+    page.choose("#mask select", "found: window 64, 4 sinks, full decode, dense tail 8")
+    assert page.run("document.querySelector('#mask input[name=window]').value") == "64"
+    assert "64 keys, itself included, and the first 4" in page.text("#mask .phases")

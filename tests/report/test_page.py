@@ -82,6 +82,21 @@ def _marks(page, panel="accuracy"):
     return page.count(f"#{panel} .chart .point .mark")
 
 
+def test_a_tap_shows_a_point_until_the_next(browser, pages):
+    browser.open(pages["all"], width=360, height=740, phone=True)
+    x, y = browser.run(
+        "(() => { const m = document.querySelector('#accuracy .chart .point .mark');"
+        " m.scrollIntoView({ block: 'center', behavior: 'instant' });"
+        " const b = m.getBoundingClientRect();"
+        " return [b.x + b.width / 2, b.y + b.height / 2]; })()"
+    )
+    browser.tap(x, y)
+    assert "% right" in browser.text("#accuracy .tip")
+    assert not browser.run("document.querySelector('#accuracy .tip').hidden")
+    browser.click("#accuracy h2")
+    assert browser.run("document.querySelector('#accuracy .tip').hidden")
+
+
 def test_a_series_can_be_hidden_and_shown(page):
     before = _marks(page)
     page.click("#accuracy .legend button", "full")
@@ -162,6 +177,8 @@ def test_a_single_length_is_drawn_as_bars(page):
     _choose_group(page, "KV after the prompt", "memory")
     _choose_group(page, "tiny, bfloat16, A CPU", "memory", 1)
     assert page.text("#memory .bars li:last-child").split("\n")[-2:] == ["10.00 MiB", "4.00x"]
+    page.click("#memory .numbers summary")
+    assert "10,485,760" in page.text("#memory .numbers tbody tr:last-child")
 
 
 def test_runs_are_filtered_sorted_and_opened(page):

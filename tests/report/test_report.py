@@ -97,12 +97,14 @@ def test_kernels_are_times_with_percentiles(shown):
         (4.096e-3, 3.6864e-3, 4.9152e-3)
     )
     assert {one["series"] for one in items if one["full"]} == {"SDPA (full)", "FA4 (full)"}
+    assert ours["note"] == "80 % of the matrix product rate of this run"
 
 
 def test_generation_is_times_rates_limits_and_bytes(shown):
     items = [one for one in shown["measurements"] if one["group"].startswith("qwen3-4b, ")]
     (first,) = _of(items, measure="time to first token", series="fast", tokens=16384)
     assert (first["value"], first["low"], first["high"]) == pytest.approx((2.0, 1.8, 2.2))
+    assert first["note"] == "Amdahl's limit 3.33x, 90 % of it reached"
     (stock,) = _of(items, measure="time to first token", tokens=16384, full=True)
     assert stock["series"] == "stock: FA4 (decoding: SDPA)"
     (limit,) = _of(items, measure="share of Amdahl's limit reached, first token", tokens=8192)

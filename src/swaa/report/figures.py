@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
+
+from swaa.config import SWAAConfig
 
 Unit = Literal["s", "B", "tok/s", "share"]
 """Seconds, bytes, tokens a second, or a share of one."""
@@ -67,6 +70,7 @@ class Measurement:
         ours: whether swaa's code was measured.
         full: whether full attention was measured, which the others are measured against.
         more_is_better: rates, as against times and bytes.
+        note: how near the value is to what the hardware allows.
     """
 
     chart: Literal["speed", "memory"]
@@ -81,6 +85,7 @@ class Measurement:
     ours: bool = True
     full: bool = False
     more_is_better: bool = False
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +100,7 @@ class Figures:
         outcome: the run in a few words.
         answers: points of accuracy against time.
         measurements: points against length.
+        configs: what was measured, by name, for the mask explorer.
     """
 
     subject: str
@@ -104,3 +110,4 @@ class Figures:
     outcome: str = ""
     answers: tuple[Answers, ...] = ()
     measurements: tuple[Measurement, ...] = ()
+    configs: Mapping[str, SWAAConfig] = field(default_factory=dict)

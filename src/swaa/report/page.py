@@ -64,12 +64,15 @@ def _content(
     folder: Folder, page: Path, drawn: Iterable[tuple[Run, Figures]], problems: Iterable[Problem]
 ) -> dict[str, Any]:
     runs, answers, measurements = [], [], []
+    settings: dict[str, dict[str, Any]] = {}
     for index, (run, figures) in enumerate(drawn):
         runs.append(_run(folder, page, run, figures))
         answers += [{"run": index, **dataclasses.asdict(item)} for item in figures.answers]
         measurements += [
             {"run": index, **dataclasses.asdict(item)} for item in figures.measurements
         ]
+        for name, config in figures.configs.items():
+            settings[f"{name}: {config.describe()}"] = config.to_dict()
     paper = read_paper()
     return {
         "runs": runs,
@@ -80,6 +83,7 @@ def _content(
             for problem in problems
         ],
         "recipes": [recipe.to_dict() for recipe in list_recipes()],
+        "settings": [{"name": name, "config": settings[name]} for name in sorted(settings)],
         "paper": dataclasses.asdict(paper),
     }
 

@@ -25,6 +25,9 @@ def read(run: Run) -> Figures:
         f" prefill {best['speedup']:.2f}x",
         answers=tuple(_answers(result)),
         measurements=tuple(_measurements(result)),
+        configs={
+            name: SWAAConfig.from_dict(one) for name, one in result.config["settings"].items()
+        },
     )
 
 

@@ -25,6 +25,7 @@ def read(run: Run) -> Figures:
         "setting": next(iter(settings)) if len(settings) == 1 else f"{len(settings)} settings",
         "task": config["task"]["task"],
         "tokens": () if config["length"] is None else (config["length"],),
+        "configs": settings,
     }
     if not answers:
         return Figures(**figures, outcome="likelihood of texts: see the rows")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from swaa.config import SWAAConfig
 from swaa.report.figures import Figures, Measurement, Unit
 from swaa.report.folder import Run
 from swaa.results import Result
@@ -44,6 +45,7 @@ def read(run: Run) -> Figures:
         tokens=tuple(sorted({row["tokens"] for row in rows})),
         outcome=outcome,
         measurements=tuple(item for row in rows for item in _measurements(result, row)),
+        configs={name: SWAAConfig.from_dict(one) for name, one in config["recipes"].items()},
     )
 
 
@@ -60,7 +62,8 @@ def _measurements(result: Result, row: Row) -> Iterator[Measurement]:
     }
     for name, measure in _TIMES.items():
         p20, p50, p80 = (row[name][rank] for rank in ("p20", "p50", "p80"))
-        yield _of("speed", measure, "s", p50, own | {"low": p20, "high": p80})
+        spread = {"low": p20, "high": p80, "note": _limit(row, name.removesuffix("_s"))}
+        yield _of("speed", measure, "s", p50, own | spread)
     more = own | {"more_is_better": True}
     for name, measure in _RATES.items():
         yield _of("speed", measure, "tok/s", row[name], more)
@@ -75,6 +78,14 @@ def _measurements(result: Result, row: Row) -> Iterator[Measurement]:
 
 def _of(chart: Any, measure: str, unit: Unit, value: float, rest: Mapping[str, Any]) -> Measurement:
     return Measurement(chart=chart, measure=measure, unit=unit, value=value, **rest)
+
+
+def _limit(row: Row, name: str) -> str:
+    """What Amdahl allows beside the stock attention, where the row was measured against it."""
+    limit, reached = row.get(f"{name}_limit"), row.get(f"{name}_of_limit")
+    if limit is None or reached is None or row["setting"] == "stock":
+        return ""
+    return f"Amdahl's limit {limit:.2f}x, {reached:.0%} of it reached".replace("%", " %")
 
 
 def _series(row: Row) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from swaa.report.figures import Figures, Measurement
 from swaa.report.folder import Run
 from swaa.results import Result
+
+_MATMUL = ("of_matmul", "matrix product rate")
 
 
 def read(run: Run) -> Figures:
@@ -44,4 +47,12 @@ def _measurements(result: Result) -> Iterator[Measurement]:
             high=row["p80"],
             ours=row["ours"],
             full=full and not row["ours"],
+            note=_of_hardware(row),
         )
+
+
+def _of_hardware(row: Mapping[str, Any]) -> str:
+    """Share of what the same GPU reached in the same run: matrix products, or copies in decode."""
+    name, what = ("of_copy", "copy bandwidth") if row["phase"] == "decode" else _MATMUL
+    share = row.get(name)
+    return "" if share is None else f"{100 * share:.0f} % of the {what} of this run"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from swaa.config import SWAAConfig
 from swaa.report.figures import Figures, Measurement
 from swaa.report.folder import Run
 from swaa.results import Result
@@ -30,6 +31,7 @@ def read(run: Run) -> Figures:
         tokens=(workload["input_tokens"],),
         outcome=f"{asked['total_tokens_per_s']:,.0f} tok/s, {asked['failed']} failed",
         measurements=tuple(_measurements(result, rows)),
+        configs={config["setting"]: SWAAConfig.from_dict(config["swaa"])},
     )
 
 

@@ -20,6 +20,7 @@ def read(run: Run) -> Figures:
         task=", ".join(dict.fromkeys(row["task"] for row in rows)),
         outcome=f"{best['recipe']}: {best['right']} of {best['samples']} right",
         answers=tuple(_answers(run)),
+        configs={row["recipe"]: SWAAConfig.from_dict(row["swaa"]) for row in rows},
     )
 
 

@@ -130,6 +130,7 @@ function curvePoint(item, full, relative) {
     lines: [
       `${whole(item.tokens)} tokens`,
       `${quantity(item.value, item.unit, 4)}${item.low === null ? "" : ` (p20 ${quantity(item.low, item.unit, 4)}, p80 ${quantity(item.high, item.unit, 4)})`}`,
+      item.note || null,
       times && !item.full ? `${times} against the best full attention here` : null,
     ].filter(Boolean),
   };
@@ -165,15 +166,17 @@ function curveSpec(series, sample, lengths, relative, state) {
 
 function curveNumbers(items, full) {
   const unit = items[0].unit;
+  const exact = (value) => (unit === "B" ? whole(value) : digits(value, 4));
   return numbers(
-    ["series", "tokens", `median (${unit})`, "p20", "p80", "against full"],
+    ["series", "tokens", `median (${unit})`, "p20", "p80", "against full", "note"],
     items.map((item) => [
       item.series,
       whole(item.tokens),
-      digits(item.value, 4),
-      item.low === null ? null : digits(item.low, 4),
-      item.high === null ? null : digits(item.high, 4),
+      exact(item.value),
+      item.low === null ? null : exact(item.low),
+      item.high === null ? null : exact(item.high),
       full.has(item.tokens) ? `${digits(gain(item, item.value, full.get(item.tokens)))}x` : null,
+      item.note,
     ]),
   );
 }

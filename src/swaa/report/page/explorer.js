@@ -46,14 +46,19 @@ function showExplorer(host, data) {
     return make("label", { class: "field" }, make("span", {}, label), input);
   }
 
+  const known = new Map([...data.recipes, ...data.settings].map((one) => [one.name, one]));
+  const names = (items) => items.map((one) => [one.name, one.name]);
   const picker = select(
     "Recipe",
-    [[null, [...data.recipes.map((recipe) => [recipe.name, recipe.name]), ["own", "own knobs"]]]],
+    [
+      [null, [["own", "own knobs"]]],
+      ["Recipes", names(data.recipes)],
+      ["Settings of the runs here", names(data.settings)],
+    ].filter(([, options]) => options.length),
     state.recipe,
     (name) => {
       state.recipe = name;
-      const recipe = data.recipes.find((one) => one.name === name);
-      if (recipe) Object.assign(state, knobsOf(recipe.config));
+      if (known.has(name)) Object.assign(state, knobsOf(known.get(name).config));
       for (const knob of KNOBS) inputs.get(knob).value = state[knob];
       draw();
     },
@@ -63,7 +68,7 @@ function showExplorer(host, data) {
   function draw() {
     try {
       const view = readState(state);
-      drawExplorer(output, data, state, view, draw);
+      drawExplorer(output, known.get(state.recipe), state, view, draw);
     } catch (error) {
       output.replaceChildren(make("p", { class: "empty", role: "alert" }, error.message));
     }
@@ -140,13 +145,16 @@ const selectionOf = (text) => {
   return /^[\d\s,]+$/.test(text) ? text.split(",").map(Number) : text;
 };
 
-function drawExplorer(output, data, state, view, draw) {
+function drawExplorer(output, recipe, state, view, draw) {
   state.layer = Math.min(state.layer, view.plans.length - 1);
   const plan = view.plans[state.layer];
-  const recipe = data.recipes.find((one) => one.name === state.recipe);
   const grid = drawGrid(plan, view);
   output.replaceChildren(
-    make("p", { class: "about" }, recipe ? recipe.description : "Own knobs."),
+    make(
+      "p",
+      { class: "about" },
+      recipe ? (recipe.description ?? "A setting that runs here measured.") : "Own knobs.",
+    ),
     layerStrip(view.plans, state, (layer) => {
       state.layer = layer;
       draw();

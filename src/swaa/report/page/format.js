@@ -35,8 +35,8 @@ function digits(value, count = 3) {
   const rounded = Number(value.toPrecision(count));
   const after = Math.max(0, count - 1 - Math.floor(Math.log10(Math.abs(rounded))));
   return rounded.toLocaleString("en-US", {
-    minimumFractionDigits: Math.min(after, 6),
-    maximumFractionDigits: Math.min(after, 6),
+    minimumFractionDigits: Math.min(after, 9),
+    maximumFractionDigits: Math.min(after, 9),
   });
 }
 

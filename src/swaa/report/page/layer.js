@@ -84,7 +84,7 @@ function drawGrid(plan, view) {
     `queries ↓, keys →; a cell is ${size === 1 ? "one token" : `${whole(size)} × ${whole(size)} tokens`}`,
   );
   const shown = make("p", { class: "cell" }, "Point at a cell to count its pairs.");
-  svg.addEventListener("pointermove", (event) => {
+  const countPairs = (event) => {
     const frame = svg.getBoundingClientRect();
     const [j, i] = [event.clientX - frame.left, event.clientY - frame.top].map((v) =>
       Math.min(blocks - 1, Math.max(0, Math.floor((v / frame.width) * blocks))),
@@ -92,7 +92,9 @@ function drawGrid(plan, view) {
     const span = (n) =>
       size === 1 ? whole(n) : `${whole(n * size)}–${whole(Math.min(total, (n + 1) * size) - 1)}`;
     shown.textContent = `queries ${span(i)} see ${whole(counts[i][j])} of ${whole(rows(i) * rows(j))} pairs with keys ${span(j)}`;
-  });
+  };
+  svg.addEventListener("pointermove", countPairs);
+  svg.addEventListener("pointerdown", countPairs);
   return make("figure", {}, svg, caption, shown);
 }
 

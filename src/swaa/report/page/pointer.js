@@ -18,7 +18,10 @@ function connect(svg, points, marks, tip) {
   };
   svg.addEventListener("pointermove", (event) => show(nearest(event)));
   svg.addEventListener("pointerdown", (event) => show(nearest(event)));
-  svg.addEventListener("pointerleave", () => show(-1));
+  svg.addEventListener("pointerleave", (event) => {
+    // A finger leaves as soon as it has tapped.
+    if (event.pointerType !== "touch") show(-1);
+  });
   svg.addEventListener("blur", () => show(-1));
   svg.addEventListener("keydown", (event) => {
     const at = order.indexOf(current);
