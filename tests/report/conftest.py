@@ -1,5 +1,6 @@
 """A browser and the pages it opens; without a Chromium their tests are skipped, with the reason."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,9 @@ def pages(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
     runs.write(runs.all_runs(), folder / "results")
     (folder / "empty").mkdir()
-    sources = {"all": folder / "results", "committed": ROOT / "results", "empty": folder / "empty"}
+    # A copy: whoever measures meanwhile changes the original.
+    shutil.copytree(ROOT / "results", folder / "committed")
+    sources = {"all": folder / "results"} | {n: folder / n for n in ("committed", "empty")}
     return {
         name: write_report(source, folder / f"{name}.html").path for name, source in sources.items()
     }

@@ -8,8 +8,6 @@ import pytest
 from swaa.report import write_report
 from tests.report import runs
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.mark.parametrize("name", ["all", "committed", "empty"])
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -25,7 +23,7 @@ def test_the_page_opens_without_a_word_on_the_console(browser, pages, name, dark
 
 def test_every_run_is_in_the_table_with_links_that_lead_somewhere(browser, pages):
     browser.open(pages["committed"])
-    kept = sorted((ROOT / "results").rglob("*.json"))
+    kept = sorted((pages["committed"].parent / "committed").rglob("*.json"))
     links = browser.run("[...document.querySelectorAll('#runs .files a')].map((a) => a.href)")
     files = {Path(link.removeprefix("file://")) for link in links}
     assert {file for file in files if file.suffix == ".json"} == set(kept)
