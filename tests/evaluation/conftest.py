@@ -3,6 +3,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from swaa import results
 from swaa.evaluation.prompt import Prompt
 from swaa.models import LoadedModel
 
@@ -33,6 +34,12 @@ def chat_tokenizer():
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = CHAT
     return tokenizer
+
+
+@pytest.fixture(autouse=True)
+def one_commit(monkeypatch):
+    """A checkout that nobody commits to while a test runs: runs of two commits lie apart."""
+    monkeypatch.setattr(results, "_checkout", lambda: ("0123abcd" * 5, False))
 
 
 @pytest.fixture(scope="session")
