@@ -179,8 +179,8 @@ class SlidingAttention(AttentionImpl[SlidingMetadata]):
 
     def _claim_memory(self, key: Tensor) -> None:
         """Allocate what gathering takes at most, for vLLM to see."""
-        most = most_gathered(get_current_vllm_config(), self.plan)
-        torch.empty(most, self.num_kv_heads, 2 * self.head_size, dtype=key.dtype, device=key.device)
+        shape = (self.most_gathered, self.num_kv_heads, 2 * self.head_size)
+        torch.empty(shape, dtype=key.dtype, device=key.device)
 
     def _pages(self, kv_cache: Tensor) -> tuple[Tensor, Tensor]:
         keys, values = kv_cache.transpose(1, 2).split(self.head_size, dim=-1)
