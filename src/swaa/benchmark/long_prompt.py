@@ -1,6 +1,6 @@
 """Time vLLM on one long prompt: stock and under recipes, on one GPU, in one session.
 
-    python -m swaa.benchmark.serving OUT [--engines NAMES] [--prompt N] ...
+    python -m swaa.benchmark.long_prompt OUT [--engines NAMES] [--prompt N] ...
 
 Starting an engine takes minutes, most of it compilation, so all start at once and wait; then each
 is timed alone, in turn. The model has the shape of Qwen3-4B and random weights: speed and memory
@@ -194,7 +194,7 @@ def measure(
 
 
 def _spawn(setting: Setting, folder: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "swaa.benchmark.serving_engine"]
+    command = [sys.executable, "-m", "swaa.benchmark.long_prompt_engine"]
     environment = os.environ | {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
     with (folder / f"{setting.name}.log").open("wb") as log:
         return subprocess.Popen(
