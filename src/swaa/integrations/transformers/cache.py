@@ -74,10 +74,12 @@ class RollingLayer(DynamicLayer):
 
     def _appended(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
         """What is stored with the new tokens behind it."""
-        keys, values = self._stored()
-        if not self.cumulative_length and key_states.shape[-2] > self.capacity and self._trims:
+        if self.cumulative_length:
+            keys, values = self._stored()
+            return joined([keys, key_states]), joined([values, value_states])
+        if self._trims and key_states.shape[-2] > self.capacity:
             return key_states, value_states  # what stays of them is copied below
-        return joined([keys, key_states]), joined([values, value_states])
+        return joined([key_states]), joined([value_states])
 
     @property
     def _trims(self) -> bool:
