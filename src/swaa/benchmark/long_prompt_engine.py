@@ -1,7 +1,7 @@
 """One vLLM engine of the long-prompt benchmark: start, wait for its turn, answer one long prompt.
 
-Runs in a process of its own, ``python -m swaa.benchmark.long_prompt_engine SETTING FOLDER``; what it
-measures goes to ``FOLDER/<name>.jsonl``, a line per event, as it happens.
+Runs in a process of its own, ``python -m swaa.benchmark.long_prompt_engine SETTING FOLDER``. What
+it measures goes to ``FOLDER/<name>.jsonl``, a line per event, as it happens.
 """
 
 from __future__ import annotations
