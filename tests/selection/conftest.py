@@ -1,9 +1,13 @@
+from contextlib import ExitStack
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from swaa.evaluation.samples_file import SamplesFile
 from swaa.models import LoadedModel
-from swaa.selection.passes import TeacherForced
+from swaa.selection.board import Board
+from swaa.selection.passes import SharedPasses, TeacherForced
 from tests.evaluation.conftest import byte_tokenizer
 
 DEPTH = 4
@@ -37,3 +41,31 @@ def teacher_forced(*lengths, answers=(5, 3, 7)):
         TeacherForced(f"s{i}", tuple(row[: -answers[i % 3]]), tuple(row[-answers[i % 3] :]))
         for i, row in enumerate(ids)
     ]
+
+
+@pytest.fixture
+def make_board(loaded, tmp_path):
+    """A board on samples, its file in a folder of the test."""
+    counted = []
+    with ExitStack() as stack:
+
+        def make(samples, *, name="scores", tail=12, **options):
+            counted.append(name)
+            name = f"{name}-{len(counted)}" if name == "scores" else name
+            passes = SharedPasses(loaded, samples, batch_size=4, tail=tail)
+            file = SamplesFile(tmp_path / f"{name}.jsonl")
+            return Board(_Entered(passes), stack.enter_context(file), **options)
+
+        yield make
+
+
+class _Entered:
+    """Passes that adapt the model for each measurement only, so that several boards may live."""
+
+    def __init__(self, passes):
+        self._passes = passes
+        self.able, self.depth = passes.able, passes.depth
+
+    def measure(self, *args, **kwargs):
+        with self._passes as entered:
+            return list(entered.measure(*args, **kwargs))

@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from swaa.config import LayerPlan, SWAAConfig
+from swaa.config import SWAAConfig
 from swaa.selection.passes import SharedPasses
 from tests.integrations.loop_model import build_masks, loop_logits, positions, rows_of
 from tests.selection.conftest import DEPTH, teacher_forced
@@ -21,7 +21,17 @@ CONFIGS = {
 }
 
 
+PLAIN = {}
+
+
 def _plain(loaded, sample, config):
+    """As :func:`_plain_loops`, remembered: loops are slow, and every reference needs the same."""
+    if (sample, config) not in PLAIN:
+        PLAIN[sample, config] = _plain_loops(loaded, sample, config)
+    return PLAIN[sample, config]
+
+
+def _plain_loops(loaded, sample, config):
     """NLL and logits of the answer by one forward pass under masks that plain loops build."""
     ids = torch.tensor([sample.prompt + sample.answer])
     total, prompt = ids.shape[1], len(sample.prompt)
@@ -42,7 +52,7 @@ def _measured(loaded, samples, reference, configs, *, batch_size=1, tail=12, kl=
 
 @pytest.mark.parametrize("reference", CONFIGS.values(), ids=CONFIGS)
 def test_a_pass_that_shares_equals_a_plain_forward_under_the_same_mask(loaded, reference):
-    samples = teacher_forced(60, 47, 75)
+    samples = teacher_forced(40, 33, 51)
     found = _measured(loaded, samples, reference, CONFIGS.values())
     for config, scores in zip(CONFIGS.values(), found, strict=True):
         for sample, nll, kl, exact in zip(samples, *scores, strict=True):
@@ -52,7 +62,7 @@ def test_a_pass_that_shares_equals_a_plain_forward_under_the_same_mask(loaded, r
             ours = logits.log_softmax(-1)
             assert kl == pytest.approx((full.exp() * (full - ours)).sum(-1).mean().item(), abs=1e-5)
             assert exact == bool((logits.argmax(-1) == target).all())
-    assert all(max(found[-1].kl) < 1e-6 for _ in (0,))
+    assert max(found[-1].kl) < 1e-6
     assert max(found[0].kl) > 0.1, "the model cannot tell the masks apart"
 
 
@@ -108,6 +118,7 @@ def test_full_decode_and_tail_leave_the_prefix_alone(loaded, monkeypatch):
 
 def test_the_model_is_as_before_behind_the_passes(loaded):
     ids = torch.arange(5, 60)[None]
+    hooks = {layer: list(layer._forward_hooks.values()) for layer in loaded.model.model.layers}
     with torch.inference_mode():
         before = loaded.model(ids).logits
     _measured(loaded, teacher_forced(60), NAIVE, [NAIVE])
@@ -115,7 +126,7 @@ def test_the_model_is_as_before_behind_the_passes(loaded):
         assert torch.equal(loaded.model(ids).logits, before)
     for layer in loaded.model.model.layers:
         assert "forward" not in vars(layer)
-        assert not layer._forward_hooks
+        assert list(layer._forward_hooks.values()) == hooks[layer]
 
 
 def test_out_of_memory_says_what_to_change(loaded, monkeypatch):
@@ -139,4 +150,3 @@ def test_scores_come_in_the_order_of_candidates_and_samples(loaded):
 def test_a_plan_with_a_longer_tail_than_declared_is_our_own_bug(loaded):
     with pytest.raises(AssertionError, match="the tail reaches the prefix"):
         _measured(loaded, teacher_forced(60), NAIVE, [CONFIGS["tail"]], tail=4)
-    assert LayerPlan(window=None).full

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from swaa.config import LayerPlan
@@ -27,14 +27,19 @@ class Board:
         file: entered; one line a candidate, so that an interrupted search resumes.
         objective: what :meth:`value` reads.
         on_pass: called after each candidate measured, with the number measured so far.
+        screen: measure full layers by their last rows only; 0: as they are.
+        measured: candidates measured so far.
+        asked: candidates asked for so far.
     """
 
     passes: SharedPasses
     file: SamplesFile
     objective: Objective = "nll"
     on_pass: Callable[[int], None] | None = None
+    screen: int = 0
     measured: int = 0
-    _known: dict[str, Scores] = field(default_factory=dict)
+    asked: list[Candidate] = field(default_factory=list)
+    _known: dict[str, Scores] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         for record in self.file.samples:
@@ -47,11 +52,17 @@ class Board:
 
     def value(self, candidate: Candidate) -> float:
         """The mean objective of a candidate that was asked for before (nats a token)."""
-        return mean(getattr(self._known[candidate.key], self.objective))
+        return mean(getattr(self.scores(candidate), self.objective))
 
     def scores(self, candidate: Candidate) -> Scores:
         """All scores of a candidate that was asked for before."""
-        return self._known[candidate.key]
+        return self._known[self._key(candidate)]
+
+    def screening(self, rows: int) -> Board:
+        """A board beside this one, on the same passes and file, that screens."""
+        beside = replace(self, screen=rows, asked=[])
+        beside._known = self._known
+        return beside
 
     def full_scores(self) -> Scores:
         """Scores of full attention."""
@@ -72,20 +83,27 @@ class Board:
             The candidates, best first; equals in the order given.
         """
         wanted = list(dict.fromkeys(candidates))
-        missing = [c for c in wanted if c.key not in self._known]
+        self.asked += wanted
+        missing = [c for c in wanted if self._key(c) not in self._known]
         if missing:
             found = self.passes.measure(
                 self._plans(near), [self._plans(c) for c in missing], kl=True
             )
             for candidate, scores in zip(missing, found, strict=True):
-                self._record(candidate.key, scores, _describe(candidate))
+                self._record(self._key(candidate), scores, _describe(candidate))
                 self.measured += 1
                 if self.on_pass is not None:
                     self.on_pass(self.measured)
         return sorted(wanted, key=self.value)
 
     def _plans(self, candidate: Candidate) -> tuple[LayerPlan, ...]:
+        if self.screen:
+            return candidate.screening_plans(self.able, self.passes.depth, self.screen)
         return candidate.plans(self.able, self.passes.depth)
+
+    def _key(self, candidate: Candidate) -> str:
+        screened = self.screen and candidate.full
+        return f"{candidate.key}-{self.screen}" if screened else candidate.key
 
     def _record(self, key: str, scores: Scores, what: dict[str, Any]) -> None:
         rounded = Scores(_rounded(scores.nll), _rounded(scores.kl), scores.exact)

@@ -79,14 +79,14 @@ def split(
         task: they are of, for messages.
         samples: of one task.
         calibration: samples to tune on.
-        held_out: samples to report on; ``None``: all others.
+        held_out: samples to report on; ``None``: all others; 0: none, others are reported on.
         seed: of the shuffle.
 
     Raises:
         ValueError: when there are too few.
     """
     for name, count in (("calibration", calibration), ("held-out", held_out)):
-        if count is not None and count < FEWEST:
+        if count is not None and count < FEWEST and (name, count) != ("held-out", 0):
             raise ValueError(f"{count} {name} samples; a split needs at least {FEWEST}")
     wanted = calibration + (FEWEST if held_out is None else held_out)
     if len(samples) < wanted:

@@ -80,6 +80,18 @@ class Candidate:
         plans = self.config(able).layers(depth)
         return tuple(p if i in able else LayerPlan(window=None) for i, p in enumerate(plans))
 
+    def screening_plans(self, able: Iterable[int], depth: int, rows: int) -> tuple[LayerPlan, ...]:
+        """As :meth:`plans`, but full layers are full in the last ``rows`` prompt rows only.
+
+        What those rows see decides most of an answer, and they cost a fraction of the prompt.
+        """
+        tail = max(rows, self.dense_tail)
+        near = LayerPlan(
+            window=self.window, sink_tokens=self.sink_tokens, full_decode=True, dense_tail=tail
+        )
+        plans = self.plans(able, depth)
+        return tuple(near if i in self.full else plan for i, plan in enumerate(plans))
+
     def layers(self, role: Role) -> frozenset[int]:
         """The layers that have a role."""
         return self.full if role == "full" else self.decode

@@ -173,23 +173,42 @@ class SharedPasses(AbstractContextManager["SharedPasses"]):
         Raises:
             ValueError: when a batch does not fit into the device's memory.
         """
+        if len(self._batches) == 1:  # each is known as soon as it is measured
+            (batch,) = self._batches
+            for rows in self._batch_scores(0, batch, reference, candidates, kl):
+                yield self._gather([(batch.names, rows)])
+            return
         parts: list[list[tuple[list[str], _Rows]]] = [[] for _ in candidates]
-        with torch.inference_mode():
-            for number, batch in enumerate(self._batches):
-                try:
-                    base = self._reference(batch, reference)
-                    full = self._full_of(number, batch, base) if kl else None
-                    for plans, part in zip(candidates, parts, strict=True):
-                        same = plans == reference
-                        logits = (base if same else self._run(batch, plans, base)).logits
-                        part.append((batch.names, _score(batch, logits, full)))
-                except torch.OutOfMemoryError:
-                    raise ValueError(
-                        f"out of memory with {len(batch.names)} samples of"
-                        f" {batch.ids.shape[1]} tokens; lower --batch-size"
-                    ) from None
+        for number, batch in enumerate(self._batches):
+            scored = self._batch_scores(number, batch, reference, candidates, kl)
+            for part, rows in zip(parts, scored, strict=True):
+                part.append((batch.names, rows))
         for part in parts:
             yield self._gather(part)
+
+    def _batch_scores(
+        self,
+        number: int,
+        batch: _Batch,
+        reference: Plans,
+        candidates: Sequence[Plans],
+        kl: bool,
+    ) -> Iterator[_Rows]:
+        """Scores of each candidate on one batch, in order."""
+        try:
+            with torch.inference_mode():
+                base = self._reference(batch, reference)
+                full = self._full_of(number, batch, base) if kl else None
+            for plans in candidates:
+                with torch.inference_mode():
+                    logits = (base if plans == reference else self._run(batch, plans, base)).logits
+                    rows = _score(batch, logits, full)
+                yield rows
+        except torch.OutOfMemoryError:
+            raise ValueError(
+                f"out of memory with {len(batch.names)} samples of {batch.ids.shape[1]} tokens;"
+                " lower --batch-size"
+            ) from None
 
     def _reference(self, batch: _Batch, plans: Plans) -> _Trace:
         if self._last is not None and self._last.plans == plans:

@@ -7,7 +7,7 @@ objective is teacher-forced (a pass, no generation); the best sets are verified 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from swaa.selection.board import Board
@@ -28,6 +28,8 @@ class Effort:
         rounds: rounds of swaps at most.
         pairs: layers given up, and layers taken, of which a round of swaps tries every pair.
         gain: nats a token that a swap must save.
+        screen: last prompt rows by which sets of full layers are screened; 0: none are.
+        finalists: sets that did best in screening, measured as they are.
     """
 
     additions: int = 10
@@ -35,6 +37,8 @@ class Effort:
     rounds: int = 4
     pairs: int = 3
     gain: float = 1e-4
+    screen: int = 128
+    finalists: int = 12
 
 
 class Found(NamedTuple):
@@ -91,6 +95,25 @@ class Search:
         self.board.ask([none], near=none)
         if not count:
             return Found(none, self.board.value(none), {"none": none})
+        if self.role == "full" and self.effort.screen:
+            return self._screened(none)
+        return self._found(none, count)
+
+    def _screened(self, none: Candidate) -> Found:
+        """Search by the last prompt rows, then measure what did best there as it is."""
+        board = self.board.screening(self.effort.screen)
+        search = replace(self, board=board, effort=replace(self.effort, screen=0))
+        screened = search.run()
+        sets = [c for c in board.asked if self._allowed(c) and self._alike(c, none)]
+        ranked = sorted(dict.fromkeys(sets), key=board.value)[: self.effort.finalists]
+        best = self.board.ask([screened.best, *ranked], near=none)[0]
+        return Found(best, self.board.value(best), screened.starts)
+
+    def _alike(self, candidate: Candidate, none: Candidate) -> bool:
+        """Whether a candidate is of this search: other searches share the board."""
+        return candidate.with_layers(self.role, ()) == none
+
+    def _found(self, none: Candidate, count: int) -> Found:
         starts = {
             "none": none,
             "block": self._best_block(count),
@@ -120,8 +143,8 @@ class Search:
         return self.budget.allows(self.prices.of(candidate))
 
     def _ask(self, sets: Iterable[Iterable[int]], near: Candidate) -> list[Candidate]:
-        # Generated tokens do not change the prompt: one reference serves every set of layers.
-        near = self._with(()) if self.role == "decode" else near
+        # Where only generated tokens or last rows differ, one reference serves every set.
+        near = self._with(()) if self.role == "decode" or self.board.screen else near
         return self.board.ask([self._with(layers) for layers in sets], near=near)
 
     def _best_block(self, count: int) -> Candidate:

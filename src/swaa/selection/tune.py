@@ -37,6 +37,9 @@ from swaa.shapes import shape_of
 KIND = "tune"
 """Folder of these results."""
 
+HELD_OUT = 50
+"""Samples to report on where none are named and a task makes as many as wanted."""
+
 LADDER = ("layers=0,kv=1/4", "layers=0,kv=1/2", "layers=0", "layers=1/4", "layers=1/2")
 """Budgets that are searched when none is given."""
 
@@ -118,7 +121,7 @@ class _Data:
     split: Split
     forced: tuple[TeacherForced, ...]
     gold: bool
-    report: tuple[GivenSamples, ...]
+    report: tuple[Task, ...]
 
     @property
     def length(self) -> int:
@@ -218,7 +221,9 @@ class _Run:
     def _data(self) -> _Data:
         tuning, prompt = self.tuning, self.tuning.prompt
         self.progress(0.0, "samples")
-        count = tuning.samples + (tuning.held_out or 50) if tuning.task.needs_length else None
+        own = not tuning.report_on or tuning.task.name in [t.name for t in tuning.report_on]
+        more = (tuning.held_out or HELD_OUT) if own else 0
+        count = tuning.samples + more if tuning.task.needs_length else None
         samples = tuning.task.samples(prompt, length=tuning.length, count=count, seed=tuning.seed)
         if any(not sample.answers and "gold" not in sample.tags for sample in samples):
             raise ValueError(
@@ -228,7 +233,7 @@ class _Run:
             tuning.task,
             samples,
             calibration=tuning.samples,
-            held_out=tuning.held_out,
+            held_out=tuning.held_out if own else 0,
             seed=tuning.seed,
         )
         self._check_context([*parts.calibration, *parts.held_out])
@@ -255,22 +260,13 @@ class _Run:
         split = Split(calibration=tuple(answered[:count]), held_out=tuple(answered[count:]))
         return split, forced[:count]
 
-    def _reported(self, parts: Split) -> list[GivenSamples]:
-        tuning = self.tuning
-        made = []
-        for task in tuning.report_on or (tuning.task,):
-            if task.name == tuning.task.name:
-                made.append(GivenSamples(task, parts.held_out))
-                continue
-            samples = task.samples(
-                tuning.prompt,
-                length=tuning.length,
-                count=tuning.held_out or 50 if task.needs_length else tuning.held_out,
-                seed=tuning.seed,
-            )
-            self._check_context(samples)
-            made.append(GivenSamples(task, tuple(samples)))
-        return made
+    def _reported(self, parts: Split) -> list[Task]:
+        """Tasks to report on; other ones are asked as `swaa eval` asks them: its runs are found."""
+        own = self.tuning.task
+        return [
+            GivenSamples(own, parts.held_out) if task.name == own.name else task
+            for task in self.tuning.report_on or (own,)
+        ]
 
     def _check_context(self, samples: Sequence[Sample]) -> None:
         context = self.source.context
@@ -332,7 +328,7 @@ class _Run:
             data.forced,
             batch_size=tuning.batch_size,
             backend=self.backend,
-            tail=max(tails),
+            tail=max(*tails, tuning.effort.screen),
         )
         lazy = self._lazy(data)
         with SamplesFile(file.with_suffix(".jsonl")) as opened, passes:
@@ -435,7 +431,7 @@ class _Run:
             tasks=list(data.report),
             lengths=[self.tuning.length],
             prompt=self.tuning.prompt,
-            count=None,
+            count=self.tuning.held_out,
             seed=self.tuning.seed,
             folder=self.tuning.folder,
             batch_size=self.tuning.batch_size,

@@ -37,7 +37,9 @@ def importance(
             layer: replace(candidate, decode=knobs.decode & {layer})
             for layer, candidate in flipped.items()
         }
-    board.ask([base, *flipped.values()], near=base)
+    # Screened, everything is a few rows away from all layers sliding.
+    near = base.with_layers("full", ()) if board.screen else base
+    board.ask([base, *flipped.values()], near=near)
 
     def value(candidate: Candidate) -> float:
         return mean(getattr(board.scores(candidate), objective))
