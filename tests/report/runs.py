@@ -32,6 +32,7 @@ def evaluation(setting, config, right, length=1024, seconds=2.0):
         "low": max(0.0, right / 10 - 0.2),
         "high": min(1.0, right / 10 + 0.2),
         "first_token_s": seconds,
+        "score": right / 10 + 0.05,
     }
     slug = "".join(c if c.isalnum() or c in ".-" else "-" for c in setting.lower()).strip("-")
     shared = {

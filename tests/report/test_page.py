@@ -148,6 +148,27 @@ def test_kept_accuracy_and_other_costs_can_be_chosen(page):
     assert "KV, full = 1" in page.text('#accuracy .segmented [aria-pressed="true"]')
 
 
+def test_tasks_that_count_parts_of_answers_have_a_mean_score(page):
+    _choose_group(page, "tiny, multikey, 2,048 tokens")
+    page.click("#accuracy .segmented button", "mean score")
+    assert page.text("#accuracy .axis-name") == "↑ mean score (%)"
+    assert page.count("#accuracy .point .whisker") == 0
+    page.click("#accuracy .segmented button", "of full attention")
+    assert "mean score, full attention = 100 %" in page.text("#accuracy .axis-name")
+    page.run("document.querySelector('#accuracy .chart svg').focus()")
+    page.press("Home")
+    assert "mean score 75.0 %" in page.text("#say")
+    _choose_group(page, "tiny, needle in 512 tokens")
+    assert "mean score" not in page.text("#accuracy .segmented:nth-of-type(2)")
+
+
+def test_all_series_can_be_hidden(page):
+    for panel in ("accuracy", "speed", "memory"):
+        while page.count(f"#{panel} .legend button[aria-pressed=true]"):
+            page.click(f"#{panel} .legend button[aria-pressed=true]")
+        assert page.text(f"#{panel} .empty").startswith("Every series is hidden")
+
+
 def test_speed_can_be_seen_as_a_ratio_to_full_attention(page):
     _choose_group(page, "prefill, attention of one layer", "speed")
     assert page.text("#speed .axis-name") == "↑ prefill, attention of one layer (ms)"

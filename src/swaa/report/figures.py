@@ -23,6 +23,7 @@ class Answers:
         accuracy: share of right answers, 0 to 1.
         low: lower bound of its 95 % interval; ``None``: unknown.
         high: upper bound.
+        score: mean score, 0 to 1, of tasks that count parts of an answer; ``None``: no such task.
         count: ``8 of 8``, or what else the share is made of.
         seconds: what ``time`` says; ``None``: not measured.
         seconds_low: 20th percentile; ``None``: measured once.
@@ -41,6 +42,7 @@ class Answers:
     accuracy: float
     low: float | None = None
     high: float | None = None
+    score: float | None = None
     count: str
     seconds: float | None = None
     seconds_low: float | None = None

@@ -67,6 +67,7 @@ def _answers(run: Run) -> Iterator[Answers]:
             accuracy=row["accuracy"],
             low=row["low"],
             high=row["high"],
+            score=row.get("score"),
             count=f"{row['right']} of {row['samples']}",
             seconds=row["first_token_s"],
             seconds_low=low,

@@ -10,6 +10,10 @@
  * spec.front: points that a step line joins.
  */
 function drawChart(host, spec) {
+  if (!spec.series.some((series) => series.points.length)) {
+    host.append(make("p", { class: "empty" }, "Every series is hidden; show some below."));
+    return;
+  }
   const crowded = spec.series.flatMap((series) => series.points).length > 12;
   const box = make("div", { class: crowded ? "chart crowded" : "chart" });
   host.append(

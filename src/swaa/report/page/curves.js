@@ -64,7 +64,7 @@ function showCurves(host, data, chart, hint) {
       make("p", { class: "chosen" }, `${state.measure} · ${state.group}`),
     );
     const spec = curveSpec(visible, items[0], lengths, relative, state);
-    if (visible.length) (lengths.length > 1 ? drawChart : drawBars)(host, spec);
+    (lengths.length > 1 || !visible.length ? drawChart : drawBars)(host, spec);
     const runs = distinct(items.map((item) => item.run)).map((index) => data.runs[index]);
     host.append(
       legend(shown, state.hidden, () => redraw(host, draw)),

@@ -26,7 +26,10 @@ function showPareto(host, data) {
     const cost = costs(ours, theirs);
     const x = pick(cost, state.x);
     const notes = [];
-    const shown = paretoSeries(ours, theirs, { ...state, x, of: cost[x].of }, notes);
+    const scored = ours.some(hasScore);
+    const up = state.y === "score" && !scored ? "accuracy" : state.y;
+    const view = { ...state, x, y: up, scored, of: cost[x].of };
+    const shown = paretoSeries(ours, theirs, view, notes);
     const visible = shown.filter((series) => !state.hidden.has(series.name));
     host.replaceChildren(
       make(
@@ -48,10 +51,11 @@ function showPareto(host, data) {
         segmented(
           "Up",
           [
-            ["accuracy", "accuracy"],
+            ["accuracy", "right answers"],
+            ...(scored ? [["score", "mean score"]] : []),
             ["kept", "of full attention"],
           ],
-          state.y,
+          up,
           set("y"),
         ),
       ),
@@ -73,10 +77,10 @@ function showPareto(host, data) {
       );
       host.append(...hint.childNodes);
     }
-    drawChart(host, paretoSpec(visible, cost[x], state));
+    drawChart(host, paretoSpec(visible, cost[x], view));
     host.append(
       legend(shown, state.hidden, () => redraw(host, draw)),
-      ...paretoNotes(ours, theirs, state, data, notes),
+      ...paretoNotes(ours, theirs, view, data, notes),
       paretoNumbers([...ours, ...theirs]),
     );
   }
@@ -90,6 +94,10 @@ const groupChoices = (own, paper) =>
     ["Runs of this folder", own.map((name) => [name, name])],
     ["The paper's own numbers", paper.map((name) => [name, name])],
   ].filter(([, options]) => options.length);
+
+/** Whether parts of an answer count, so that the score says more than right or wrong. */
+const hasScore = (answer) =>
+  answer.score !== null && Math.abs(answer.score - answer.accuracy) > 1e-9;
 
 /** What the points can be priced in, and why not. */
 function costs(ours, theirs) {
@@ -141,8 +149,8 @@ function paretoSeries(ours, theirs, state, notes) {
       notes.push(`No full attention in ${from}: shares cannot be drawn.`);
     return answers.flatMap((answer) => {
       const x = state.of(answer, full ?? {}) ?? NaN;
-      const scaleY = state.y === "kept" ? 1 / (full?.accuracy || NaN) : 1;
-      if (!Number.isFinite(x) || !Number.isFinite(answer.accuracy * scaleY)) {
+      const up = heightOf(answer, full, state);
+      if (!Number.isFinite(x) || !Number.isFinite(up.y)) {
         notes.push(
           `${answer.setting}: not drawn, ${Number.isFinite(x) ? "full attention answers nothing" : "no such cost measured"}.`,
         );
@@ -152,7 +160,12 @@ function paretoSeries(ours, theirs, state, notes) {
         ? { colour: "var(--paper)", shape: answer.trained ? "diamond" : "circle" }
         : style.get(answer.setting);
       return [
-        { answer, hollow, ...looked, point: paretoPoint(answer, x, scaleY, full, hollow, state) },
+        {
+          answer,
+          hollow,
+          ...looked,
+          point: paretoPoint(answer, { x, ...up }, full, hollow, state),
+        },
       ];
     });
   };
@@ -184,23 +197,30 @@ function across(answer, full, x) {
   return { near: answer.seconds_low / unit, far: answer.seconds_high / unit };
 }
 
-function paretoPoint(answer, x, scaleY, full, hollow, state) {
-  const times = (value) => (value === null ? null : value * scaleY);
+/** How far up a point lies, and its interval; a mean score has none. */
+function heightOf(answer, full, state) {
+  const score = state.scored ? answer.score : null;
+  if (state.y === "score") return { y: score ?? answer.accuracy, low: null, high: null };
+  if (state.y === "accuracy") return { y: answer.accuracy, low: answer.low, high: answer.high };
+  if (score !== null) return { y: score / (full?.score || NaN), low: null, high: null };
+  const of = (value) => (value === null ? null : value / (full?.accuracy || NaN));
+  return { y: of(answer.accuracy), low: of(answer.low), high: of(answer.high) };
+}
+
+function paretoPoint(answer, place, full, hollow, state) {
   const interval =
     answer.low === null
       ? "no interval given"
       : `95 % interval ${percent(answer.low)} to ${percent(answer.high)}`;
   return {
-    x,
-    y: answer.accuracy * scaleY,
+    ...place,
     ...across(answer, full, state.x),
-    low: times(answer.low),
-    high: times(answer.high),
     label: hollow ? "" : answer.setting,
     title: answer.setting,
     lines: [
       answer.detail === answer.setting ? null : answer.detail,
       `${percent(answer.accuracy)} right (${answer.count}), ${interval}`,
+      hasScore(answer) ? `mean score ${percent(answer.score)}` : null,
       answer.seconds === null ? null : `${quantity(answer.seconds, "s")}: ${answer.time}`,
       full?.seconds && answer.seconds
         ? `${digits(full.seconds / answer.seconds)}x as fast as full attention`
@@ -225,9 +245,13 @@ function paretoSpec(series, cost, state) {
     front: paretoFront(points.length ? points : all),
     x: { label: cost.label, min: 0, format: (value) => short(value) },
     y: {
-      label: state.y === "accuracy" ? "right answers (%)" : "right answers, full attention = 100 %",
+      label: {
+        accuracy: "right answers (%)",
+        score: "mean score (%)",
+        kept: `${state.scored ? "mean score" : "right answers"}, full attention = 100 %`,
+      }[state.y],
       min: 0,
-      max: state.y === "accuracy" ? 1 : Math.max(1, Math.ceil(most * 5) / 5),
+      max: state.y !== "kept" ? 1 : Math.max(1, Math.ceil(most * 5) / 5),
       format: (value) => `${Math.round(100 * value)} %`,
     },
   };
@@ -246,7 +270,7 @@ function paretoNotes(ours, theirs, state, data, notes) {
   const paper = theirs.length || String(state.group).startsWith("paper:");
   const texts = [
     ...notes,
-    ...(state.y === "kept"
+    ...(state.y === "kept" && !state.scored
       ? ["Intervals are those of the setting alone; full attention's own is not in them."]
       : []),
     ...(paper
@@ -272,6 +296,7 @@ function paretoNumbers(answers) {
       "what it does",
       "right",
       "accuracy",
+      "mean score",
       "95 % interval",
       "seconds",
       "p20 to p80",
@@ -284,6 +309,7 @@ function paretoNumbers(answers) {
       a.detail,
       a.count,
       percent(a.accuracy),
+      a.score === null ? null : percent(a.score),
       a.low === null ? null : `${percent(a.low)} to ${percent(a.high)}`,
       a.seconds === null ? null : digits(a.seconds, 4),
       a.seconds_low === null ? null : `${digits(a.seconds_low, 4)} to ${digits(a.seconds_high, 4)}`,
