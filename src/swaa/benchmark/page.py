@@ -1,0 +1,151 @@
+"""Write docs/benchmarks.md from result files: ``python -m swaa.benchmark.page``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from swaa.benchmark.generate_table import Row, Table, tables
+from swaa.benchmark.generate_targets import targets_table
+from swaa.results import Result, load
+
+INTRODUCTION = """# Benchmarks
+
+Written by `python -m swaa.benchmark.page` from the files in `results/`; do not edit. Each number
+was measured in one process with its baseline, on the machine and at the commit that the file names.
+"""
+END_TO_END = """## End to end
+
+`swaa bench generate MODEL` times a prompt and an answer under each recipe, beside:
+
+- *stock*: the same model, full attention in every layer by the fastest stock kernels that run
+  there. They are asked for, not assumed: every one that is installed and right is timed first.
+- *no attention*: the same run with attention replaced by a tensor that is there already. With `T0`
+  for its time, no attention kernel makes the run faster than
+  `limit = (T0 + stock attention) / (T0 + our attention)`, both attentions timed alone at the
+  sizes of the run. *of limit* is how much of that is reached.
+
+All rows share the prompt in chunks, the static cache, the CUDA graph of a decoding step and the
+compiled layers; only what serves the attention calls differs. Shapes without weights are filled
+with random numbers: speed depends on sizes, not on values.
+"""
+KERNELS = """## Attention kernels
+
+`swaa bench kernels` times attention alone. Only visible pairs of query and key count as useful
+operations. Each kernel first showed on that GPU which keys its rows see; one whose mask is wrong is
+not timed.
+"""
+
+
+def write_page(folder: str | Path = "results", path: str | Path = "docs/benchmarks.md") -> None:
+    """Write the page.
+
+    Args:
+        folder: of result files.
+        path: file to write.
+    """
+    Path(path).write_text(make_page(folder), encoding="utf-8")
+
+
+def make_page(folder: str | Path) -> str:
+    """The page's text: end to end first, then kernels; one section per result file."""
+    parts = [INTRODUCTION]
+    for introduction, kind, section in (
+        (END_TO_END, "generate", _generate_section),
+        (KERNELS, "kernels", _kernels_section),
+    ):
+        files = sorted((Path(folder) / kind).glob("*.json"))
+        if files:
+            parts.append(introduction)
+        for file in files:
+            result = load(file)
+            parts.append(_heading(result, file))
+            parts += [_markdown(table) for table in section(result)]
+    return "\n".join(parts)
+
+
+def _heading(result: Result, file: Path) -> str:
+    made = result.provenance
+    versions = ", ".join(f"{name} {v}" for name, v in made.versions.items() if v is not None)
+    commit = "an unknown commit" if made.commit is None else f"commit {made.commit[:8]}"
+    changed = ", with changes" if made.dirty else ""
+    name = made.model if made.model is not None else result.name
+    revision = f" ({made.model_revision})" if made.model_revision else ""
+    link = f"../results/{result.kind}/{file.stem}"
+    return (
+        f"### {name}{revision}, {made.device}\n\n"
+        f"[{file.name}]({link}.json), {made.created[:10]}, {commit}{changed}. {made.dtype};"
+        f" {versions}.\n\n![{name}]({link}.png)\n"
+    )
+
+
+def _generate_section(result: Result) -> list[Table]:
+    targets = targets_table(result)
+    found = [_stock_table(result), *tables(result.rows)]
+    return found if targets is None else [targets, *found]
+
+
+def _stock_table(result: Result) -> Table:
+    cells = []
+    for row in result.rows:
+        if row["kind"] != "stock":
+            continue
+        for phase in ("prefill", "decode"):
+            for name, seconds in row[phase]["tried"].items():
+                best = "taken" if name == row[phase]["best"] else ""
+                timed = isinstance(seconds, float)
+                value = f"{1e3 * seconds:.3f}" if timed else f"not timed: {seconds}"
+                cells.append((phase, name, value, best))
+    return Table("Stock kernels tried, one layer (ms)", ("phase", "kernel", "ms", ""), cells)
+
+
+def _kernels_section(result: Result) -> list[Table]:
+    ceiling, *measured = result.rows
+    groups: dict[tuple[str, int, int], list[Row]] = {}
+    for row in measured:
+        groups.setdefault((row["phase"], row["tokens"], row["batch"]), []).append(row)
+    rates = f"matmul {ceiling['matmul'] / 1e12:.0f} TFLOP/s, copy {ceiling['copy'] / 1e12:.2f} TB/s"
+    return [
+        _kernels_table(f"{phase}, {tokens:,} tokens, batch {batch} ({rates})", rows)
+        for (phase, tokens, batch), rows in groups.items()
+    ]
+
+
+def _kernels_table(title: str, rows: Sequence[Row]) -> Table:
+    decoding = rows[0]["phase"] == "decode"
+    cells = []
+    for row in rows:
+        head = (row["kernel"], row["mask"])
+        if row["refused"]:
+            cells.append((*head, f"not measured: {row['refused']}", "", "", ""))
+            continue
+        if decoding:
+            rate = (f"{row['kv_bytes_per_second'] / 1e12:.2f}", f"{row['of_copy']:.1%}")
+        else:
+            rate = (f"{row['useful_flops'] / 1e12:.0f}", f"{row['of_matmul']:.1%}")
+        spread = f"{1e3 * row['p20']:.3f} to {1e3 * row['p80']:.3f}"
+        cells.append((*head, f"{1e3 * row['p50']:.3f}", spread, *rate))
+    units = ("TB/s", "of copy") if decoding else ("useful TFLOP/s", "of matmul")
+    return Table(title, ("kernel", "mask", "median ms", "p20 to p80", *units), cells)
+
+
+def _markdown(table: Table) -> str:
+    numeric = [
+        all(cell[:1].isdecimal() or cell[:1] in ("-", "+", "") for cell in column)
+        for column in zip(*table.cells, strict=True)
+    ]
+    lines = [
+        _line(table.headers),
+        _line(["---:" if right else "---" for right in numeric]),
+        *(_line(cells) for cells in table.cells),
+    ]
+    return f"**{table.title}**\n\n" + "\n".join(lines) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+if __name__ == "__main__":
+    write_page(*sys.argv[1:3])

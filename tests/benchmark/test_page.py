@@ -1,0 +1,124 @@
+"""The page of benchmarks: made from result files, and up to date."""
+
+from pathlib import Path
+
+from swaa import SWAAConfig, results
+from swaa.benchmark.generate import NOTHING, STOCK
+from swaa.benchmark.generate_targets import TOKENS, targets_table
+from swaa.benchmark.page import make_page, write_page
+
+ROOT = Path(__file__).parents[2]
+SLIDING = SWAAConfig(window=2048, sink_tokens=128)
+QUARTER = SWAAConfig(window=2048, full_layers="middle:1/4", full_decode=True)
+HALF = SWAAConfig(window=2048, full_layers="odd")
+
+
+def row(setting, tokens, first, **values):
+    base = {
+        "kind": "t0" if setting == NOTHING else "run",
+        "setting": setting,
+        "tokens": tokens,
+        "batch": 1,
+        "refused": None,
+        "first_token_s": {"p20": first, "p50": first, "p80": first},
+        "per_token_s": {"p20": 0.004, "p50": 0.004, "p80": 0.004},
+        "prefill_tokens_per_s": tokens / first,
+        "decode_tokens_per_s": 250.0,
+        "kv_bytes": 1000,
+        "kv_allocated_bytes": 1010,
+        "kv_predicted_bytes": 1000,
+        "kv_peak_bytes": 2100,
+        "kv_predicted_peak_bytes": 2000,
+        "peak_bytes": 5000,
+        "matmul_s": 0.5,
+        "weights_s": 0.001,
+    }
+    if setting != NOTHING:
+        base |= {"first_token_speedup": 4.5, "first_token_limit": 5.0, "first_token_of_limit": 0.9}
+        base |= {"per_token_speedup": 1.4, "per_token_limit": 2.0, "per_token_of_limit": 0.7}
+    return base | values
+
+
+def made(rows, recipes=None):
+    recipes = {"sliding": SLIDING, "quarter": QUARTER, "half": HALF} if recipes is None else recipes
+    return results.Result(
+        kind="generate",
+        name="qwen3-4b",
+        config={
+            "model": "qwen3-4b",
+            "recipes": {name: config.to_dict() for name, config in recipes.items()},
+        },
+        rows=(
+            {"kind": "ceiling", "matmul": 7e14, "copy": 4e12},
+            {
+                "kind": "stock",
+                "prefill": {"best": "FA4", "tried": {"FA4": 0.01, "FA3": "not | here"}},
+                "decode": {"best": "SDPA", "tried": {"SDPA": 0.001}},
+            },
+            *rows,
+        ),
+        provenance=results.record_provenance(model="qwen3-4b", model_revision="random weights"),
+    )
+
+
+ROWS = [
+    row(NOTHING, TOKENS, 1.0),
+    row(STOCK, TOKENS, 9.0),
+    row("sliding", TOKENS // 2, 1.0),
+    row("sliding", TOKENS, 2.2),
+    row("quarter", TOKENS, 3.0, first_token_speedup=2.1, first_token_of_limit=0.84),
+    row("half", TOKENS, 5.0),
+]
+
+
+def test_targets_are_those_of_the_settings_that_have_them():
+    table = targets_table(made(ROWS))
+    found = {(cells[0], cells[1].split(",")[0]): cells[-2:] for cells in table.cells}
+    assert found == {
+        ("sliding", "first token faster than stock"): ("4.50x", "yes"),
+        ("sliding", "the same"): ("90.0%", "yes"),
+        ("sliding", "token faster than stock full decoding"): ("1.40x (70% of it)", "no"),
+        ("sliding", "KV bytes held"): ("+1.00%", "yes"),
+        ("sliding", "KV bytes peak"): ("+5.00%", "no"),
+        ("sliding", f"first token against {TOKENS // 2:,}".split(",")[0]): ("2.20x", "no"),
+        ("quarter", "first token faster than stock"): ("2.10x", "no"),
+        ("quarter", "the same"): ("84.0%", "no"),
+    }
+
+
+def test_no_rows_no_targets():
+    assert targets_table(made([row("half", TOKENS, 5.0)])) is None
+    assert targets_table(made([row("sliding", 8192, 5.0)])) is None
+    assert targets_table(made(ROWS, recipes={"half": HALF})) is None
+    short = SWAAConfig(window=1024)
+    assert targets_table(made(ROWS, recipes={"sliding": short})) is None
+
+
+def test_the_page_shows_every_file(tmp_path):
+    path = results.save(made(ROWS), folder=tmp_path)
+    page = make_page(tmp_path)
+    assert f"[{path.name}](../results/generate/{path.name})" in page
+    assert "| sliding | first token faster than stock, every layer sliding | 4.00x |" in page
+    assert "| prefill | FA3 | not timed: not \\| here |  |" in page
+    assert "| prefill | FA4 | 10.000 | taken |" in page
+    assert (
+        "| 131,072 | 1 | sliding | 2.200 | 2.200 to 2.200 | 4.50x | 5.00x | 90% | 59,578 |" in page
+    )
+    assert "## Attention kernels" not in page
+    write_page(tmp_path, tmp_path / "page.md")
+    assert (tmp_path / "page.md").read_text("utf-8") == page
+
+
+def test_the_committed_page_is_made_from_the_committed_results():
+    """Where this fails: ``python -m swaa.benchmark.page``."""
+    page = make_page(ROOT / "results")
+    assert (ROOT / "docs" / "benchmarks.md").read_text("utf-8") == page
+    for kind in ("kernels", "generate"):
+        for path in (ROOT / "results" / kind).glob("*.json"):
+            assert path.name in page
+
+
+def test_kernels_that_were_not_timed_say_why():
+    page = make_page(ROOT / "results")
+    assert "not measured: BackendError: backend 'fa4': splits no keys on Hopper" in page
+    assert "| swaa triton | window 2048 + 128 sinks |" in page
