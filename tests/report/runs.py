@@ -207,10 +207,12 @@ def tune():
 
 
 def vllm():
+    sizes = {"prompt_tokens": 131_072, "requests": 4, "traffic_prompt": 128_000}
+    sizes |= {"traffic_answer": 512}
     config = {
         "settings": [
-            {"name": "stock", "swaa": None, "prompt_tokens": 131_072},
-            {"name": "full_decode", "swaa": SLIDING, "prompt_tokens": 131_072},
+            {"name": "stock", "swaa": None, **sizes},
+            {"name": "full_decode", "swaa": SLIDING, **sizes},
         ]
     }
     rows = tuple(
@@ -219,6 +221,9 @@ def vllm():
             "first_token_seconds": first,
             "each_token_seconds": None,
             "live_kv_bytes": 1 << 30,
+            "kv_tokens_per_gib": 7000.0 if name == "stock" else 21_000.0,
+            "traffic_seconds": first,
+            "traffic_tokens": 900,
         }
         for name, first in (("stock", 9.0), ("full_decode", 3.0))
     )

@@ -136,14 +136,17 @@ def test_tuned_recipes_are_priced_by_arithmetic(shown):
 
 def test_vllm_engines_are_times_and_bytes(shown):
     items = [one for one in shown["measurements"] if "vLLM" in one["measure"]]
-    (ours,) = _of(items, chart="speed", series="full decode")
+    ours, traffic = _of(items, chart="speed", series="full decode")
+    assert (traffic["value"], traffic["unit"], traffic["more_is_better"]) == (300.0, "tok/s", True)
+    assert "4 requests of 128,000 + 512 tokens at once" in traffic["measure"]
     assert (ours["value"], ours["tokens"], ours["ours"], ours["full"]) == (
         3.0,
         131_072,
         True,
         False,
     )
-    assert len(_of(items, chart="memory")) == 2
+    assert len(_of(items, unit="B")) == 2
+    assert [one["value"] for one in _of(items, unit="tok/GiB")] == [7000.0, 21_000.0]
 
 
 def test_the_papers_numbers_are_those_of_its_tables():

@@ -8,8 +8,8 @@ from typing import Literal
 
 from swaa.config import SWAAConfig
 
-Unit = Literal["s", "B", "tok/s", "share"]
-"""Seconds, bytes, tokens a second, or a share of one."""
+Unit = Literal["s", "B", "tok/s", "tok/GiB", "share"]
+"""Seconds, bytes, tokens a second, tokens that a GiB of cache holds, or a share of one."""
 
 
 @dataclass(frozen=True, kw_only=True)

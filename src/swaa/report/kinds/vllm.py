@@ -1,4 +1,4 @@
-"""Results of ``swaa.benchmark.serving``: vLLM engines on one long prompt, each alone."""
+"""Results of ``swaa.benchmark.long_prompt``: vLLM engines on one long prompt, each alone."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _measurements(
     run: Run, row: Mapping[str, Any], setting: Mapping[str, Any]
 ) -> Iterator[Measurement]:
     provenance = run.result.provenance
-    own: Mapping[str, Any] = {
+    own: dict[str, Any] = {
         "group": f"{provenance.model}, {provenance.dtype}, {provenance.device}",
         "series": row["engine"].replace("_", " "),
         "tokens": setting["prompt_tokens"],
@@ -50,11 +50,30 @@ def _measurements(
     for name, measure in _TIMES.items():
         if row[name] is not None:
             yield Measurement(chart="speed", measure=measure, unit="s", value=row[name], **own)
+    if row["traffic_seconds"]:
+        traffic = f"{setting['requests']} requests of {setting['traffic_prompt']:,}"
+        yield Measurement(
+            chart="speed",
+            measure=f"throughput in vLLM, {traffic} + {setting['traffic_answer']} tokens at once",
+            unit="tok/s",
+            value=row["traffic_tokens"] / row["traffic_seconds"],
+            more_is_better=True,
+            **own | {"tokens": setting["traffic_prompt"]},
+        )
     if row["live_kv_bytes"]:
         yield Measurement(
             chart="memory",
             measure="live KV of one request in vLLM",
             unit="B",
             value=row["live_kv_bytes"],
+            **own,
+        )
+    if row["kv_tokens_per_gib"]:
+        yield Measurement(
+            chart="memory",
+            measure="tokens that vLLM's cache holds",
+            unit="tok/GiB",
+            value=row["kv_tokens_per_gib"],
+            more_is_better=True,
             **own,
         )

@@ -141,7 +141,9 @@ function curveSpec(series, sample, lengths, relative, state) {
   const [factor, unit] = relative ? [1, "x"] : unitFor(sample.unit, Math.max(...values, 0));
   const log = state.scale === "log";
   const against =
-    sample.unit === "B" ? "full attention's bytes divided by these" : "speed, full attention = 1";
+    { B: "full attention's bytes divided by these", "tok/GiB": "capacity, full attention = 1" }[
+      sample.unit
+    ] ?? "speed, full attention = 1";
   const up = relative ? `${against} (more is better)` : `${sample.measure} (${unit})`;
   return {
     title: `${sample.measure} against length`,

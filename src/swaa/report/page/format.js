@@ -61,6 +61,7 @@ function unitFor(unit, value) {
       [1, "B"],
     ],
     "tok/s": [[1, "tok/s"]],
+    "tok/GiB": [[1, "tokens/GiB"]],
     share: [[0.01, "%"]],
   }[unit] || [[1, unit]];
   return steps.find(([factor]) => Math.abs(value) >= factor) || steps[steps.length - 1];
