@@ -2,8 +2,9 @@ import json
 import sys
 
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 
-from swaa.evaluation.tasks import find_tasks
+from swaa.evaluation.tasks import find_tasks, rows
 from swaa.evaluation.tasks.longbench_v2 import find_letter
 
 OWN = {"context": "The code is 77. Mind it.", "question": "Which code?", "answers": ["77"]}
@@ -90,7 +91,7 @@ def test_a_bad_line_is_named(prompt, tmp_path, line, message):
 
 
 def test_files_that_cannot_be_read(prompt, tmp_path):
-    with pytest.raises(ValueError, match=r"jsonl reads a local file; name it: jsonl:FILE\.jsonl"):
+    with pytest.raises(ValueError, match=r"jsonl reads a file; name it: jsonl:FILE\.jsonl"):
         find_tasks(["jsonl"])
     with pytest.raises(ValueError, match="expected a file that ends in"):
         find_tasks(["jsonl:my.csv"])
@@ -227,3 +228,30 @@ def test_bad_rows_of_longmemeval(prompt, tmp_path, change, message):
     path = _write(tmp_path, "m.json", [MEMORY | change])
     with pytest.raises(ValueError, match=f"m.json, row 1: {message}"):
         _samples(prompt, f"longmemeval:2:{path}")
+
+
+def test_files_of_the_hub_are_read_like_local_ones(prompt, tmp_path, monkeypatch):
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"context": "a", "question": "b", "answers": ["c"]}\n')
+    asked = []
+
+    def download(name, file, repo_type):
+        asked.append((name, file, repo_type))
+        return str(path)
+
+    monkeypatch.setattr(rows, "hf_hub_download", download)
+    task, (sample,) = _samples(prompt, "jsonl:hf://owner/set/folder/data.jsonl")
+    assert asked == [("owner/set", "folder/data.jsonl", "dataset")]
+    assert sample.answers == ("c",)
+    assert task.name == "jsonl:data.jsonl"
+
+
+def test_files_that_the_hub_does_not_give_are_named(monkeypatch):
+    def fail(*args, **options):
+        raise LocalEntryNotFoundError("no network\nand no copy")
+
+    monkeypatch.setattr(rows, "hf_hub_download", fail)
+    with pytest.raises(FileNotFoundError, match=r"cannot have hf://o/s/x.json: no network and no"):
+        find_tasks(["longbench_v2:hf://o/s/x.json"])
+    with pytest.raises(ValueError, match=r"hf://o/x.json: expected hf://OWNER/DATASET/FILE"):
+        find_tasks(["longmemeval:10:hf://o/x.json"])

@@ -10,11 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
 from swaa.evaluation.prompt import Prompt
 from swaa.evaluation.revision import checksum
 from swaa.evaluation.sample import Sample
 
 FORMATS = (".jsonl", ".json", ".parquet")
+
+HUB = "hf://"
+"""Before a file of a data set on the hub: ``hf://OWNER/DATASET/FILE``."""
 
 
 @dataclass(frozen=True)
@@ -66,17 +72,22 @@ class DataFile:
 
     @classmethod
     def find(cls, task: str, argument: str | None) -> DataFile:
-        """The file behind a task's colon.
+        """The file behind a task's colon: here, or one of the hub's data sets.
 
         Raises:
             ValueError: when none is named, or its format is not known.
-            FileNotFoundError: when it is not there.
+            FileNotFoundError: when it is not there, or cannot be had.
         """
         if argument is None:
-            raise ValueError(f"{task} reads a local file; name it: {task}:FILE{FORMATS[0]}")
+            raise ValueError(
+                f"{task} reads a file; name it: {task}:FILE{FORMATS[0]}, or"
+                f" {task}:{HUB}OWNER/DATASET/FILE{FORMATS[0]}"
+            )
         path = Path(argument).expanduser()
         if path.suffix not in FORMATS:
             raise ValueError(f"{argument}: expected a file that ends in {', '.join(FORMATS)}")
+        if argument.startswith(HUB):
+            return cls(_download(argument))
         if not path.is_file():
             raise FileNotFoundError(f"no such file: {argument}")
         return cls(path)
@@ -133,6 +144,22 @@ def take(
         if length is None or tokens <= length:
             samples.append(dataclasses.replace(sample, length=tokens))
     return samples
+
+
+def _download(address: str) -> Path:
+    """A file of the hub, kept in its cache."""
+    owner, _, rest = address.removeprefix(HUB).partition("/")
+    name, _, file = rest.partition("/")
+    if not (owner and name and file):
+        raise ValueError(f"{address}: expected {HUB}OWNER/DATASET/FILE")
+    try:
+        return Path(hf_hub_download(f"{owner}/{name}", file, repo_type="dataset"))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise FileNotFoundError(
+            f"cannot have {address}: {reason:.200}; check the name, or download it and name the"
+            " file"
+        ) from None
 
 
 def _jsonl(path: Path) -> Iterator[tuple[int, Any]]:
