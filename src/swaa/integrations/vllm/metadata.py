@@ -108,7 +108,7 @@ class SlidingMetadataBuilder(AttentionMetadataBuilder[SlidingMetadata]):
         prompts = None
         if self.plan.needs_prompt_length:
             prompts = self._prompt_lengths(batch)
-            if prompts is None:  # a warm-up batch
+            if prompts is None or len(prompts) < batch.num_reqs:  # a warm-up or a padded batch
                 return None
         layout: Layout | None = lay_out(
             self.plan,
