@@ -99,6 +99,19 @@ def test_a_torn_last_line_is_dropped_and_done_again(run, samples, tmp_path):
     assert execute(run, samples, fake_engine(samples), folder=tmp_path).resumed == 3
 
 
+def test_a_result_half_written_is_cleared_away(run, samples, tmp_path):
+    with pytest.raises(_StopError):
+        execute(run, samples, fake_engine(samples), folder=tmp_path, progress=_stop_after(4))
+    (path,) = (tmp_path / "eval").glob("*.jsonl")
+    for suffix in (".json", ".jsonl"):
+        path.with_name(f".{path.stem}{suffix}.ab12cd34").write_text("half")
+    other = path.with_name(".other.json.ab12cd34")
+    other.write_text("of a run under way")
+    execute(run, samples, fake_engine(samples), folder=tmp_path)
+    hidden = [item for item in path.parent.iterdir() if item.name.startswith(".")]
+    assert hidden == [other]
+
+
 def test_a_spoilt_line_is_named(run, samples, tmp_path):
     with pytest.raises(_StopError):
         execute(run, samples, fake_engine(samples), folder=tmp_path, progress=_stop_after(4))
@@ -191,8 +204,7 @@ def test_killing_a_run_20_times_changes_nothing(tmp_path):
     assert said["kills"] == 20
     assert any(0 < count < 40 for count in said["survived"])
     files = {
-        # A file that was being written when the process died lies about under a hidden name.
-        folder: {path.name: path for path in (tmp_path / folder / "eval").glob("[!.]*")}
+        folder: {path.name: path for path in (tmp_path / folder / "eval").iterdir()}
         for folder in ("whole", "killed")
     }
     assert files["whole"].keys() == files["killed"].keys()

@@ -190,6 +190,9 @@ def execute(
     path = results.result_path(KIND, run.name, run.identity, folder=folder)
     started = time.perf_counter()
     with SamplesFile(path.with_suffix(".jsonl")) as file:
+        # What a process left that was killed while it wrote the result.
+        for unfinished in path.parent.glob(f".{path.stem}.json*"):
+            unfinished.unlink()
         resumed = len(file.samples)
         if is_likelihood(run):
             likelihood.measure(run.prompt, samples, engine, file, progress)
