@@ -38,9 +38,7 @@ def write_lines(path, conversations):
 
 def conversation(*turns):
     roles = ("user", "assistant")
-    return {
-        "messages": [{"role": roles[i % 2], "content": text} for i, text in enumerate(turns)]
-    }
+    return {"messages": [{"role": roles[i % 2], "content": text} for i, text in enumerate(turns)]}
 
 
 def conversations(count=8):

@@ -32,11 +32,15 @@ def _trained(tokenizer, example):
     return [tokenizer.decode(span) for span in spans]
 
 
+PAIRS = (("how?", "so."), ("and?", "thus."))
+
+
 def test_every_assistant_turn_and_its_end_token_are_answer(tmp_path, tokenizer):
     (example,) = _load(tmp_path, tokenizer, conversation("how?", "so.", "and?", "thus.")).examples
     assert _trained(tokenizer, example) == ["so.<end>", "thus.<end>"]
     text = tokenizer.decode(example.input_ids)
-    assert text == "<|user|>how?<end>\n<|assistant|>so.<end>\n<|user|>and?<end>\n<|assistant|>thus.<end>\n"
+    first, second = (f"<|user|>{q}<end>\n<|assistant|>{a}<end>\n" for q, a in PAIRS)
+    assert text == first + second
     assert example.answer_tokens == len("so.") + 1 + len("thus.") + 1
 
 
@@ -63,7 +67,9 @@ def test_without_a_chat_template(tmp_path):
     (example,) = _load(tmp_path, plain, conversation("how?", "so.")).examples
     assert plain.decode(example.input_ids) == "how?\nso.<end>"
     assert _trained(plain, example) == ["so.<end>"]
-    with pytest.raises(ValueError, match="line 1: the tokenizer has no chat template, so that only"):
+    with pytest.raises(
+        ValueError, match="line 1: the tokenizer has no chat template, so that only"
+    ):
         _load(tmp_path, plain, conversation("a", "b", "c", "d"))
 
 
@@ -74,7 +80,10 @@ BAD = {
     "no turns": ('{"messages": []}', "line 2: expected an object with 'messages'"),
     "odd turn": ('{"messages": ["hi"]}', "line 2: turn 1 is no object"),
     "no content": ('{"messages": [{"role": "user"}]}', "line 2: turn 1 needs 'role' and 'content'"),
-    "no assistant": (json.dumps({"messages": conversation("a", "b")["messages"][:1]}), "line 2: no"),
+    "no assistant": (
+        json.dumps({"messages": conversation("a", "b")["messages"][:1]}),
+        "line 2: no",
+    ),
     "empty answer": (json.dumps(conversation("a", " \n")), "line 2: turn 2 is an empty answer"),
     "too long": (json.dumps(conversation("a" * 900, "b")), "line 2: 9.. tokens, at most 500 are"),
 }
@@ -99,9 +108,9 @@ def test_many_bad_lines_are_counted(tmp_path, tokenizer):
     path.write_text("{\n" * 9)
     with pytest.raises(ValueError, match=r"9 of 9 lines .*line 5: .*; and 4 more\."):
         load_conversations(path, tokenizer, max_length=500)
-    with pytest.raises(ValueError, match="d.jsonl holds no conversation to train on"):
+    with pytest.raises(ValueError, match=r"d.jsonl holds no conversation to train on"):
         load_conversations(path, tokenizer, max_length=500, skip_bad=True)
-    with pytest.raises(FileNotFoundError, match="no such file: .*none.jsonl"):
+    with pytest.raises(FileNotFoundError, match=r"no such file: .*none.jsonl"):
         load_conversations(tmp_path / "none.jsonl", tokenizer, max_length=500)
 
 

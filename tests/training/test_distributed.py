@@ -10,10 +10,31 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-FLAGS = (
-    "--window 16 --sink-tokens 2 --full-layers 1 --full-decode all --dense-tail 4 --max-length 400"
-    " --learning-rate 0.005 --warmup 0 --epochs 2 --objective sft+kl --batch-size 2 --no-merge"
-).split()
+FLAGS = [
+    "--window",
+    "16",
+    "--sink-tokens",
+    "2",
+    "--full-layers",
+    "1",
+    "--full-decode",
+    "all",
+    "--dense-tail",
+    "4",
+    "--max-length",
+    "400",
+    "--learning-rate",
+    "0.005",
+    "--warmup",
+    "0",
+    "--epochs",
+    "2",
+    "--objective",
+    "sft+kl",
+    "--batch-size",
+    "2",
+    "--no-merge",
+]
 
 
 def _free_port():

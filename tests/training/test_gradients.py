@@ -1,4 +1,6 @@
-"""Gradients through a training batch's mask: sliding, tail and answer rows, several turns, packed."""
+"""Gradients through a training batch's mask: sliding, tail, answer; several turns, packed."""
+
+import itertools
 
 import pytest
 import torch
@@ -45,7 +47,7 @@ def _arguments(rows, lengths):
 
 
 def _gradients(backend, dtype, rows, lengths, *, trained=None):
-    """Of q, k and v, for a loss on the answer rows; ``trained``: these, where the mask has others."""
+    """Of q, k and v, for a loss on the answer rows, or on ``trained``."""
     generator = torch.Generator().manual_seed(3)
     shapes = ((4, 16), (2, 16), (2, 16))
     qkv = [
@@ -75,7 +77,7 @@ def test_the_mask_is_mixed_and_matters(case):
     left = _arguments(rows, lengths)["left"].flatten()
     offsets = [0, *torch.tensor(lengths or [TOKENS] * len(rows)).cumsum(0).tolist()]
     kinds = {"tail": 0, "answer": 0, "sliding": 0}
-    for first, end in zip(offsets, offsets[1:], strict=False):
+    for first, end in itertools.pairwise(offsets):
         for t in range(first, end):
             answer = bool(rows.flatten()[t])
             full = left[t] == 0 and t - first >= PLAN.window

@@ -42,9 +42,7 @@ def test_losses_and_gradients_equal_plain_ones(chunk, softcap):
     wanted = logits(taught)[:, :-1].log_softmax(-1)
     kl = (wanted.exp() * (wanted - log_probs)).sum(-1)[shifted != -100].sum()
     (expected,) = torch.autograd.grad(2 * sft + 3 * kl, states)
-    found = answer_losses(
-        head, states, labels, teacher=answer_states(taught, labels), chunk=chunk
-    )
+    found = answer_losses(head, states, labels, teacher=answer_states(taught, labels), chunk=chunk)
     torch.testing.assert_close(found.sft, sft)
     torch.testing.assert_close(found.kl, kl)
     assert found.tokens == (shifted != -100).sum()

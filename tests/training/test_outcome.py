@@ -38,6 +38,10 @@ def _logits(model, ids, prompt):
         return model(ids).logits
 
 
+def _close(ours, theirs):
+    return torch.allclose(ours, theirs, atol=1e-4)
+
+
 IDS = torch.arange(3, 73)[None]
 LONG, SHORT = 60, 18
 
@@ -62,9 +66,7 @@ def test_a_server_finds_the_recipe(out):
     from swaa.integrations.vllm.settings import find
 
     config = AutoModelForCausalLM.from_pretrained(out / "merged").config
-    engine = SimpleNamespace(
-        additional_config=None, model_config=SimpleNamespace(hf_config=config)
-    )
+    engine = SimpleNamespace(additional_config=None, model_config=SimpleNamespace(hf_config=config))
     found = find(engine)
     assert found is not None
     assert found.config == CONFIG
@@ -88,10 +90,10 @@ def test_the_adapter_is_off_for_prompts_that_fit(out, load):
     assert read_adapter(str(out / "adapter")).off_within == 18
     for prompt, same in ((SHORT, True), (SHORT + 1, False), (LONG, False), (SHORT, True)):
         found, wanted = (_logits(model, IDS, prompt) for model in (adapter, base))
-        assert torch.equal(found, wanted) == same, prompt
+        assert _close(found, wanted) == same, prompt
     with torch.no_grad(), swaa.attention_rows(torch.arange(70)[None] >= LONG):
         adapter(IDS)  # rows without a prompt length: the adapter is on
-    assert not torch.equal(_logits(adapter, IDS, LONG), _logits(base, IDS, LONG))
+    assert not _close(_logits(adapter, IDS, LONG), _logits(base, IDS, LONG))
 
 
 def test_generate_decides_by_the_longest_prompt_without_padding(out, load):
@@ -108,9 +110,9 @@ def test_generate_decides_by_the_longest_prompt_without_padding(out, load):
     def run(model):
         return torch.stack(model.generate(ids, attention_mask=mask, **options).logits)
 
-    assert torch.equal(run(adapter), run(base))
+    assert _close(run(adapter), run(base))
     mask[1, 11] = 1
-    assert not torch.equal(run(adapter), run(base))
+    assert not _close(run(adapter), run(base))
 
 
 def test_the_adapter_may_stay_on(checkpoint, load, data, tmp_path):
@@ -124,7 +126,7 @@ def test_the_adapter_may_stay_on(checkpoint, load, data, tmp_path):
     swaa.adapt(adapter, quiet=True)
     base = load().model
     swaa.adapt(base, CONFIG, quiet=True)
-    assert not torch.equal(_logits(adapter, IDS, SHORT), _logits(base, IDS, SHORT))
+    assert not _close(_logits(adapter, IDS, SHORT), _logits(base, IDS, SHORT))
 
 
 def test_other_folders_hold_no_adapter_of_ours(checkpoint, load, out, monkeypatch):

@@ -1,0 +1,122 @@
+"""`swaa distill` and `swaa train` from the command line."""
+
+import json
+
+import pytest
+import torch
+
+from swaa import cli
+from tests.training.conftest import conversation, write_lines
+
+
+def _run(capsys, *words):
+    code = cli.main([str(word) for word in words])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err.strip().splitlines()
+
+
+QUESTION = {"context": "a" * 40, "question": "b?", "answers": "zzz", "max_new_tokens": 4}
+
+
+def test_from_questions_to_a_checkpoint(capsys, checkpoint, tmp_path):
+    data = write_lines(tmp_path / "q.jsonl", [QUESTION])
+    out = tmp_path / "sft.jsonl"
+    words = ("distill", checkpoint, "--data", data, "--out", out, "--device", "cpu", "--json")
+    code, printed, _ = _run(capsys, *words, "--answers", 2, "--batch-size", 2)
+    assert code == 0
+    assert json.loads(printed)["answers"] == 2
+    answers = tmp_path / "sft.answers.jsonl"
+    drawn = answers.read_text()
+    assert len(drawn.splitlines()) == 2
+    assert _run(capsys, *words, "--answers", 2, "--batch-size", 2)[0] == 0
+    assert answers.read_text() == drawn
+
+    write_lines(out, [conversation("a" * 40, "zzz")] * 4)
+    trained = tmp_path / "out"
+    words = ("train", checkpoint, "--data", out, "--out", trained, "--device", "cpu", "--json")
+    words += ("--recipe", "naive", "--window", 16, "--max-length", 99, "--accumulate", 2)
+    code, printed, _ = _run(capsys, *words, "--objective", "kl")
+    assert code == 0
+    values = json.loads(printed)
+    assert values["steps"] == 2
+    assert (trained / "loss.png").exists() == (values["plot"] is not None)
+    config = json.loads((trained / "merged" / "config.json").read_text())
+    assert config["swaa"]["window"] == 16
+    code, _, errors = _run(capsys, *words)
+    assert code == 2
+    assert errors[-1].endswith("out holds a training; give --resume, or another folder")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--data", "bad"], "bad.jsonl: 1 of 2 lines cannot be trained on: line 2: turn 2 is an"),
+        (["--data", "good", "--rank", "0"], "rank is 0; expected a whole number of at least 1"),
+        (["--data", "good", "--tracker", "trackio"], "--tracker trackio needs trackio; run: pip"),
+        (["--data", "good", "--resume"], "holds no checkpoint to resume from; train without"),
+        (["--data", "none"], "no such file: "),
+    ],
+)
+def test_a_mistake_is_one_line(capsys, checkpoint, tmp_path, monkeypatch, words, message):
+    good, empty = conversation("a", "b"), conversation("a", " ")
+    write_lines(tmp_path / "good.jsonl", [good])
+    write_lines(tmp_path / "bad.jsonl", [good, empty])
+    words = [tmp_path / f"{w}.jsonl" if w in ("good", "bad", "none") else w for w in words]
+    words += ["--window", "16", "--out", tmp_path / "out", "--device", "cpu"]
+    code, printed, errors = _run(capsys, "train", checkpoint, *words)
+    assert (code, printed) == (2, "")
+    assert message in errors[-1]
+    assert errors[-1].startswith("swaa train: ")
+    assert not (tmp_path / "out" / "adapter").exists()
+
+
+def test_skipped_lines_are_named(capsys, checkpoint, tmp_path):
+    data = write_lines(tmp_path / "d.jsonl", [conversation("a" * 30, "b"), conversation("a", "")])
+    words = ("train", checkpoint, "--data", data, "--out", tmp_path / "out", "--device", "cpu")
+    code, printed, _ = _run(capsys, *words, "--window", 16, "--skip-bad", "--no-merge")
+    assert code == 0
+    assert "skipped line 2: turn 2 is an empty answer" in printed
+    assert "merged" not in printed
+
+
+def test_missing_packages_are_named(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    words = ("train", "smollm2", "--data", "d", "--out", tmp_path / "o")
+    code, _, errors = _run(capsys, *words)
+    assert code == 2
+    assert errors == ["swaa train: training needs trl; run: pip install 'swaa[train]'"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--endpoint", "http://x/v1", "--batch-size", 2], "--batch-size does nothing with"),
+        (["--concurrency", 2], "--concurrency does nothing without --endpoint"),
+        (["--temperature", 0], "temperature is 0.0; expected more than 0 to draw"),
+        (["--judge-model", "m"], "--judge-endpoint and --judge-model go together"),
+        (["--max-length", 5], "holds no question of at most 5 tokens"),
+    ],
+)
+def test_distill_checks_its_flags(capsys, checkpoint, tmp_path, words, message):
+    data = write_lines(tmp_path / "q.jsonl", [QUESTION])
+    out = tmp_path / "o.jsonl"
+    code, _, errors = _run(capsys, "distill", checkpoint, "--data", data, "--out", out, *words)
+    assert code == 2
+    assert message in errors[-1]
+    assert not out.exists()
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch):
+    from swaa.cli.train import _device
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert _device("auto") == "auto"
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert _device("auto") == "cuda:3"
+    assert _device("cpu") == "cpu"
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert _device("auto") == "cpu"
+    monkeypatch.delenv("ACCELERATE_USE_FSDP")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "yes")
+    assert _device("auto") == "cpu"
