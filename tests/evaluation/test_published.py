@@ -123,6 +123,12 @@ def test_the_picture_shows_the_committed_results():
     assert mark.encode() in DOCUMENT.with_suffix(".png").read_bytes()
 
 
+def test_links_of_the_document_lead_somewhere():
+    links = re.findall(r"\]\((?!http)([^)#]+)", DOCUMENT.read_text("utf-8"))
+    assert len(links) > 3
+    assert [link for link in links if not (DOCUMENT.parent / link).exists()] == []
+
+
 def test_published_results_are_of_clean_commits():
     for column in published.read_columns(ROOT / "results"):
         assert column.result.provenance.dirty is False
