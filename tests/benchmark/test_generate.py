@@ -205,6 +205,16 @@ def test_a_setting_that_does_not_fit_is_a_row(monkeypatch):
     assert "not measured: no room" in text
 
 
+def test_nothing_is_begun_behind_the_time_limit(monkeypatch):
+    monkeypatch.setattr(generate.time, "perf_counter", iter(range(0, 10_000, 40)).__next__)
+    monkeypatch.setattr(generate, "measure_run", lambda *_: pytest.fail("was begun"))
+    options = replace(TINY, lengths=(100,), batches=(1,), time_limit=30)
+    rows = measure(options, report=lambda line: None).rows[2:]
+    assert len(rows) == 4
+    assert all(row["refused"] == "not begun within the time limit of 30 s" for row in rows)
+    assert options.config() == replace(options, time_limit=None).config()
+
+
 def test_results_are_kept_drawn_and_printed_with_json_last(tmp_path, capsys):
     words = ["bench", "generate", "tiny", "--lengths", "200", "--new-tokens", "3", "--dtype"]
     words += ["float32", "--no-compile", "--repeats", "1", "--output", str(tmp_path)]

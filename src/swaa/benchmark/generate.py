@@ -57,6 +57,7 @@ class Options:
         repeats: most timings of the first token at each size.
         dtype: of weights and cache.
         compiled: whether the decoder layers are compiled, for every row alike.
+        time_limit: seconds after which no other row is begun; those left say so.
     """
 
     model: str
@@ -68,6 +69,7 @@ class Options:
     repeats: int = 5
     dtype: str = "bfloat16"
     compiled: bool = True
+    time_limit: int | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in ("float32", "float16", "bfloat16"):
@@ -84,6 +86,7 @@ class Options:
         values = asdict(self) | {
             "recipes": {name: config.to_dict() for name, config in self.recipes.items()}
         }
+        del values["time_limit"]  # says when to stop, not what to measure
         gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
         return values | {"gpu": gpu}
 
@@ -108,6 +111,7 @@ class _Session:
     model: PreTrainedModel
     rates: dict[str, float]
     report: Callable[[str], None]
+    begin: float
     stock: dict[str, Winner] = field(default_factory=dict)
 
 
@@ -131,7 +135,7 @@ def measure(
     dtype = getattr(torch, options.dtype)
     made = make_model(options.model, device=device, dtype=dtype)
     require_fast(made.model)
-    session = _Session(options, made.model, _rates(dtype), report)
+    session = _Session(options, made.model, _rates(dtype), report, begin)
     rows: list[Row] = []
     for row in _rows(session):
         rows.append(row)
@@ -236,6 +240,9 @@ def _measure(
         "batch": batch,
         "refused": None,
     }
+    limit = options.time_limit
+    if limit is not None and time.perf_counter() - session.begin > limit:
+        return row | {"refused": f"not begun within the time limit of {limit} s"}
     adaptation = swaa.adapt(model, setting.config, quiet=True)
     assert is_adapted(model)
     plans = plans_of(model)

@@ -35,7 +35,7 @@ def plot_generate(rows: Sequence[Row], path: str | Path, *, title: str) -> None:
         raise ValueError("nothing was measured, so there is nothing to plot")
     batch = min(row["batch"] for row in timed)
     lines: dict[str, list[Row]] = {}
-    for row in timed:
+    for row in sorted(timed, key=lambda row: row["tokens"]):
         if row["batch"] == batch:
             lines.setdefault(row["setting"], []).append(row)
     figure = Figure(figsize=(13, 4.2), dpi=120)

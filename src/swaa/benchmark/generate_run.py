@@ -30,7 +30,7 @@ class Workload:
         batch: sequences.
         new_tokens: of each answer.
         chunk: prompt tokens of a forward pass.
-        repeats: most timings of the first token; the first run, which warms up, is not one.
+        repeats: most timings of the first token, behind a run of two chunks that warms up.
         seconds: about how long to repeat, however many that makes; at least once.
     """
 
@@ -103,9 +103,10 @@ def measure_run(
     """
     ids = _prompt(model, work)
     first_token = []
-    # The first time compiles, loads kernels and grows the allocator, in decoding too.
-    _, cache, tokens = _first_token(model, plans, work, ids)
-    _answer(model, cache, tokens, replace(work, new_tokens=2))
+    # The first time compiles and loads kernels, in decoding too; two chunks meet them all.
+    warm = replace(work, tokens=min(work.tokens, 2 * work.chunk), new_tokens=2)
+    _, cache, tokens = _first_token(model, plans, warm, ids[:, : warm.tokens])
+    _answer(model, cache, tokens, warm)
     del cache, tokens
     while True:
         recorder.calls.clear()

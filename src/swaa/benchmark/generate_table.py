@@ -18,6 +18,7 @@ class Table(NamedTuple):
 
 def tables(rows: Sequence[Row]) -> list[Table]:
     """The tables of a result's rows; those with nothing to show are left out."""
+    rows = sorted(rows, key=lambda row: (row.get("batch", 0), row.get("tokens", 0)))
     measured = [row for row in rows if row["kind"] == "run"]
     made = [
         _speed(

@@ -56,6 +56,11 @@ def register(subparsers: Any) -> None:
             f"--{flag}", default=str(default), metavar="N", help=f"{text} (default: {default})"
         )
     parser.add_argument(
+        "--time-limit",
+        metavar="N",
+        help="seconds after which no other row is begun (default: none)",
+    )
+    parser.add_argument(
         "--dtype",
         default="bfloat16",
         metavar="T",
@@ -118,11 +123,15 @@ def _options(args: argparse.Namespace) -> Options:
     from swaa.benchmark.generate import Options
 
     single = {}
-    for flag in _NUMBERS:
-        numbers = whole_numbers(getattr(args, flag.replace("-", "_")), f"--{flag}")
+    for flag in (*_NUMBERS, "time-limit"):
+        name = flag.replace("-", "_")
+        text = getattr(args, name)
+        if text is None:
+            continue
+        numbers = whole_numbers(text, f"--{flag}")
         if len(numbers) != 1:
             raise ValueError(f"--{flag} takes one number, got {len(numbers)}")
-        single[flag.replace("-", "_")] = numbers[0]
+        single[name] = numbers[0]
     recipes = {spec.strip(): _config(spec) for spec in args.recipes.split(",")}
     return Options(
         model=args.model,
