@@ -83,7 +83,7 @@ class Handler(BaseHTTPRequestHandler):
         if fault in broken:
             return self.chunk(broken[fault])
         if fault == "hangs":
-            return time.sleep(1)
+            return time.sleep(2)
         if fault == "bad chunk":
             return self.wfile.write(b"xyz\r\nnothing\r\n")
         times = []

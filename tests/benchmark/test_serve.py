@@ -122,7 +122,8 @@ def test_one_token_has_no_time_per_token():
 )
 def test_a_broken_answer_is_said_and_not_raised(fault, reason):
     with completions(script=[fault]) as server:
-        assert _ask(server, timeout_s=0.2).error == reason
+        timeout = 0.2 if fault == "hangs" else 60.0
+        assert _ask(server, timeout_s=timeout).error == reason
 
 
 def test_a_dead_server_is_said():
@@ -179,7 +180,7 @@ def test_failures_are_counted_and_left_out_of_the_times():
 
 
 def test_all_at_once_means_all_at_once():
-    workload = Workload(input_tokens=5, output_tokens=4, requests=30)
+    workload = Workload(input_tokens=5, output_tokens=15, requests=30)
     with completions() as server:
         load = run_load(_address(server), workload)
     assert server.most_under_way > 15
@@ -203,4 +204,4 @@ def test_requests_are_sent_when_they_are_due():
         for timing, due in zip(load.timings, workload.arrivals(), strict=True)
     ]
     assert min(late) >= 0
-    assert sorted(late)[3] < 0.1
+    assert sorted(late)[3] < 0.5

@@ -149,7 +149,9 @@ def test_processes_that_a_server_leaves_behind_are_ended_too(tmp_path, monkeypat
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_server_never_outlives_the_command(tmp_path, number):
     code = (
-        "import sys, time; from pathlib import Path;"
+        "import signal, sys, time; from pathlib import Path;"
+        # Shells start what runs in the background with interrupts ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler);"
         "from swaa.benchmark.serve_process import running\n"
         "with running(sys.argv[2:], log=Path(sys.argv[1]), timeout_s=30) as server:\n"
         "    print(server._process.pid, flush=True); time.sleep(99)\n"

@@ -51,10 +51,10 @@ def _measurements(
         if row[name] is not None:
             yield Measurement(chart="speed", measure=measure, unit="s", value=row[name], **own)
     if row["traffic_seconds"]:
-        traffic = f"{setting['requests']} requests of {setting['traffic_prompt']:,}"
+        size = f"{setting['traffic_prompt']:,} + {setting['traffic_answer']} tokens"
         yield Measurement(
             chart="speed",
-            measure=f"throughput in vLLM, {traffic} + {setting['traffic_answer']} tokens at once",
+            measure=f"throughput in vLLM, {setting['requests']} requests of {size} at once",
             unit="tok/s",
             value=row["traffic_tokens"] / row["traffic_seconds"],
             more_is_better=True,
