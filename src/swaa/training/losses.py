@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from swaa.training.conversations import IGNORED
 
 CHUNK = 256
-"""Answer rows whose logits exist at once; times 151,936 words 160 MB of float32."""
+"""Answer rows whose logits exist at once; times 151,936 words 156 MB of float32."""
 
 
 class Head(NamedTuple):

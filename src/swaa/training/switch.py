@@ -89,7 +89,8 @@ def switch_by_length(model: PreTrainedModel, off_within: int) -> Any:
 
     Args:
         model: with an adapter; ``generate`` of an adapted model declares the prompt's length.
-        off_within: longest prompt without the adapter (tokens, padding not counted).
+        off_within: longest prompt without the adapter (tokens; padding counts only where decoding
+            runs from a graph, which cannot wait for a mask to be read).
 
     Returns:
         A handle whose ``remove()`` ends it.
@@ -99,6 +100,8 @@ def switch_by_length(model: PreTrainedModel, off_within: int) -> Any:
 
     def switch(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
         nonlocal on
+        if torch.compiler.is_compiling():
+            return  # the eager pass over the prompt has decided
         longest = _longest_prompt(kwargs.get("attention_mask"))
         wanted = longest is None or longest > off_within
         if wanted != on:
