@@ -223,6 +223,7 @@ def vllm():
             "live_kv_bytes": 1 << 30,
             "kv_tokens_per_gib": 7000.0 if name == "stock" else 21_000.0,
             "traffic_seconds": first,
+            "timed": [{"first": first}, {"first": first + 1}],
             "traffic_tokens": 900,
         }
         for name, first in (("stock", 9.0), ("full_decode", 3.0))

@@ -9,8 +9,8 @@ from swaa.report.figures import Figures, Measurement
 from swaa.report.folder import Run
 
 _TIMES = {
-    "first_token_seconds": "time to first token in vLLM, best of a few",
-    "each_token_seconds": "time per output token in vLLM, best of a few",
+    "first_token_seconds": "time to first token in vLLM",
+    "each_token_seconds": "time per output token in vLLM",
 }
 
 
@@ -49,7 +49,8 @@ def _measurements(
     }
     for name, measure in _TIMES.items():
         if row[name] is not None:
-            yield Measurement(chart="speed", measure=measure, unit="s", value=row[name], **own)
+            best = f"{measure}, best of {len(row['timed'])}"
+            yield Measurement(chart="speed", measure=best, unit="s", value=row[name], **own)
     if row["traffic_seconds"]:
         size = f"{setting['traffic_prompt']:,} + {setting['traffic_answer']} tokens"
         yield Measurement(
