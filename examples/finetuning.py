@@ -3,6 +3,7 @@
 Steps beside `swaa distill` and `swaa train`; docs/training.md shows them in order:
 
     python examples/finetuning.py questions MODEL --out questions.jsonl --count 300 --seed 100
+    python examples/finetuning.py shorten sft.jsonl --out short.jsonl --letters 1600 --count 128
     python examples/finetuning.py held-out MODEL --out held-out.jsonl --count 100 --seed 0
     python examples/finetuning.py measure MODEL --state before --recipe R --samples held-out.jsonl
     python examples/finetuning.py collect *.json --name smollm2 --results results
@@ -16,6 +17,7 @@ import dataclasses
 import json
 import math
 import random
+import re
 import time
 from pathlib import Path
 
@@ -77,6 +79,23 @@ def write_questions(args):
                 "max_new_tokens": args.max_new_tokens,
             }
             file.write(json.dumps(row) + "\n")
+
+
+def shorten(args):
+    """Cut the filler of conversations so that a CPU can train on them; facts and answers stay."""
+    lines = args.conversations.read_text("utf-8").splitlines()
+    with args.out.open("w", encoding="utf-8") as file:
+        for line in lines[:: max(1, len(lines) // args.count)][: args.count]:
+            row = json.loads(line)
+            intro, text, question = row["messages"][0]["content"].split("\n\n")
+            share = args.letters / len(text)
+            pieces = re.split(r"(One of the special magic numbers for \w+ is: \d+\.)", text)
+            for place in range(0, len(pieces), 2):  # between the facts
+                kept = pieces[place][: int(share * len(pieces[place]))]
+                pieces[place] = kept[: kept.rfind(". ") + 1] + " " if ". " in kept else ""
+            text = "".join(pieces).strip()
+            row["messages"][0]["content"] = f"{intro}\n\n{text}\n\n{question}"
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def write_held_out(args):
@@ -293,6 +312,11 @@ def main():
         step.add_argument("--count", type=int, default=100)
         step.add_argument("--seed", type=int, required=True)
         step.add_argument("--max-new-tokens", type=int, default=48)
+    step = steps.add_parser("shorten")
+    step.add_argument("conversations", type=Path)
+    step.add_argument("--out", type=Path, required=True)
+    step.add_argument("--letters", type=int, required=True)
+    step.add_argument("--count", type=int, required=True)
     step = steps.add_parser("measure")
     step.add_argument("model")
     step.add_argument("--out", type=Path, required=True)
@@ -316,7 +340,7 @@ def main():
         step.add_argument("--results", type=Path, required=True)
     args = parser.parse_args()
     functions = {"questions": write_questions, "held-out": write_held_out, "measure": measure}
-    {**functions, "collect": collect, "draw": draw}[args.step](args)
+    {**functions, "shorten": shorten, "collect": collect, "draw": draw}[args.step](args)
 
 
 if __name__ == "__main__":
