@@ -244,7 +244,7 @@ def _print_points(tuned: Tuned) -> None:
     front = {point.name for point in pareto(tuned.points)}
     rows = [
         (
-            point.name,
+            " = ".join([point.name, *point.also]),
             "*" if point.name in front else "",
             _count(point, tuned),
             f"{100 * point.cost.flops:.0f}",

@@ -323,12 +323,15 @@ class _Run:
         identity = self._board_identity(data)
         file = results.result_path(KIND, self._name("scores"), identity, folder=tuning.folder)
         tails = {self.base.dense_tail, *tuning.tries.get("dense_tail", ())}
+        spaces = [space for _, budget in self.budgets for space in self._spaces(budget)]
+        if any(space.role == "full" for space in spaces):
+            tails.add(tuning.effort.screen)
         passes = SharedPasses(
             self.loaded,
             data.forced,
             batch_size=tuning.batch_size,
             backend=self.backend,
-            tail=max(*tails, tuning.effort.screen),
+            tail=max(tails),
         )
         lazy = self._lazy(data)
         with SamplesFile(file.with_suffix(".jsonl")) as opened, passes:

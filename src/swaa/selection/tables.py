@@ -1,0 +1,103 @@
+"""Tables of a tuning for documents: one row a recipe, each task a column, from a result file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from swaa.results import Result
+from swaa.selection.report import beats
+
+Row = Mapping[str, Any]
+
+
+def markdown(result: Result, *, group: str | None = None) -> str:
+    """A Markdown table of a ``tune`` result.
+
+    Args:
+        result: of a run of `swaa tune`.
+        group: only recipes under this budget, as they are named (``layers=1of4``), beside full
+            attention; ``None``: all.
+    """
+    rows = [row for row in result.rows if _belongs(row, group)]
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    recipes: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        recipes.setdefault(row["recipe"], {})[row["task"]] = row
+    best = {task: _best_periodic(rows, task) for task in tasks}
+    lines = [
+        ["recipe", "layers", "FLOPs %", "KV %", *(f"{t} %" for t in tasks),
+         *(f"{t} against the best periodic" for t in tasks)],
+        ["---", "---", *["---:"] * (2 + len(tasks)), *["---"] * len(tasks)],
+    ]  # fmt: skip
+    for name, by_task in recipes.items():
+        first = next(iter(by_task.values()))
+        lines.append(
+            [
+                " = ".join([_short(name, group), *(_short(n, group) for n in first["also"])]),
+                _layers(first["swaa"]),
+                f"{100 * first['prefill_flops']:.0f}",
+                f"{100 * first['kv_bytes']:.0f}",
+                *(_score(by_task[t]) for t in tasks),
+                *(_against(by_task[t], best[t]) for t in tasks),
+            ]
+        )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def ranges(layers: Iterable[int]) -> str:
+    """Layers in words.
+
+    >>> ranges([0, 1, 2, 7, 9, 10])
+    '0-2, 7, 9-10'
+    """
+    spans: list[list[int]] = []
+    for layer in sorted(layers):
+        if spans and layer == spans[-1][1] + 1:
+            spans[-1][1] = layer
+        else:
+            spans.append([layer, layer])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
+
+
+def _belongs(row: Row, group: str | None) -> bool:
+    names = (row["recipe"], *row["also"])
+    return group is None or row["source"] == "full" or any(n.endswith(f" {group}") for n in names)
+
+
+def _short(name: str, group: str | None) -> str:
+    return name.removesuffix(f" {group}") if group else name
+
+
+def _layers(config: Mapping[str, Any]) -> str:
+    if config["window"] is None:
+        return "all"
+    full, decode = config["full_layers"], config["full_decode"]
+    parts = [f"full {ranges(full)}"] if full else []
+    if decode and decode is not True:
+        parts.append(f"decode {ranges(decode)}")
+    return "; ".join(parts) or "none"
+
+
+def _score(row: Row) -> str:
+    share = 100 * row["right"] / row["samples"]
+    return f"{share:.0f} ({100 * row['low']:.0f} to {100 * row['high']:.0f})"
+
+
+def _best_periodic(rows: Sequence[Row], task: str) -> Row | None:
+    """The best of the patterns that step through all layers, as the paper does."""
+    steps = ("odd", "even", "every")
+    found = [
+        row
+        for row in rows
+        if row["task"] == task
+        and any(name.startswith(steps) for name in (row["recipe"], *row["also"]))
+    ]
+    return max(found, key=lambda row: row["right"], default=None)
+
+
+def _against(row: Row, best: Row | None) -> str:
+    if best is None or row["recipe"] == best["recipe"]:
+        return "-" if best is None else "the best"
+    points, p = beats(row, best)
+    return f"{points:+.0f} (p {p:.2g})"
