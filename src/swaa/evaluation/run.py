@@ -190,17 +190,14 @@ def execute(
     path = results.result_path(KIND, run.name, run.identity, folder=folder)
     started = time.perf_counter()
     with SamplesFile(path.with_suffix(".jsonl")) as file:
-        # What a process left that was killed while it wrote the result.
-        for unfinished in path.parent.glob(f".{path.stem}.json*"):
-            unfinished.unlink()
+        _clear_away(path)
         resumed = len(file.samples)
         if is_likelihood(run):
             likelihood.measure(run.prompt, samples, engine, file, progress)
             records = file.samples
             rows = likelihood.summarize(records, run.config)
         else:
-            if requests is None:
-                requests = make_requests(run.prompt, samples)
+            requests = requests or make_requests(run.prompt, samples)
             _answer(run, samples, requests, engine, file, batch_size, progress)
             order = {sample.id: place for place, sample in enumerate(samples)}
             records = sorted(file.samples, key=lambda record: order[record["id"]])
@@ -217,6 +214,12 @@ def execute(
         )
         results.save(result, folder=folder, samples=records)
     return Outcome(run=run, result=result, samples=tuple(records), path=path, resumed=resumed)
+
+
+def _clear_away(path: Path) -> None:
+    """What a process left that was killed while it wrote the result; the run must be locked."""
+    for unfinished in path.parent.glob(f".{path.stem}.json*"):
+        unfinished.unlink()
 
 
 def is_likelihood(run: Run) -> bool:
