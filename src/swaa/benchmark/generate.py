@@ -19,7 +19,6 @@ from transformers import PreTrainedModel
 
 import swaa
 from swaa import results
-from swaa.adaptation import is_adapted
 from swaa.benchmark.generate_limit import attention_seconds, random_call
 from swaa.benchmark.generate_models import make_model
 from swaa.benchmark.generate_run import NoAttention, Recorder, Workload, measure_run, serve_by
@@ -34,6 +33,7 @@ from swaa.benchmark.timing import copy_rate, matmul_rate
 from swaa.config import SWAAConfig
 from swaa.integrations.transformers.compiled_layers import compiled_layers
 from swaa.integrations.transformers.fast import CHUNK, plans_of, require_fast
+from swaa.integrations.transformers.support import find_layers
 from swaa.plan import price
 
 FULL = SWAAConfig(window=None)
@@ -244,7 +244,6 @@ def _measure(
     if limit is not None and time.perf_counter() - session.begin > limit:
         return row | {"refused": f"not begun within the time limit of {limit} s"}
     adaptation = swaa.adapt(model, setting.config, quiet=True)
-    assert is_adapted(model)
     plans = plans_of(model)
     served_by = setting.attention or _backends(model)
     recorder = Recorder(served_by)
@@ -279,8 +278,6 @@ def _measure(
 
 
 def _backends(model: PreTrainedModel) -> Any:
-    from swaa.integrations.transformers.support import find_layers
-
     module = next(iter(find_layers(model).full.values()))
     return vars(module)["swaa_layer"].backends
 
@@ -302,7 +299,8 @@ def _expected(session: _Session, setting: Setting, tokens: int, batch: int) -> R
     }
     if rates and cost.prefill_linear_flops and cost.decode_linear_flops:
         row["matmul_s"] = cost.prefill_linear_flops / rates["matmul"]
-        # Every weight that a token meets is read once per step, whatever the batch.
+        # Every weight that one token meets is read once per step, whatever the batch. (More tokens
+        # meet more experts: with a batch, this is too little for models that have some.)
         weights = cost.decode_linear_flops / (2 * batch)
         row["weights_s"] = weights * getattr(torch, options.dtype).itemsize / rates["copy"]
     return row

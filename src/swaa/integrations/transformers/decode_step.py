@@ -1,7 +1,7 @@
 """One decoding step of a model, captured once as a CUDA graph and replayed for every token.
 
-A forward pass of one token launches a thousand small kernels, which costs the host ten times what
-the GPU needs for them. Everything a step needs lies in tensors that the step itself advances
+A forward pass of one token launches hundreds of small kernels, for which the host needs several
+times as long as the GPU. Everything a step needs lies in tensors that the step itself advances
 (:class:`~swaa.integrations.transformers.static_cache.DecodeRows`), so that a replay is one launch.
 """
 
@@ -50,9 +50,11 @@ class DecodeStep:
         self._positions = (first if starts is None else first - starts)[:, None]
         self._rows = cache.start_decoding(starts)
         self._graph: torch.cuda.CUDAGraph | None = None
-        self.logits = self._forward()  # loads kernels; the step that follows computes it again
-        if tokens.is_cuda:
-            self._capture()
+        untyped: Any = model
+        with untyped._optimize_model_for_decode():  # generate's own: experts for few tokens
+            self.logits = self._forward()  # loads kernels; the step that follows redoes it
+            if tokens.is_cuda:
+                self._capture()
 
     def __call__(self) -> Tensor:
         """Read ``tokens``, store their keys, choose the next ones.
