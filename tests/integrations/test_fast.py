@@ -325,6 +325,17 @@ def test_more_tokens_than_the_cache_holds_are_refused():
         cache.reset()
 
 
+@pytest.mark.parametrize("config", [FULL_DECODE, SLIDING], ids=["full", "sliding"])
+def test_a_static_cache_serves_no_second_turn(config):
+    model = adapted("llama", config)
+    ids = prompt(batch=1)[0]
+    first = generate(model, ids, torch.ones_like(ids), custom_generate=graph_sample)
+    longer = torch.cat([first.sequences, ids[:, :3]], dim=1)
+    with pytest.raises(ValueError, match="serves one prompt and its answer"):
+        kept = {"past_key_values": first.past_key_values}
+        generate(model, longer, torch.ones_like(longer), **kept)
+
+
 def test_rows_of_a_step_stay_on_their_device():
     model = adapted("llama", SLIDING)
     cache = static_cache(model)

@@ -110,7 +110,7 @@ def prefill(
     return logits[:, -1]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def graph_sample(
     model: PreTrainedModel,
     input_ids: Tensor,

@@ -21,7 +21,7 @@ from transformers.cache_utils import DynamicLayer
 
 from swaa.config import LayerPlan
 from swaa.integrations.transformers.cache import RollingLayer, SWAACache, layer_bytes
-from swaa.integrations.transformers.mask import RowInfo
+from swaa.integrations.transformers.mask import RowInfo, last_rows
 from swaa.phase import Phase
 
 
@@ -260,6 +260,7 @@ class StaticSWAACache(SWAACache):
     ) -> None:
         super().__init__(config, plans)
         self.plans = tuple(plans)
+        self._rows: DecodeRows | None = None
         for index, plan in enumerate(plans):
             if isinstance(self.layers[index], RollingLayer):
                 self.layers[index] = StaticRollingLayer(plan, prompt_tokens)
@@ -270,6 +271,17 @@ class StaticSWAACache(SWAACache):
                     f"layer {index} keeps a {type(self.layers[index]).__name__}, for which there is"
                     " no static form; use the ordinary generate"
                 )
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """See :meth:`transformers.Cache.update`; once decoding began, for its own rows only."""
+        if self._rows is not None and last_rows() is not self._rows:
+            raise ValueError(
+                "a static cache serves one prompt and its answer; for another turn, pass the whole"
+                " conversation without it"
+            )
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
     def start_decoding(self, starts: Tensor | None = None) -> DecodeRows:
         """End the prompt; every update from now on brings one token per sequence.
@@ -295,7 +307,8 @@ class StaticSWAACache(SWAACache):
                 kinds[kind] = FilledRing(seen, batch=batch, sink_tokens=kind[0], window=kind[1])
             layer.start(kinds[kind])
         self._bytes = [layer_bytes(layer) for layer in self.layers]
-        return DecodeRows(kinds, batch=batch, device=device)
+        self._rows = DecodeRows(kinds, batch=batch, device=device)
+        return self._rows
 
     def reset(self) -> NoReturn:
         """Refuse: a static cache serves one prompt."""
