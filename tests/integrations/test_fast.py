@@ -331,8 +331,8 @@ def test_a_static_cache_serves_no_second_turn(config):
     ids = prompt(batch=1)[0]
     first = generate(model, ids, torch.ones_like(ids), custom_generate=graph_sample)
     longer = torch.cat([first.sequences, ids[:, :3]], dim=1)
+    kept = {"past_key_values": first.past_key_values}
     with pytest.raises(ValueError, match="serves one prompt and its answer"):
-        kept = {"past_key_values": first.past_key_values}
         generate(model, longer, torch.ones_like(longer), **kept)
 
 
