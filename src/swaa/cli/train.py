@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -158,6 +159,9 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train and say what came of it."""
+    # TRL and PEFT use a name that Transformers 5.17 knows and 5.23 has renamed.
+    renamed = "`(is_)?gradient_checkpointing` is deprecated"
+    warnings.filterwarnings("ignore", message=renamed, category=FutureWarning)
     # What needs no model is checked before minutes go into loading one.
     config, settings = config_from(args), _settings(args)
     _require_packages(settings.tracker)

@@ -136,7 +136,9 @@ def make_example(
     )
     ids: list[int] = encoded["input_ids"]
     if len(ids) > max_length:
-        raise _BadLineError(f"{len(ids)} tokens, at most {max_length} are allowed (--max-length)")
+        raise _BadLineError(
+            f"{len(ids)} tokens, at most {max_length} are allowed (by --max-length or the model)"
+        )
     labels = _labels(ids, encoded["offset_mapping"], spans)
     return Example(line=line, input_ids=tuple(ids), labels=tuple(labels))
 

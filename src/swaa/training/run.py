@@ -93,9 +93,8 @@ def train(
         FileNotFoundError: for a file that is not there, or no checkpoint to resume from.
     """
     out = Path(out)
-    read = load_conversations(
-        data, loaded.tokenizer, max_length=settings.max_length, skip_bad=skip_bad
-    )
+    longest = min(settings.max_length, loaded.trained_context or settings.max_length)
+    read = load_conversations(data, loaded.tokenizer, max_length=longest, skip_bad=skip_bad)
     record = _record(name, config, Path(data), settings)
     _prepare(out, record, resume=resume)
     check_head(loaded.model)
