@@ -29,7 +29,9 @@ MOST_SHAPES = 64
 
 
 @contextmanager
-def compiled_layers(model: PreTrainedModel, *, backend: str = "inductor") -> Iterator[None]:
+def compiled_layers(
+    model: PreTrainedModel, *, backend: str | Callable[..., Any] = "inductor"
+) -> Iterator[None]:
     """Compile the decoder layers of an adapted model inside the block, for inference.
 
     Every new shape of a forward pass (chunk length, batch) compiles once more: keep to few.
@@ -101,7 +103,7 @@ def untraced_attention_forward(
     return swaa_attention_forward(module, query, key, value, mask, **kwargs)
 
 
-def _compiled(forward: Callable[..., Any], backend: str) -> Callable[..., Any]:
+def _compiled(forward: Callable[..., Any], backend: str | Callable[..., Any]) -> Callable[..., Any]:
     options: dict[str, Any] = {"guard_filter_fn": _without_index}
     compiled = torch.compile(forward, backend=backend, dynamic=False, options=options)
 
