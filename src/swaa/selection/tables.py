@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,11 @@ from swaa.results import Result
 from swaa.selection.report import beats
 
 Row = Mapping[str, Any]
+
+_MARKER = re.compile(
+    r"(?P<marker><!-- (?P<role>full|decode) (?P<window>\d+) (?P<tail>\d+): (?P<counts>[\d ]+) -->)"
+    r"\n(?:\n|\|.*\n)*"
+)
 
 
 def markdown(result: Result, *, group: str | None = None) -> str:
@@ -101,3 +107,71 @@ def _against(row: Row, best: Row | None) -> str:
         return "-" if best is None else "the best"
     points, p = beats(row, best)
     return f"{points:+.0f} (p {p:.2g})"
+
+
+def scored_sets(
+    records: Sequence[Row], role: str, *, window: int, dense_tail: int, counts: Sequence[int]
+) -> str:
+    """A Markdown table of what a search scored on the samples it was tuned on.
+
+    Args:
+        records: lines of a scores file.
+        role: ``full`` or ``decode``: which sets; ``decode``: those without any full layer.
+        window: of the sets.
+        dense_tail: of the sets.
+        counts: numbers of layers to show: the best set of each, and its best contiguous block.
+    """
+    full = next(record for record in records if record["id"] == "full")
+    sets = [
+        record
+        for record in records
+        if (record.get("window"), record.get("dense_tail")) == (window, dense_tail)
+        and (role == "full" or not record["full"])
+    ]
+    lines = [
+        ["layers", "best set", "nll", "kl", "word for word", "best block", "nll", "kl"],
+        ["---:", "---", "---:", "---:", "---:", "---", "---:", "---:"],
+        ["all", "full attention", *_means(full), "", "", ""],
+    ]
+    for count in counts:
+        group = [record for record in sets if len(record[role]) == count]
+        best = min(group, key=_nll)
+        blocks = [record for record in group if 1 < count == _span(record[role])]
+        block = min(blocks, key=_nll, default=None)
+        shown = ["", "", ""] if block is None else [ranges(block[role]), *_means(block)[:2]]
+        lines.append([str(count), ranges(best[role]) or "none", *_means(best), *shown])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _nll(record: Row) -> float:
+    return sum(record["nll"]) / len(record["nll"])
+
+
+def _means(record: Row) -> list[str]:
+    kl = sum(record["kl"]) / len(record["kl"])
+    right = f"{sum(record['exact'])} of {len(record['exact'])}"
+    return [f"{_nll(record):.3f}", f"{kl:.3f}", right]
+
+
+def _span(layers: Sequence[int]) -> int:
+    return max(layers) - min(layers) + 1
+
+
+def fill(document: str, records: Sequence[Row]) -> str:
+    """A document with the table of each marker made anew, as :func:`scored_sets` makes it.
+
+    A marker is a line ``<!-- ROLE WINDOW TAIL: COUNT COUNT ... -->``; its table follows.
+    """
+
+    def table(match: re.Match[str]) -> str:
+        role, window, tail, counts = match.group("role", "window", "tail", "counts")
+        made = scored_sets(
+            records,
+            role,
+            window=int(window),
+            dense_tail=int(tail),
+            counts=[int(count) for count in counts.split()],
+        )
+        return f"{match.group('marker')}\n\n{made}\n\n"
+
+    return _MARKER.sub(table, document)

@@ -1,0 +1,242 @@
+import dataclasses
+import json
+
+import pytest
+from transformers import MambaConfig, MambaForCausalLM
+
+from swaa.cli import main
+from swaa.config import SWAAConfig
+from swaa.results import Result, load, record_provenance
+from swaa.selection import report
+from swaa.selection.budget import Cost
+from swaa.selection.passes import SharedPasses
+from swaa.selection.report import Point, choose, pareto
+from swaa.selection.tables import markdown
+from tests.checkpoint import save_checkpoint
+
+WORDS = ["river", "stone", "lamp", "quiet", "orange", "paper", "winter", "glass", "seven"]
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    return save_checkpoint(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "my.jsonl"
+    lines = [
+        {
+            "prompt": " ".join(WORDS[(i * k + k // 3) % 9] for k in range(14 + i)),
+            "max_new_tokens": 2,
+        }
+        for i in range(9)
+    ]
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def _words(checkpoint, data, tmp_path, *more):
+    return [
+        "tune",
+        str(checkpoint),
+        *("--data", str(data), "--samples", "4", "--keep", "0.01", "--batch-size", "4"),
+        *("--recipe", "fast", "--window", "70", "--sink-tokens", "2", "--dense-tail", "4"),
+        *("--results", str(tmp_path / "results"), "--out", str(tmp_path / "tuned.json")),
+        *more,
+    ]
+
+
+def _files(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*.json*")}
+
+
+def test_tuning_writes_a_recipe_that_is_within_the_budget_and_can_be_used(
+    checkpoint, data, tmp_path, capsys
+):
+    words = _words(
+        checkpoint, data, tmp_path, "--budget", "layers=1/4", "--budget", "kv=90%", "--baselines"
+    )
+    assert main(words) == 0
+    out = capsys.readouterr()
+    recipe = json.loads((tmp_path / "tuned.json").read_text())
+    config = SWAAConfig.from_dict(recipe["config"])
+    assert config == SWAAConfig.load(tmp_path / "tuned.json")
+    assert "every:4+0 layers=1of4" in out.out
+    assert f"--recipe {tmp_path / 'tuned.json'} --file report.txt" in out.out
+    assert recipe["provenance"]["model"] == checkpoint.name
+    assert "full attention 5" in recipe["provenance"]["measured_on"][0]
+    assert (tmp_path / "tuned.png").stat().st_size > 1000
+    assert "100 %" in out.err
+
+    (file,) = (tmp_path / "results" / "tune").glob("*-tune-*.json")
+    result = load(file)
+    by_name = {row["recipe"]: row for row in result.rows}
+    assert by_name["full"]["right"] == by_name["full"]["samples"] == 5
+    assert by_name["tuned layers=1of4"]["full_layers"] <= 0.25
+    assert by_name["tuned kv=9of10"]["kv_bytes"] <= 0.9
+    patterns = [row for row in result.rows if row["source"] == "periodic"]
+    assert patterns
+    assert all(0 <= row["p_against_full"] <= 1 for row in result.rows)
+
+    # The same again measures nothing, and says the same.
+    files = _files(tmp_path / "results")
+    assert main(words) == 0
+    again = capsys.readouterr().out
+    assert [line for line in again.splitlines() if "Time" not in line] == [
+        line for line in out.out.splitlines() if "Time" not in line
+    ]
+    now = _files(tmp_path / "results")
+    assert now.keys() == files.keys()
+    assert all(now[path] == files[path] for path in files if "-tune-" not in path.name)
+
+    use = ["generate", str(checkpoint), "--recipe", str(tmp_path / "tuned.json")]
+    (tmp_path / "report.txt").write_text("the river runs " * 20)
+    ask = ["--file", str(tmp_path / "report.txt"), "--question", "What?", "--max-new-tokens", "2"]
+    assert main([*use, *ask]) == 0
+
+
+def test_an_interrupted_tuning_resumes_where_it_stopped(
+    checkpoint, data, tmp_path, capsys, monkeypatch
+):
+    words = _words(checkpoint, data, tmp_path, "--budget", "layers=1/4")
+    real, done = SharedPasses._run, []
+
+    def stop_after(limit):
+        def run(self, batch, plans, base):
+            done.append(plans)
+            if len(done) > limit:
+                raise KeyboardInterrupt
+            return real(self, batch, plans, base)
+
+        monkeypatch.setattr(SharedPasses, "_run", run)
+
+    stop_after(6)
+    assert main(words) == 130
+    first = len(done)
+    (scores,) = (tmp_path / "results" / "tune").glob("*-scores-*.jsonl")
+    kept = scores.read_text().splitlines()
+    assert 0 < len(kept) < first
+    stop_after(10_000)
+    assert main(words) == 0
+    assert scores.read_text().splitlines()[: len(kept)] == kept
+    ids = [json.loads(line)["id"] for line in scores.read_text().splitlines()]
+    assert len(ids) == len(set(ids))
+
+
+def test_a_signal_can_choose_the_layers(checkpoint, data, tmp_path, capsys):
+    words = _words(
+        checkpoint, data, tmp_path, "--budget", "layers=1/2", "--method", "lazy_ratio", "--json"
+    )
+    assert main(words) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert len(printed["recipe"]["config"]["full_layers"]) == 2
+    assert printed["rows"][1]["source"] == "lazy_ratio"
+    assert set(printed["seconds"]) == {"data", "search", "verify"}
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--keep", "1.5"], "--keep 1.5: expected a share above 0"),
+        (["--samples", "7"], "9 usable samples, too few to tune on 7 and report on 4 others"),
+        (["--samples", "2"], "2 calibration samples; a split needs at least 4"),
+        (["--budget", "kv=1/100"], "the budget kv=1/100 cannot be met: without any full layer"),
+        (["--budget", "size=1"], "budget 'size=1': expected layers=SHARE"),
+        (["--window", "400"], "calibration prompts fit into 400 keys"),
+        (
+            ["--try", "windows=3"],
+            "--try windows=3: expected one of window, sink_tokens, dense_tail",
+        ),
+        (["--method", "magic"], "unknown method 'magic'; give search, or one of answer_nll"),
+        (["--batch-size", "0"], "--batch-size 0: expected at least 1"),
+        (["--data", "nothing.jsonl"], "no such file: nothing.jsonl"),
+        (["--data", "perplexity", "--length", "300"], "perplexity has no answers to tune on"),
+        (["--data", "needle", "--length", "1024"], "sees 1024 at once: lower --length"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(checkpoint, data, tmp_path, capsys, more, message):
+    assert main(_words(checkpoint, data, tmp_path, *more)) == 2
+    err = [line for line in capsys.readouterr().err.splitlines() if line.startswith("swaa tune:")]
+    assert len(err) == 1
+    assert message in err[0]
+
+
+def test_a_model_that_cannot_be_adapted_is_refused(checkpoint, data, tmp_path, capsys):
+    folder = tmp_path / "mamba"
+    config = MambaConfig(vocab_size=300, hidden_size=16, num_hidden_layers=2, state_size=4)
+    MambaForCausalLM(config).save_pretrained(folder)
+    for file in checkpoint.glob("token*"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    assert main(_words(folder, data, tmp_path)) == 2
+    assert "swaa tune: Mamba" in capsys.readouterr().err
+
+
+def test_full_attention_that_answers_nothing_leaves_nothing_to_keep(
+    checkpoint, data, tmp_path, capsys, monkeypatch
+):
+    lines = [json.loads(line) | {"answer": "never said"} for line in data.read_text().splitlines()]
+    data.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert main(_words(checkpoint, data, tmp_path, "--budget", "layers=0")) == 2
+    assert "full attention itself answers none" in capsys.readouterr().err
+
+
+def _point(name, flops, kv, scores):
+    return Point(
+        name=name,
+        source="search",
+        config=SWAAConfig(window=8),
+        cost=Cost(0, 0, flops, kv),
+        nll=1.0,
+        kl=0.0,
+        exact=0.0,
+        scores={"needle": scores},
+    )
+
+
+FULL = dataclasses.replace(_point("full", 1.0, 1.0, [1, 1, 1, 1]), source="full")
+CHEAP = _point("cheap", 0.2, 0.2, [1, 0, 0, 0])
+MIDDLE = _point("middle", 0.4, 0.5, [1, 1, 1, 0])
+DEAR = _point("dear", 0.5, 0.5, [1, 1, 0, 0])
+
+
+def test_the_cheapest_recipe_that_keeps_enough_is_chosen():
+    assert choose([CHEAP, MIDDLE, DEAR], FULL, 0.7) is MIDDLE
+    assert choose([CHEAP, MIDDLE, DEAR], FULL, 0.2) is CHEAP
+
+
+def test_where_nothing_keeps_enough_the_best_is_named():
+    with pytest.raises(ValueError, match=r"keeps 95% .* the best, middle .*, keeps 75%: raise --b"):
+        choose([CHEAP, MIDDLE, DEAR], FULL, 0.95)
+
+
+def test_the_pareto_front_holds_what_nothing_beats():
+    assert pareto([FULL, CHEAP, MIDDLE, DEAR]) == [FULL, CHEAP, MIDDLE]
+
+
+def test_rows_compare_on_the_same_samples():
+    ours, theirs = report.rows([MIDDLE, CHEAP], FULL)
+    assert report.beats(ours, theirs) == (50.0, 0.5)
+    assert (ours["retention"], ours["bits"]) == (75.0, "1110")
+
+
+def test_tables_compare_with_the_best_pattern_that_steps_through_all_layers():
+    points = [
+        FULL,
+        dataclasses.replace(MIDDLE, name="tuned layers=1of4", also=("kl layers=1of4",)),
+        dataclasses.replace(DEAR, name="every:4+1 layers=1of4", source="periodic"),
+        dataclasses.replace(CHEAP, name="every:4+0 layers=1of4", source="periodic"),
+        dataclasses.replace(CHEAP, name="every:2 layers=1of2", source="periodic"),
+    ]
+    result = Result(
+        kind="tune",
+        name="a",
+        config={},
+        rows=tuple(report.rows(points, FULL)),
+        provenance=record_provenance(),
+    )
+    table = markdown(result, group="layers=1of4").splitlines()
+    assert len(table) == 6
+    assert table[3] == ("| tuned = kl | none | 40 | 50 | 75 (30 to 95) | +25 (p 1) |")
+    assert table[4].endswith("| the best |")
+    assert len(markdown(result).splitlines()) == 7
