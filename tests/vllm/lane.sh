@@ -49,7 +49,9 @@ echo "== tests of the vLLM plugin"
 if [ $# -gt 0 ]; then
   test "$@"
 else
-  test tests/vllm
+  test tests/vllm -k 'not random'
+  echo "== random traffic, in processes of its own: there it takes half the time"
+  test tests/vllm/test_scheduling.py -k random
   echo "== the same under vLLM's V2 model runner, its kernels interpreted"
   SWAA_TEST_RUNNER=v2 test tests/vllm/test_features.py tests/vllm/test_scheduling.py \
     -k '(all_kinds or sliding) and not random'
