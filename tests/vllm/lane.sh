@@ -50,8 +50,8 @@ if [ $# -gt 0 ]; then
   test "$@"
 else
   test tests/vllm -k 'not random'
-  echo "== random traffic, in processes of its own: there it takes half the time"
-  test tests/vllm/test_scheduling.py -k random
+  echo "== random traffic, in a process of its own: in used ones it takes several times as long"
+  "$bin/python" -m pytest tests/vllm/test_scheduling.py -k random
   echo "== the same under vLLM's V2 model runner, its kernels interpreted"
   SWAA_TEST_RUNNER=v2 test tests/vllm/test_features.py tests/vllm/test_scheduling.py \
     -k '(all_kinds or sliding) and not random'
