@@ -54,18 +54,8 @@ def make_board(loaded, tmp_path):
             name = f"{name}-{len(counted)}" if name == "scores" else name
             passes = SharedPasses(loaded, samples, batch_size=4, tail=tail)
             file = SamplesFile(tmp_path / f"{name}.jsonl")
-            return Board(_Entered(passes), stack.enter_context(file), **options)
+            if len(counted) == 1:  # the model is adapted once; plans are set before each pass
+                stack.enter_context(passes)
+            return Board(passes, stack.enter_context(file), **options)
 
         yield make
-
-
-class _Entered:
-    """Passes that adapt the model for each measurement only, so that several boards may live."""
-
-    def __init__(self, passes):
-        self._passes = passes
-        self.able, self.depth = passes.able, passes.depth
-
-    def measure(self, *args, **kwargs):
-        with self._passes as entered:
-            return list(entered.measure(*args, **kwargs))
