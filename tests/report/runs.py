@@ -183,6 +183,23 @@ def serve():
     return Result(kind="serve", name="tiny-fast", config=config, rows=rows, provenance=provenance())
 
 
+def train():
+    rows = tuple(
+        {"state": state, "task": task, "samples": 40, "right": right}
+        for task, counts in (("needle", (40, 9, 30)), ("multikey", (26, 14, 20)))
+        for state, right in zip(("full", "before", "kl"), counts, strict=True)
+    )
+    perplexity = {"state": "kl", "task": "perplexity", "samples": 8, "perplexity": 20.0}
+    config = {"swaa": SLIDING, "settings": {"objective": "kl"}}
+    return Result(
+        kind="train",
+        name="tiny-train",
+        config=config,
+        rows=(*rows, perplexity),
+        provenance=provenance(),
+    )
+
+
 def tune():
     rows = tuple(
         {
@@ -241,6 +258,7 @@ def all_runs():
         generate(),
         kernels(),
         serve(),
+        train(),
         tune(),
         vllm(),
     ]

@@ -128,6 +128,14 @@ def test_served_recipes_are_times_and_throughput(shown):
     assert "11 requests of 128 new tokens, all at once, 2 under way" in items[0]["group"]
 
 
+def test_a_training_lists_what_each_state_answered(shown):
+    (run,) = [one for one in shown["runs"] if one["kind"] == "train"]
+    assert run["outcome"] == (
+        "needle: full 40, before 9, kl 30 of 40; multikey: full 26, before 14, kl 20 of 40"
+    )
+    assert run["task"] == "needle, multikey"
+
+
 def test_tuned_recipes_are_priced_by_arithmetic(shown):
     (found,) = _of(shown["answers"], setting="found")
     assert (found["kv_share"], found["flops_share"], found["seconds"]) == (0.25, 0.2, None)

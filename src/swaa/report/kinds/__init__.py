@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from swaa.report.figures import Figures
 from swaa.report.folder import Problem, Run
-from swaa.report.kinds import demo, eval, generate, kernels, serve, tune, vllm
+from swaa.report.kinds import demo, eval, generate, kernels, serve, train, tune, vllm
 
 READERS: dict[str, Callable[[Run], Figures]] = {
     "demo": demo.read,
@@ -14,6 +14,7 @@ READERS: dict[str, Callable[[Run], Figures]] = {
     "generate": generate.read,
     "kernels": kernels.read,
     "serve": serve.read,
+    "train": train.read,
     "tune": tune.read,
     "vllm": vllm.read,
 }

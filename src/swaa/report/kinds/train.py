@@ -1,0 +1,32 @@
+"""Results of a training: right answers of the full model, before and after, on the same samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from swaa.config import SWAAConfig
+from swaa.report.figures import Figures
+from swaa.report.folder import Run
+
+
+def read(run: Run) -> Figures:
+    """What a training shows: its rows are counts without a time or a size to draw them against."""
+    result = run.result
+    config = SWAAConfig.from_dict(result.config["swaa"])
+    answers = [row for row in result.rows if "right" in row]
+    tasks = tuple(dict.fromkeys(row["task"] for row in answers))
+    return Figures(
+        subject=result.provenance.model or result.name,
+        setting=f"trained by {result.config['settings']['objective']}",
+        task=", ".join(tasks),
+        outcome="; ".join(f"{task}: {_states(answers, task)}" for task in tasks),
+        configs={config.describe(): config},
+    )
+
+
+def _states(answers: Sequence[Mapping[str, Any]], task: str) -> str:
+    """Right answers of one task in every state, ``full 26, before 14, kl 14 of 40``."""
+    rows = [row for row in answers if row["task"] == task]
+    counts = ", ".join(f"{row['state']} {row['right']}" for row in rows)
+    return f"{counts} of {rows[-1]['samples']}"
