@@ -290,3 +290,9 @@ def test_a_mistake_is_one_line_and_exit_code_2(words, message, capsys):
 def test_the_names_of_the_other_rows_are_taken():
     with pytest.raises(ValueError, match="are measured anyway"):
         replace(TINY, recipes={STOCK: SLIDING})
+
+
+def test_a_checkpoints_path_stays_out_of_the_result(tmp_path):
+    options = Options(model=str(tmp_path / "my-model"), recipes={})
+    assert options.config()["model"] == "my-model"
+    assert Options(model="tiny", recipes={}).config()["model"] == "tiny"

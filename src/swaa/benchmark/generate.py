@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -84,7 +85,8 @@ class Options:
     def config(self) -> dict[str, Any]:
         """What tells a run from another: the options, and where it runs."""
         values = asdict(self) | {
-            "recipes": {name: config.to_dict() for name, config in self.recipes.items()}
+            "model": Path(self.model).name if Path(self.model).is_absolute() else self.model,
+            "recipes": {name: config.to_dict() for name, config in self.recipes.items()},
         }
         del values["time_limit"]  # says when to stop, not what to measure
         gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None

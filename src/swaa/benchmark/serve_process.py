@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import http.client
 import os
 import re
@@ -14,6 +13,8 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from swaa.integrations.vllm.launch import end_with_parent
 
 POLL_SECONDS = 0.5
 END_SECONDS = 60
@@ -117,7 +118,7 @@ def running(command: Sequence[str], *, log: Path, timeout_s: float) -> Iterator[
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_end_with_parent,
+            preexec_fn=end_with_parent,
         )
         server = Server(process, port, log)
         try:
@@ -144,13 +145,6 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def _end_with_parent() -> None:
-    """In the server, before it starts: not even a kill of this process leaves it behind."""
-    if sys.platform == "linux":
-        set_parent_death_signal = 1  # PR_SET_PDEATHSIG
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
 
 
 @contextlib.contextmanager

@@ -49,7 +49,7 @@ def serve(arguments: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="swaa-serve-") as folder:
         environment = os.environ | {REQUIRED: "1", REPORTS: folder}
         command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", *arguments]
-        server = subprocess.Popen(command, env=environment, preexec_fn=_end_with_parent)
+        server = subprocess.Popen(command, env=environment, preexec_fn=end_with_parent)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda received, _frame: server.send_signal(received))
         try:
@@ -75,8 +75,8 @@ def check_installed() -> None:
         raise ValueError(f"VLLM_PLUGINS={allowed} keeps swaa out; add {NAME!r} to it")
 
 
-def _end_with_parent() -> None:
-    """In the server, before it starts: a killed ``swaa serve`` must not leave it behind."""
+def end_with_parent() -> None:
+    """In a server, before it starts: not even a kill of this process leaves it behind."""
     if sys.platform == "linux":
         set_parent_death_signal = 1  # PR_SET_PDEATHSIG
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
