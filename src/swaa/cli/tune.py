@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from swaa.evaluation.tasks import Task
     from swaa.models import LoadedModel
     from swaa.selection.report import Point
-    from swaa.selection.tune import Tuned, Tuning
+    from swaa.selection.tuning import Tuned, Tuning
 
 DEFAULT_RECIPE = "fast"
 """Where a search begins: everything slides in the prompt, generated tokens see everything."""
@@ -164,7 +164,8 @@ def run(args: argparse.Namespace) -> int:
     from swaa.evaluation.prompt import Prompt
     from swaa.models import load_model
     from swaa.selection.budget import Budget
-    from swaa.selection.tune import Tuning, tune
+    from swaa.selection.tune import tune
+    from swaa.selection.tuning import Tuning
 
     budgets = [Budget.parse(text) for text in args.budget or ()]
     task, report = _tasks(args)

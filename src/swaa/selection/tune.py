@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from swaa import results
 from swaa.config import SWAAConfig
 from swaa.evaluation.comparison import Comparison
-from swaa.evaluation.prompt import Prompt
 from swaa.evaluation.sample import Sample
 from swaa.evaluation.samples_file import SamplesFile
 from swaa.evaluation.sources import LocalModel
@@ -24,94 +22,17 @@ from swaa.selection import calibration, report
 from swaa.selection.board import Board, Objective, mean
 from swaa.selection.budget import Budget, Cost, Prices
 from swaa.selection.calibration import FULL_ATTENTION, GivenSamples, Split
-from swaa.selection.candidate import Candidate, Role
+from swaa.selection.candidate import Candidate
 from swaa.selection.passes import SharedPasses, TeacherForced
 from swaa.selection.report import Point
-from swaa.selection.search import Effort, Search
+from swaa.selection.search import Search
 from swaa.selection.signals import SIGNALS, top
 from swaa.selection.signals.flips import importance
 from swaa.selection.signals.lazy_ratio import lazy_ratio
 from swaa.selection.signals.periodic import patterns
+from swaa.selection.spaces import Space, least, spaces
+from swaa.selection.tuning import HELD_OUT, KIND, LADDER, Progress, Tuned, Tuning
 from swaa.shapes import shape_of
-
-KIND = "tune"
-"""Folder of these results."""
-
-HELD_OUT = 50
-"""Samples to report on where none are named and a task makes as many as wanted."""
-
-LADDER = ("layers=0,kv=1/4", "layers=0,kv=1/2", "layers=0", "layers=1/4", "layers=1/2")
-"""Budgets that are searched when none is given."""
-
-Progress = Callable[[float, str], None]
-"""Called with the share of the work that is done, 0 to 1, and what is going on."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tuning:
-    """What is to be found.
-
-    Attributes:
-        task: gives the questions to tune on.
-        prompt: how they are put.
-        base: knobs that the search begins with.
-        length: tokens of each prompt; of tasks that read a file, the most.
-        tries: values of ``window``, ``sink_tokens`` and ``dense_tail`` to try beside the base's.
-        budgets: what recipes may cost; empty: :data:`LADDER`.
-        samples: to tune on.
-        held_out: to report on; ``None``: 50, or all others of a file.
-        report_on: other tasks to report on; empty: held-out samples of ``task``.
-        objective: what the search makes small; ``None``: ``nll`` with gold answers, else ``kl``.
-        keep: share of full attention's score that must be kept.
-        method: ``search``, or a signal of :data:`swaa.selection.signals.SIGNALS` that ranks.
-        baselines: also report periodic patterns and every signal's choice.
-        seed: of samples and their split.
-        batch_size: samples at once.
-        effort: how long to look.
-        folder: of all results.
-    """
-
-    task: Task
-    prompt: Prompt
-    base: SWAAConfig
-    length: int | None = None
-    tries: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
-    budgets: Sequence[Budget] = ()
-    samples: int = 32
-    held_out: int | None = None
-    report_on: Sequence[Task] = ()
-    objective: Objective | None = None
-    keep: float = 0.95
-    method: str = "search"
-    baselines: bool = False
-    seed: int = 0
-    batch_size: int = 1
-    effort: Effort = dataclasses.field(default_factory=Effort)
-    folder: str | Path = results.FOLDER
-
-
-class Tuned(NamedTuple):
-    """What was found.
-
-    Attributes:
-        points: every recipe measured, full attention first.
-        path: of the result file.
-        provenance: of the run.
-        seconds: by stage.
-    """
-
-    points: tuple[Point, ...]
-    path: Path
-    provenance: results.Provenance
-    seconds: dict[str, float]
-
-
-class Space(NamedTuple):
-    """One thing to search: layers for a role, under a budget, at given knobs."""
-
-    budget: Budget
-    knobs: Candidate
-    role: Role
 
 
 @dataclass(frozen=True)
@@ -185,7 +106,7 @@ class _Run:
         started = time.perf_counter()
         data = self._timed("data", self._data)
         prices = Prices(shape_of(self.loaded.model.config), self.able, data.length)
-        self._require_feasible(prices)
+        self.budgets = self._feasible(prices)
         points = self._timed("search", lambda: self._search(data, prices))
         points = self._timed("verify", lambda: self._verify(data, points))
         config = self._identity(data)
@@ -281,50 +202,26 @@ class _Run:
     # Search
 
     def _spaces(self, budget: Budget) -> list[Space]:
-        """What may be given to layers under a budget, at each setting of the knobs."""
-        names = ("window", "sink_tokens", "dense_tail")
-        values = [
-            dict.fromkeys([getattr(self.base, name), *self.tuning.tries.get(name, ())])
-            for name in names
-        ]
-        spaces = []
-        for chosen in itertools.product(*values):
-            knobs = dataclasses.replace(
-                self.base, full=frozenset(), **dict(zip(names, chosen, strict=True))
-            )
-            bare = knobs.with_layers("decode", ())
-            if budget.kv is None and budget.decode is None:
-                spaces.append(Space(budget, knobs, "full"))
-                continue
-            spaces.append(Space(budget, bare, "decode"))
-            if budget.layers is None or budget.layers > 0:
-                spaces.append(Space(budget, bare, "full"))
-        return spaces
+        return spaces(self.base, self.tuning.tries, budget)
 
-    def _require_feasible(self, prices: Prices) -> None:
-        """Fail before minutes of search, when no setting of the knobs can meet a given budget."""
-        feasible = []
+    def _feasible(self, prices: Prices) -> list[tuple[Budget, Budget]]:
+        """The budgets that can be met; one that was given and cannot is an error."""
+        found = []
         for typed, budget in self.budgets:
-            none = [(space.knobs, prices.of(space.knobs)) for space in self._spaces(budget)]
-            if any(budget.allows(cost) for _, cost in none):
-                feasible.append((typed, budget))
+            lowest = least(self._spaces(budget), prices)
+            if lowest is None:
+                found.append((typed, budget))
             elif self.tuning.budgets:
-                knobs, cost = min(none, key=lambda pair: pair[1].kv + pair[1].flops)
-                least = ", ".join(f"{n}={getattr(cost, n):.2f}" for n in budget.broken(cost))
-                raise ValueError(
-                    f"the budget {typed} cannot be met: without any full layer, at window"
-                    f" {knobs.window} and {prices.length} tokens, the cost is {least}; raise it,"
-                    " or take a smaller window"
-                )
-        self.budgets = feasible
+                raise ValueError(f"the budget {typed} cannot be met: {lowest}")
+        return found
 
     def _search(self, data: _Data, prices: Prices) -> list[Point]:
         tuning = self.tuning
         identity = self._board_identity(data)
         file = results.result_path(KIND, self._name("scores"), identity, folder=tuning.folder)
         tails = {self.base.dense_tail, *tuning.tries.get("dense_tail", ())}
-        spaces = [space for _, budget in self.budgets for space in self._spaces(budget)]
-        if any(space.role == "full" for space in spaces):
+        looked_at = [space for _, budget in self.budgets for space in self._spaces(budget)]
+        if any(space.role == "full" for space in looked_at):
             tails.add(tuning.effort.screen)
         passes = SharedPasses(
             self.loaded,
