@@ -7,7 +7,7 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
-from swaa.cli.options import config_from, whole_numbers
+from swaa.cli.options import add_measured_options, config_from, whole_numbers
 from swaa.cli.table import format_table
 from swaa.config import SWAAConfig
 
@@ -71,12 +71,7 @@ def register(subparsers: Any) -> None:
         action="store_true",
         help="run the layers as Transformers has them (default: through torch.compile, every row)",
     )
-    parser.add_argument(
-        "--again", action="store_true", help="measure what is measured already (default: show it)"
-    )
-    parser.add_argument(
-        "--output", default="results", metavar="DIR", help="folder of results (default: results)"
-    )
+    add_measured_options(parser)
     parser.set_defaults(bench=run)
 
 

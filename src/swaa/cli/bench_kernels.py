@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from swaa.cli.options import whole_numbers
+from swaa.cli.options import add_measured_options, whole_numbers
 
 if TYPE_CHECKING:
     from swaa.benchmark.kernels import Options
@@ -52,12 +52,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "--no-stock", action="store_true", help="measure ours only (default: stock kernels too)"
     )
-    parser.add_argument(
-        "--again", action="store_true", help="measure what is measured already (default: show it)"
-    )
-    parser.add_argument(
-        "--output", default="results", metavar="DIR", help="folder of results (default: results)"
-    )
+    add_measured_options(parser)
     parser.set_defaults(bench=run)
 
 

@@ -8,7 +8,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from swaa.cli.endpoints import add_endpoint_options, endpoint_from, judge_from, refuse_unused
-from swaa.cli.options import add_config_options, config_from
+from swaa.cli.options import add_backend_option, add_config_options, config_from
 from swaa.config import SWAAConfig
 
 if TYPE_CHECKING:
@@ -134,12 +134,7 @@ def _add_local_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="prompt tokens per forward pass (default: the whole prompt)",
     )
-    group.add_argument(
-        "--backend",
-        default="auto",
-        metavar="B",
-        help="attention: auto, fa4, triton, sdpa or reference (default: %(default)s)",
-    )
+    add_backend_option(group)
     add_model_options(parser)
 
 

@@ -116,6 +116,30 @@ def whole_numbers(text: str, flag: str, *, least: int = 1) -> tuple[int, ...]:
     return tuple(int(word) for word in words)
 
 
+def add_backend_option(parser: Any) -> None:
+    """Add ``--backend``, of the attention of a model that is loaded here.
+
+    Args:
+        parser: of a verb, or a group of its flags.
+    """
+    parser.add_argument(
+        "--backend",
+        default="auto",
+        metavar="B",
+        help="attention: auto, fa4, triton, sdpa or reference (default: %(default)s)",
+    )
+
+
+def add_measured_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--again`` and ``--output``, of a verb that keeps what it measured."""
+    parser.add_argument(
+        "--again", action="store_true", help="measure what is measured already (default: show it)"
+    )
+    parser.add_argument(
+        "--output", default="results", metavar="DIR", help="folder of results (default: results)"
+    )
+
+
 def _changes(args: argparse.Namespace) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     if args.window is not None:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swaa.cli.options import add_config_options, config_from
+from swaa.cli.options import add_backend_option, add_config_options, config_from
 from swaa.cli.progress import ProgressBar, format_seconds
 from swaa.cli.table import format_table
 
@@ -145,12 +145,7 @@ def _add_local_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--batch-size", type=int, default=1, metavar="N", help="(default: %(default)s)"
     )
-    group.add_argument(
-        "--backend",
-        default="auto",
-        metavar="B",
-        help="attention: auto, fa4, triton, sdpa or reference (default: %(default)s)",
-    )
+    add_backend_option(group)
     add_model_options(parser)
 
 
