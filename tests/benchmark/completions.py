@@ -54,11 +54,18 @@ class Handler(BaseHTTPRequestHandler):
             fault = server.script.pop(0) if server.script else None
             server.under_way += 1
             server.most_under_way = max(server.most_under_way, server.under_way)
+        self.counted = True
         try:
             self.answer(fault, body)
         finally:
-            with server.lock:
-                server.under_way -= 1
+            self.leave()
+
+    def leave(self):
+        """No longer under way; said before the client can know, or its next request comes first."""
+        if self.counted:
+            self.counted = False
+            with self.server.lock:
+                self.server.under_way -= 1
 
     def answer(self, fault, body):
         if fault == "500":
@@ -92,6 +99,8 @@ class Handler(BaseHTTPRequestHandler):
         for number in range(count if fault != "broken off" else 1):
             time.sleep(NEXT_S if number else 0)
             end = "length" if number == count - 1 else None
+            if end:
+                self.leave()
             times.append(time.perf_counter())
             self.chunk(self.piece(number, end))
         if fault == "broken off":
