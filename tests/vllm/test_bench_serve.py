@@ -36,7 +36,7 @@ def test_recipes_behind_vllm(checkpoint, tmp_path):
         assert rows["server"]["kv_tokens"] > 0
     assert not list((tmp_path / "results").rglob("*.log"))
 
-    again = subprocess.run(command, timeout=60, check=False, **options)
+    again = subprocess.run(command, timeout=300, check=False, **options)
     assert json.loads(again.stdout) == results
 
 
