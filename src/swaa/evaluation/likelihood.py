@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -20,8 +20,8 @@ from swaa.evaluation.tasks.perplexity import BLOCK, answer_from, encode, split
 class LikelihoodEngine(Protocol):
     """An engine that can say how likely a text is."""
 
-    def negative_log_likelihoods(self, ids: Sequence[int], *, answer_from: int) -> Tensor:
-        """``[tokens - 1]`` in nats; those from ``answer_from`` on count as generated."""
+    def read(self, texts: Sequence[tuple[Sequence[int], int]]) -> Iterator[Tensor]:
+        """``[tokens - 1]`` in nats of each text; tokens from its number on count as generated."""
         ...
 
 
@@ -40,13 +40,13 @@ def measure(
     if not isinstance(engine, LikelihoodEngine):
         raise ValueError("perplexity needs a model loaded here; it cannot be asked of an endpoint")
     done = {record["id"] for record in file.samples}
-    for sample in samples:
-        if sample.id not in done:
-            first = answer_from(sample.length)
-            ids = encode(prompt, sample.context)
-            nll = engine.negative_log_likelihoods(ids, answer_from=first)
-            file.append(_record(sample, first, nll))
-            done.add(sample.id)
+    left = [sample for sample in samples if sample.id not in done]
+    texts = [(encode(prompt, sample.context), answer_from(sample.length)) for sample in left]
+    if progress is not None:
+        progress(len(done))
+    for sample, (_, first), nll in zip(left, texts, engine.read(texts), strict=True):
+        file.append(_record(sample, first, nll))
+        done.add(sample.id)
         if progress is not None:
             progress(len(done))
 

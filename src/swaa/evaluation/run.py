@@ -177,7 +177,7 @@ def execute(
         folder: of all results.
         batch_size: prompts answered at once.
         judge: scores free answers.
-        device: as torch writes it, for the record.
+        device: as torch writes it, for the record; several with commas.
         packages: more packages whose versions matter.
         progress: called with the number of samples done so far, at the start and after each.
         requests: of the samples, where other runs had them made already (:func:`make_requests`).
@@ -316,8 +316,9 @@ def _provenance(
 ) -> results.Provenance:
     described = run.task.describe()
     served = device == SERVED
+    first, *others = device.split(",")
     provenance = results.record_provenance(
-        device="cpu" if served else device,
+        device="cpu" if served else first,
         dtype=run.engine.get("dtype"),
         model=Path(run.model).name,
         model_revision=run.model_revision,
@@ -327,4 +328,6 @@ def _provenance(
         seconds=seconds,
         packages=packages,
     )
-    return dataclasses.replace(provenance, device=SERVED) if served else provenance
+    if served:
+        return dataclasses.replace(provenance, device=SERVED)
+    return dataclasses.replace(provenance, device=", ".join([provenance.device, *others]))

@@ -40,9 +40,10 @@ class LocalModel:
         self._backend = backend
         self._chunk = chunk
         self.model = loaded.name
+        self.tokenizer = loaded.tokenizer
         self.revision = model_revision(name, loaded)
         self.context = loaded.trained_context
-        self.device = str(loaded.model.device)
+        self.device = ",".join(loaded.devices)
 
     def engine(self, config: SWAAConfig) -> TransformersEngine:
         """An engine for a configuration."""

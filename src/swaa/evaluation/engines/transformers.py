@@ -120,6 +120,11 @@ class TransformersEngine:
                 parts.append(torch.nn.functional.cross_entropy(rows, targets, reduction="none"))
         return torch.cat(parts).cpu()
 
+    def read(self, texts: Sequence[tuple[Sequence[int], int]]) -> Iterator[Tensor]:
+        """:meth:`negative_log_likelihoods` of each text and where its answer begins."""
+        for ids, answer_from in texts:
+            yield self.negative_log_likelihoods(ids, answer_from=answer_from)
+
     def _generate(self, batch: Sequence[Request]) -> list[Reply]:
         model: Any = self._loaded.model
         ids, mask = self._padded([request.ids for request in batch])
