@@ -6,9 +6,10 @@ import socket
 import pytest
 import torch
 
-from swaa.benchmark.serve_client import Address, encode_request, request
+from swaa.benchmark.serve_client import encode_request, request
 from swaa.benchmark.serve_load import run_load, samples, summarize
 from swaa.benchmark.serve_workload import PRESETS, Workload
+from swaa.evaluation.address import Address
 from tests.benchmark.completions import FIRST_S, NEXT_S, completions
 
 SMALL = Workload(input_tokens=20, output_tokens=6, requests=5)
@@ -67,11 +68,6 @@ def test_the_papers_workload():
 def test_a_workload_out_of_range(change, message):
     with pytest.raises(ValueError, match=message):
         Workload(**{"input_tokens": 1, "output_tokens": 1, "requests": 1, **change})
-
-
-def test_an_address_that_is_none():
-    with pytest.raises(ValueError, match="expected a URL such as http://127"):
-        Address(url="localhost:8000", model="m")
 
 
 def test_pieces_are_timed_when_they_come():

@@ -89,9 +89,10 @@ def test_waits_grow_up_to_a_limit(server):
     assert endpoint._wait(0, 5.0) <= 5.0
 
 
-def test_urls_are_checked():
-    with pytest.raises(ValueError, match="expected a URL such as"):
-        Endpoint(url="localhost:8000", model="m")
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://127.0.0.1/v1", "http:///v1"])
+def test_urls_are_checked(url):
+    with pytest.raises(ValueError, match="expected a URL such as http://127"):
+        Endpoint(url=url, model="m")
 
 
 def _requests(count):

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from swaa import results
-from swaa.benchmark.serve_client import Address
+from swaa.benchmark.serve_client import connection_to
 from swaa.benchmark.serve_load import Load, run_load, samples, summarize
 from swaa.benchmark.serve_process import Server, launch_command, running
 from swaa.benchmark.serve_workload import Workload
 from swaa.config import SWAAConfig
+from swaa.evaluation.address import Address
 
 KIND = "serve"
 """Folder of these results."""
@@ -28,19 +29,13 @@ SERVED = "served"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Endpoint:
+class Endpoint(Address):
     """A server that runs already; which recipe it runs is its operator's word.
 
     Attributes:
-        url: base of the API.
-        model: as the server calls it.
-        key: sent as bearer token; ``None``: none.
         device: what it runs on.
     """
 
-    url: str
-    model: str
-    key: str | None = dataclasses.field(default=None, repr=False)
     device: str = SERVED
 
 
@@ -165,10 +160,7 @@ def local_device() -> str:
 def _served(run: ServeRun, log: Path) -> Iterator[tuple[Address, Server | None]]:
     source = run.source
     if isinstance(source, Endpoint):
-        yield (
-            Address(url=source.url, model=source.model, key=source.key, timeout_s=run.timeout_s),
-            None,
-        )
+        yield dataclasses.replace(source, timeout_s=run.timeout_s), None
         return
     command = launch_command(run.model, run.setting, full=run.config.window is None)
     with running([*command, *arguments_of(run)], log=log, timeout_s=source.timeout_s) as server:
@@ -180,7 +172,7 @@ def _check(load: Load, address: Address) -> None:
     reasons = "; ".join(f"{count} x {reason}" for reason, count in load.failures.items())
     if not load.finished:
         raise ConnectionError(f"{address.url} answered no request: {reasons}")
-    connection = address.connect()
+    connection = connection_to(address)
     try:
         connection.connect()
     except OSError:

@@ -7,57 +7,15 @@ import json
 import time
 import urllib.parse
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from swaa.benchmark.serve_workload import Workload
+from swaa.evaluation.address import Address
 
 
 class _BrokenError(Exception):
     """The answer is not what the protocol says, or not what was asked for."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Address:
-    """Where to ask.
-
-    Attributes:
-        url: base of the API, such as ``http://127.0.0.1:8000/v1``.
-        model: as the server calls it.
-        key: sent as bearer token; ``None``: none.
-        timeout_s: longest wait for a piece of an answer (seconds).
-
-    Raises:
-        ValueError: for anything but an HTTP address.
-    """
-
-    url: str
-    model: str
-    key: str | None = field(default=None, repr=False)
-    timeout_s: float = 7200.0
-
-    def __post_init__(self) -> None:
-        parts = urllib.parse.urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(
-                f"the endpoint is {self.url!r}; expected a URL such as http://127.0.0.1:8000/v1"
-            )
-
-    def connect(self) -> http.client.HTTPConnection:
-        """A connection, not opened yet."""
-        parts = urllib.parse.urlsplit(self.url)
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else None
-        kind = kind or http.client.HTTPConnection
-        return kind(parts.hostname or "", parts.port, timeout=self.timeout_s)
-
-    def path(self, name: str) -> str:
-        """Path of one of the API's resources, such as ``completions``."""
-        return f"{urllib.parse.urlsplit(self.url).path.rstrip('/')}/{name}"
-
-    def headers(self) -> dict[str, str]:
-        """Of every request."""
-        headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
-        return headers | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +67,14 @@ def encode_request(address: Address, ids: Sequence[int], workload: Workload) -> 
     return json.dumps(body, separators=(",", ":")).encode()
 
 
+def connection_to(address: Address) -> http.client.HTTPConnection:
+    """A connection to a server, not opened yet."""
+    parts = urllib.parse.urlsplit(address.url)
+    secure = parts.scheme == "https"
+    kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
+    return kind(parts.hostname or "", parts.port, timeout=address.timeout_s)
+
+
 def request(address: Address, body: bytes, *, input_tokens: int) -> Timing:
     """Send a request and read its stream to the end.
 
@@ -117,10 +83,12 @@ def request(address: Address, body: bytes, *, input_tokens: int) -> Timing:
         body: from :func:`encode_request`.
         input_tokens: of the prompt; a server that counts otherwise did not serve what was asked.
     """
-    connection = address.connect()
+    connection = connection_to(address)
+    path = urllib.parse.urlsplit(address.resource("completions")).path
+    headers = {**address.headers(), "Accept": "text/event-stream"}
     sent = time.perf_counter()
     try:
-        connection.request("POST", address.path("completions"), body, address.headers())
+        connection.request("POST", path, body, headers)
         return _read(connection.getresponse(), sent, input_tokens)
     except TimeoutError:
         return Timing(sent=sent, error=f"nothing came for {address.timeout_s:g} s")

@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from swaa.benchmark.serve_client import Address, Timing, encode_request, request
+from swaa.benchmark.serve_client import Timing, encode_request, request
 from swaa.benchmark.serve_workload import Workload
+from swaa.evaluation.address import Address
 
 
 @dataclass(frozen=True, kw_only=True)

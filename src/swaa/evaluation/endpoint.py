@@ -9,8 +9,10 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
+
+from swaa.evaluation.address import Address
 
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 """HTTP answers after which another attempt may succeed."""
@@ -39,32 +41,18 @@ class Completion:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Endpoint:
-    """Where to ask.
+class Endpoint(Address):
+    """Where to ask, and how often.
 
     Attributes:
-        url: base of the API, such as ``http://127.0.0.1:8000/v1``.
-        model: as the server calls it.
-        key: sent as bearer token; ``None``: none.
-        timeout_s: longest wait for a byte of the answer (seconds).
         retries: further attempts after one that failed for a passing reason.
         backoff_s: wait before the first of them, doubled each time (seconds).
         longest_wait_s: no wait is longer (seconds).
     """
 
-    url: str
-    model: str
-    key: str | None = field(default=None, repr=False)
-    timeout_s: float = 600.0
     retries: int = 6
     backoff_s: float = 1.0
     longest_wait_s: float = 60.0
-
-    def __post_init__(self) -> None:
-        if not self.url.startswith(("http://", "https://")):
-            raise ValueError(
-                f"the endpoint is {self.url!r}; expected a URL such as http://127.0.0.1:8000/v1"
-            )
 
     def chat(self, messages: Iterable[Mapping[str, str]], **options: Any) -> Completion:
         """Answer a conversation at temperature 0.
@@ -85,8 +73,8 @@ class Endpoint:
     def _post(self, path: str, body: dict[str, Any]) -> Completion:
         body = {"model": self.model, "temperature": 0, "stream": True, **body}
         body["stream_options"] = {"include_usage": True}
-        url = f"{self.url.rstrip('/')}/{path}"
-        request = urllib.request.Request(url, json.dumps(body).encode(), self._headers())
+        url = self.resource(path)
+        request = urllib.request.Request(url, json.dumps(body).encode(), self.headers())
         reason = ""
         for attempt in range(self.retries + 1):
             try:
@@ -99,10 +87,6 @@ class Endpoint:
             f"{url} failed {self.retries + 1} times, last: {reason}; check that the server runs and"
             " that the URL is right, then run the same command again"
         )
-
-    def _headers(self) -> dict[str, str]:
-        headers = {"Content-Type": "application/json"}
-        return headers | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
 
     def _wait(self, attempt: int, asked: float | None) -> float:
         wait = self.backoff_s * 2**attempt if asked is None else asked

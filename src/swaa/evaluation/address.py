@@ -1,0 +1,42 @@
+"""Where an OpenAI-compatible server listens, and how it is addressed."""
+
+from __future__ import annotations
+
+import urllib.parse
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True)
+class Address:
+    """Where to ask.
+
+    Attributes:
+        url: base of the API, such as ``http://127.0.0.1:8000/v1``.
+        model: as the server calls it.
+        key: sent as bearer token; ``None``: none.
+        timeout_s: longest wait for a piece of an answer (seconds).
+
+    Raises:
+        ValueError: for anything but an HTTP address.
+    """
+
+    url: str
+    model: str
+    key: str | None = field(default=None, repr=False)
+    timeout_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        parts = urllib.parse.urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(
+                f"the endpoint is {self.url!r}; expected a URL such as http://127.0.0.1:8000/v1"
+            )
+
+    def resource(self, name: str) -> str:
+        """URL of one of the API's resources, such as ``completions``."""
+        return f"{self.url.rstrip('/')}/{name}"
+
+    def headers(self) -> dict[str, str]:
+        """Of every request."""
+        headers = {"Content-Type": "application/json"}
+        return headers | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
