@@ -1,4 +1,4 @@
-"""The paper's own numbers, as its tables print them, beside which runs of this code are drawn."""
+"""The paper's own accuracy against time, beside which runs of this code are drawn."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from swaa.config import SWAAConfig
+from swaa.evaluation.paper import Row, Table, read_table
 from swaa.report.figures import Answers
 
 
@@ -32,51 +33,51 @@ class Paper:
 def read_paper() -> Paper:
     """The paper's accuracy against its time."""
     text = importlib.resources.files("swaa.report").joinpath("paper.json").read_text("utf-8")
-    tables = json.loads(text)
+    times = json.loads(text)
+    tables = [read_table(1, thinking=thinking) for thinking in (True, False)]
     answers = [
-        _answers(tables, row, column, accuracy)
-        for row in tables["accuracy"]
-        for column, accuracy in enumerate(row["accuracy"])
-        if accuracy is not None and _speed(tables, row) is not None
+        _answers(table, row, column, accuracy, times["request_tokens"] / (1000 * speed))
+        for table in tables
+        for row in table.rows
+        if (speed := _speed(times, row.config)) is not None
+        for column, accuracy in zip(table.columns, row.accuracy, strict=True)
+        if accuracy is not None
     ]
     return Paper(
-        source=tables["source"],
-        notes=tuple(tables["notes"]),
+        source=tables[0].source,
+        notes=tuple(times["notes"]),
         answers=tuple(sorted(answers, key=lambda answer: answer.group)),
     )
 
 
-def _answers(
-    tables: Mapping[str, Any], row: Mapping[str, Any], column: int, accuracy: float
-) -> Answers:
-    model, task = tables["columns"][column]
-    config = SWAAConfig(
-        window=row["window"],
-        sink_tokens=row["sink_tokens"],
-        full_layers=row["full_layers"] or (),
-        full_decode=row["full_decode"],
-    )
-    trained = ", trained" if row["trained"] else ""
-    speed = _speed(tables, row)
-    assert speed is not None
+def _answers(table: Table, row: Row, column: str, accuracy: float, seconds: float) -> Answers:
+    tokens = f", {table.ruler_tokens // 1024}k tokens" if column.startswith("RULER") else ""
+    described = row.config.describe()
+    trained = ", trained" if row.trained else ""
     return Answers(
-        group=f"paper: {model}, {task}",
-        setting=f"{config.describe()}{trained}",
-        detail=config.describe() + (trained or ", not trained"),
+        group=f"paper: {table.model}, {column}{tokens}",
+        setting=f"{described}{trained}",
+        detail=described + (trained or ", not trained"),
         accuracy=round(accuracy / 100, 4),
         count=f"{accuracy} %",
-        seconds=tables["request_tokens"] / (1000 * speed),
+        seconds=seconds,
         time="seconds per request at the throughput of Table 5",
-        full=config.window is None and not row["trained"],
-        trained=row["trained"],
+        full=row.config.window is None and not row.trained,
+        trained=row.trained,
     )
 
 
-def _speed(tables: Mapping[str, Any], row: Mapping[str, Any]) -> float | None:
+def _speed(times: Mapping[str, Any], config: SWAAConfig) -> float | None:
     """Throughput of a setting (thousand tokens/s); of other sinks where Table 5 has only those."""
+    layers = config.layers(times["layers"])
+    setting = {
+        "window": config.window,
+        "full_decode": config.full_decode,
+        "full_share": sum(layer.full for layer in layers) / len(layers),
+    }
     found = {
         speed["sink_tokens"]: speed["ktok_per_s"]
-        for speed in tables["speed"]
-        if all(speed[name] == row[name] for name in ("window", "full_decode", "full_share"))
+        for speed in times["speed"]
+        if all(speed[name] == value for name, value in setting.items())
     }
-    return found.get(row["sink_tokens"], found.get(0))
+    return found.get(config.sink_tokens, found.get(0))
