@@ -12,21 +12,34 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 FIRST_S, NEXT_S = 0.06, 0.02
+PATIENCE_S = 60
+"""Longest wait for what a test is sure to bring about."""
 
 
 class Completions(ThreadingHTTPServer):
-    """Answers with ``script`` first, one fault or None a request, then as asked."""
+    """Answers with ``script`` first, one fault or None a request, then as asked.
+
+    Args:
+        port: 0: any.
+        script: faults.
+        dies_after: so many requests.
+        together: nothing but the first request is answered before so many were under way at once.
+        pace: acquired before each further piece.
+    """
 
     daemon_threads = True
     request_queue_size = 256
 
-    def __init__(self, port=0, script=(), dies_after=None):
+    def __init__(self, port=0, script=(), dies_after=None, together=0, pace=None):
         super().__init__(("127.0.0.1", port), Handler)
         self.script = list(script)
         self.dies_after = dies_after
+        self.together = together
+        self.pace = pace
         self.bodies, self.written = [], []
         self.under_way = self.most_under_way = 0
-        self.lock = threading.Lock()
+        self.lock = threading.Condition()
+        self.closing = threading.Event()
         self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
 
     def handle_error(self, request, client_address):
@@ -54,6 +67,9 @@ class Handler(BaseHTTPRequestHandler):
             fault = server.script.pop(0) if server.script else None
             server.under_way += 1
             server.most_under_way = max(server.most_under_way, server.under_way)
+            server.lock.notify_all()
+            if len(server.bodies) > 1 and server.together:
+                server.lock.wait_for(lambda: server.most_under_way >= server.together, PATIENCE_S)
         self.counted = True
         try:
             self.answer(fault, body)
@@ -90,14 +106,17 @@ class Handler(BaseHTTPRequestHandler):
         if fault in broken:
             return self.chunk(broken[fault])
         if fault == "hangs":
-            return time.sleep(2)
+            return self.server.closing.wait(PATIENCE_S)
         if fault == "bad chunk":
             return self.wfile.write(b"xyz\r\nnothing\r\n")
         times = []
         time.sleep(FIRST_S)
         count = 0 if fault == "empty" else body["max_tokens"]
         for number in range(count if fault != "broken off" else 1):
-            time.sleep(NEXT_S if number else 0)
+            if number:
+                time.sleep(NEXT_S)
+                if self.server.pace is not None:
+                    self.server.pace.acquire(timeout=PATIENCE_S)
             end = "length" if number == count - 1 else None
             if end:
                 self.leave()
@@ -141,6 +160,7 @@ def completions(**options):
     try:
         yield server
     finally:
+        server.closing.set()
         server.shutdown()
         thread.join()
         server.server_close()
@@ -157,7 +177,9 @@ def main():
     # A process of its group, which does not end with it, as an engine might.
     if args.stubborn and os.fork() == 0:
         time.sleep(600)
-    Completions(args.port, dies_after=args.dies_after).serve_forever()
+    server = Completions(args.port, dies_after=args.dies_after)
+    print(server.url, flush=True)
+    server.serve_forever()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ def server():
 
 @pytest.fixture
 def judge(server):
-    endpoint = Endpoint(url=server.url, model="j", backoff_s=0.01, retries=2, timeout_s=5.0)
+    endpoint = Endpoint(url=server.url, model="j", backoff_s=0.01, retries=2, timeout_s=60.0)
     return Judge(endpoint=endpoint, concurrency=2)
 
 

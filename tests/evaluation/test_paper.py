@@ -72,7 +72,7 @@ def test_the_list_of_runs_runs_every_row(tiny, tmp_path, capsys):
         "LONGMEMEVAL": "lme.json", "JUDGE_ENDPOINT": "http://j/v1", "JUDGE_MODEL": "m",
     }  # fmt: skip
     words = ["paper-table-1-tiny/runs.sh", "--batch-size", "8"]
-    subprocess.run(words, check=True, env=env, timeout=60)
+    subprocess.run(words, check=True, env=env, timeout=300)
     memory, ruler, shown = (line.split() for line in said.read_text().splitlines())
     assert memory[:3] == ruler[:3] == ["eval", "some/tiny", "--recipes"]
     recipes = ruler[3].split(",")

@@ -119,6 +119,8 @@ class Browser:
         self.resize(width, height, phone=phone)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
+        # The page before is not to be taken for the one to come.
+        self.run("delete document.documentElement.dataset.ready")
         self.call("Page.navigate", url=Path(path).absolute().as_uri())
         deadline = time.monotonic() + WAIT_S
         while self.run("document.documentElement?.dataset.ready") != "yes":
