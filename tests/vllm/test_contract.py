@@ -10,8 +10,15 @@ import inspect
 
 import pytest
 
+from tests.vllm.conftest import MISSING
+
 BACKENDS = "vllm.v1.attention.backend"
 MANAGERS = "vllm.v1.core.single_type_kv_cache_manager"
+GROUPING = "vllm.v1.core.kv_cache_utils"
+if not MISSING:
+    from swaa.integrations.vllm.hooks import _grouping_module
+
+    GROUPING = _grouping_module()
 
 PARAMETERS = {
     "vllm.engine.arg_utils:EngineArgs.create_engine_config": (),
@@ -21,6 +28,7 @@ PARAMETERS = {
     ),
     "vllm.v1.worker.worker_base:WorkerWrapperBase.initialize_from_config": ("kv_cache_configs",),
     "vllm.v1.core.kv_cache_manager:KVCacheManager.get_computed_blocks": ("request",),
+    f"{GROUPING}:get_kv_cache_groups": ("vllm_config", "kv_cache_spec"),
     f"{BACKENDS}:AttentionImpl.forward": (
         *("layer", "query", "key", "value", "kv_cache", "attn_metadata", "output"),
         *("output_scale", "output_block_scale"),
@@ -53,6 +61,11 @@ FIELDS = {
     ),
     "vllm.v1.kv_cache_interface:SlidingWindowSpec": ("block_size", "sliding_window"),
     "vllm.config.model_arch:ModelArchitectureConfig": ("rswa_window",),
+    "vllm.v1.kv_cache_interface:KVCacheGroupSpec": ("layer_names", "kv_cache_spec"),
+    "vllm.config:SpeculativeConfig": (
+        *("method", "num_speculative_tokens", "kv_cache_dtype"),
+        *("draft_model_config", "target_model_config"),
+    ),
 }
 SAYS = {
     # The V2 model runner, which only GPUs (and Triton's interpreter) run.
@@ -66,6 +79,20 @@ SAYS = {
         "seq_lens_cpu_upper_bound=seq_lens_cpu_upper_bound",
     ),
     "vllm.v1.worker.gpu.attn_utils:init_attn_backend": ("get_attn_backend()",),
+    # Draft models: how their layers are named, and whose block table they are handed. When the
+    # first runner asks for the draft's own group, drafts.py need not put it first any more.
+    "vllm.v1.spec_decode.draft_model:DraftModelProposer": (
+        *("model_config=spec.draft_model_config", 'prefix="draft_model"'),
+    ),
+    "vllm.v1.worker.gpu.spec_decode.standalone_ar.speculator:StandaloneARSpeculator": (
+        *("model_config=self.draft_model_config", 'prefix="draft_model"'),
+    ),
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner._build_attention_metadata": (
+        "else:\n                    spec_decode_common_attn_metadata = cm\n",
+    ),
+    "vllm.v1.core.kv_cache_manager:KVCacheManager.allocate_slots": (
+        "total_computed_tokens - request.num_in_flight_tokens",
+    ),
 }
 OURS = (
     *("kv_cache:AllKeysSpec", "kv_cache:TailSpec", "kv_cache:SinkWindowSpec"),

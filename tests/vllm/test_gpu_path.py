@@ -57,7 +57,7 @@ def test_our_kernels_under_vllms_scheduler(checkpoint, config):
     assert ran.stdout.strip().endswith("agrees"), ran.stderr[-3000:]
 
 
-def make_builder(plan, v2):
+def make_builder(plan, v2, drafts=0):
     from swaa.integrations.vllm.metadata import SlidingMetadataBuilder
 
     vllm_config = SimpleNamespace(
@@ -65,7 +65,7 @@ def make_builder(plan, v2):
         parallel_config=SimpleNamespace(decode_context_parallel_size=1),
         compilation_config=SimpleNamespace(max_cudagraph_capture_size=8),
         use_v2_model_runner=v2,
-        speculative_config=None,
+        speculative_config=SimpleNamespace(num_speculative_tokens=drafts) if drafts else None,
     )
     kind = type("Builder", (SlidingMetadataBuilder,), {"plan": plan, "min_rows": 32})
     return kind(SimpleNamespace(block_size=16), [], vllm_config, CPU)

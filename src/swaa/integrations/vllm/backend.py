@@ -1,9 +1,9 @@
 """Backend classes for vLLM: one per kind of layer, derived from the platform's own.
 
 vLLM groups layers by backend class and cache spec, and asks the class for everything else. So each
-plan gets a class of its own, named after its numbers. Full layers keep their stock backend and
-kernels; only their cache spec is ours, and prompt lengths are kept from them, which stock kernels
-would take for a mask of their own.
+plan gets a class of its own, named after its numbers. Full layers, all of a draft model among them,
+keep their stock backend and kernels; only their cache spec is ours, and prompt lengths are kept
+from them, which stock kernels would take for a mask of their own.
 """
 
 from __future__ import annotations
@@ -72,9 +72,8 @@ def full_backend(stock: type[Any], memory: Memory) -> type[Any]:
         return stock_builder.build(self, common_prefix_len, blind, *args, **kwargs)
 
     builder = type(f"Swaa{stock_builder.__name__}", (stock_builder,), {"build": build})
-    return _derive(
-        stock, _name("Full", memory), memory, {"get_builder_cls": staticmethod(lambda: builder)}
-    )
+    name = _name("Draft" if memory.draft else "Full", memory)
+    return _derive(stock, name, memory, {"get_builder_cls": staticmethod(lambda: builder)})
 
 
 def _derive(stock: type[Any], name: str, memory: Memory, changes: dict[str, Any]) -> type[Any]:

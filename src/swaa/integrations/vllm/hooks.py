@@ -1,4 +1,4 @@
-"""The four places where vLLM is told of swaa, and the check that each still fits.
+"""The five places where vLLM is told of swaa, and the check that each still fits.
 
 1. ``EngineArgs.create_engine_config``: read, check and resolve the configuration (front end).
 2. ``Attention.__init__``: hand each layer its backend class (worker); vLLM's own choice never
@@ -8,12 +8,15 @@
    kernels (worker).
 4. ``KVCacheManager.get_computed_blocks``: end prefix-cache reuse before the dense tail (engine
    core).
+5. ``get_kv_cache_groups``: keep a draft model's layers in one group of the cache, the first (engine
+   core, and workers that try the cache out).
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -53,6 +56,7 @@ def install() -> None:
             _looking_up,
             ("request",),
         ),
+        (_grouping_module(), "get_kv_cache_groups", _grouping, ("kv_cache_spec",)),
     )
     for module, path, wrapper, arguments in wrappers:
         _wrap(module, path, wrapper, arguments)
@@ -62,8 +66,10 @@ def install() -> None:
 
 
 def _wrap(module: str, path: str, wrapper: Callable[..., Any], arguments: tuple[str, ...]) -> None:
-    owner_name, name = path.split(".")
-    owner = getattr(importlib.import_module(module), owner_name, None)
+    *owner_name, name = path.split(".")
+    owner: Any = importlib.import_module(module)
+    for part in owner_name:
+        owner = getattr(owner, part, None)
     original = getattr(owner, name, None)
     if original is None:
         raise UnsupportedError(f"vLLM has no {module}.{path} any more; swaa needs it")
@@ -79,11 +85,18 @@ def _wrap(module: str, path: str, wrapper: Callable[..., Any], arguments: tuple[
     setattr(owner, name, wrapped)
 
 
+def _grouping_module() -> str:
+    """Where vLLM groups layers by their cache: 0.33 has a module of its own for it."""
+    newer = "vllm.v1.core.kv_cache_planning"
+    return newer if importlib.util.find_spec(newer) else "vllm.v1.core.kv_cache_utils"
+
+
 def _configuring(original: Callable[..., Any]) -> Callable[..., Any]:
     def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
         from swaa.integrations.vllm import settings, support
 
         made = original(self, *args, **kwargs)
+        support.check_draft(made)
         found = settings.find(made)
         if found is not None:
             support.check_engine(made)
@@ -153,3 +166,17 @@ def _looking_up(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(self, request, *args, **kwargs)
 
     return get_computed_blocks
+
+
+def _grouping(original: Callable[..., Any]) -> Callable[..., Any]:
+    def get_kv_cache_groups(
+        vllm_config: Any, kv_cache_spec: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        from swaa.integrations.vllm import drafts, layers
+
+        groups = original(vllm_config, kv_cache_spec, *args, **kwargs)
+        if layers.active(vllm_config) is None:
+            return groups
+        return drafts.keep_together(groups, kv_cache_spec)
+
+    return get_kv_cache_groups

@@ -44,12 +44,15 @@ class Memory:
         frees: whether blocks may be freed at all (vLLM's hybrid cache manager is on).
         prompt_only: publish only blocks wholly before the dense tail.
         dense_tail: of the model, prompt tokens.
+        draft: whether it is a layer of the draft model. Its limits are those of the model that it
+            drafts for, so that the layers of both that keep all keys share a group.
     """
 
     plan: LayerPlan
     frees: bool
     prompt_only: bool
     dense_tail: int
+    draft: bool = False
 
     def spec(self, stock: Any) -> Any:
         """The layer's spec, made of the one that vLLM made for full attention."""

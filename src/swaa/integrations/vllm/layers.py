@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from swaa.config import LayerPlan
-from swaa.integrations.vllm import settings, support
+from swaa.integrations.vllm import drafts, settings, support
 from swaa.integrations.vllm.kv_cache import Memory
 
 
@@ -19,11 +19,13 @@ class Active:
         settings: what was asked.
         plans: of every decoder layer of the model.
         frees: whether vLLM's cache manager can free what a layer no longer needs.
+        draft: whether the layers that are being built are those of the draft model.
     """
 
     settings: settings.Settings
     plans: tuple[LayerPlan, ...]
     frees: bool
+    draft: bool = False
 
     @property
     def prompt_length_switch(self) -> int | None:
@@ -43,12 +45,13 @@ class Active:
         name = given.get("prefix", "")
         support.check_layer(name, attention_class is Attention, given)
         index = extract_layer_index(name)
-        if index >= len(self.plans):
+        if not self.draft and index >= len(self.plans):
             raise support.UnsupportedError(
                 f"swaa: layer {name} is beyond the model's {len(self.plans)} decoder layers"
             )
         return Memory(
-            plan=self.plans[index],
+            plan=LayerPlan(window=None) if self.draft else self.plans[index],
+            draft=self.draft,
             frees=self.frees,
             prompt_only=self.prompt_length_switch is not None
             and not self.settings.publish_generated,
@@ -63,14 +66,15 @@ def active(vllm_config: Any) -> Active | None:
         UnsupportedError: for a model or an option that cannot be served.
         ValueError: for a bad configuration.
     """
-    if vllm_config.model_config is None:
+    model = drafts.served_model(vllm_config)
+    if model is None:
         return None
     found = settings.find(vllm_config)
     if found is None or found.config.window is None:
         return None
     support.check_engine(vllm_config)
-    plans = found.plans(vllm_config.model_config.get_total_num_hidden_layers())
+    plans = found.plans(model.get_total_num_hidden_layers())
     if all(plan.full for plan in plans):
         raise support.UnsupportedError("swaa: no layer would slide: full_layers names them all")
     hybrid_off = vllm_config.scheduler_config.disable_hybrid_kv_cache_manager
-    return Active(found, plans, frees=not hybrid_off)
+    return Active(found, plans, frees=not hybrid_off, draft=drafts.is_draft(vllm_config))

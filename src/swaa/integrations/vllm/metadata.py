@@ -55,7 +55,7 @@ class SlidingMetadataBuilder(AttentionMetadataBuilder[SlidingMetadata]):
     # read every length on the device. Mixed batches are not declared before a GPU has shown them.
     _cudagraph_support: ClassVar[AttentionCGSupport] = AttentionCGSupport.UNIFORM_BATCH
     plan: ClassVar[LayerPlan]
-    min_rows: ClassVar[int]
+    min_rows: int
     """Fewest query rows of a request for which its keys are gathered."""
     prompt_lengths: Any = None
     """Prompt lengths by the V2 runner's request index, on the host: int32 ``[requests]``."""
@@ -73,6 +73,10 @@ class SlidingMetadataBuilder(AttentionMetadataBuilder[SlidingMetadata]):
             torch.zeros(requests, dtype=torch.int32, device=device) for _ in range(2)
         )
         self._max_keys = most_gathered(vllm_config, self.plan)
+        # Where drafts are verified, the host knows a request's length only at most.
+        speculative = vllm_config.speculative_config
+        if speculative is not None:
+            self.min_rows = max(self.min_rows, speculative.num_speculative_tokens + 2)
         # The V1 runner then puts decoding requests before chunks, as V2 always does.
         self._init_reorder_batch_threshold(1)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from swaa.config import LayerPlan
 from swaa.integrations.vllm.attention import SlidingAttention
+from swaa.integrations.vllm.drafts import draft_model
 from swaa.integrations.vllm.layers import Active
 from swaa.integrations.vllm.metadata import SlidingMetadataBuilder
 from swaa.integrations.vllm.plugin import REPORTS
@@ -35,11 +36,8 @@ def verify(wrapper: Any, active: Active, kv_cache: Any) -> None:
     specs = _specs(kv_cache)
     layers = _attention_layers(vllm_config)
     first, end = vllm_config.model_config.get_layers_start_end_indices(vllm_config.parallel_config)
-    if len(layers) != end - first:
-        raise NotActiveError(
-            f"swaa is not active: {len(layers)} of {end - first} layers were found to be adapted;"
-            " vLLM made the others without asking"
-        )
+    _check_count([layer for layer in layers.values() if not layer.swaa.draft], end - first)
+    _check_drafts(wrapper.worker.model_runner, layers, kv_cache, draft_model(vllm_config))
     for name, layer in layers.items():
         fault = _fault(layer, specs.get(name))
         if fault:
@@ -61,14 +59,17 @@ def verify(wrapper: Any, active: Active, kv_cache: Any) -> None:
 
 def summary(active: Active, layers: dict[str, Any], kv_cache: Any, vllm_config: Any) -> str:
     """One line: what slides, by which kernels, and what memory that leaves."""
-    sliding = [layer for layer in layers.values() if not layer.swaa.plan.full]
-    roles = Counter(_role(layer.swaa.plan) for layer in layers.values())
+    served = [layer for layer in layers.values() if not layer.swaa.draft]
+    sliding = [layer for layer in served if not layer.swaa.plan.full]
+    roles = Counter(_role(layer.swaa.plan) for layer in served)
+    drafting = len(layers) - len(served)
+    beside = f" beside a draft model of {drafting}" if drafting else ""
     kernels = ", ".join(sorted({layer.impl.kernels for layer in sliding})) or "stock"
     tokens, full_tokens = capacity(kv_cache, vllm_config)
     groups = "; ".join(_describe(group) for group in kv_cache.kv_cache_groups)
     return (
-        f"swaa adapted {len(sliding)} of {len(layers)} layers"
-        f" ({', '.join(f'{count} {role}' for role, count in sorted(roles.items()))}):"
+        f"swaa adapted {len(sliding)} of {len(served)} layers"
+        f" ({', '.join(f'{count} {role}' for role, count in sorted(roles.items()))}){beside}:"
         f" {active.settings.config.describe()}, backend {kernels};"
         f" KV cache of {kv_cache.num_blocks} blocks holds {tokens:,} tokens at the longest context"
         f" (full attention {full_tokens:,}); groups: {groups}"
@@ -123,6 +124,27 @@ def _fault(layer: Any, spec: Any) -> str | None:
     if spec != memory.spec(_stock(spec)):
         return f"its cache is {type(spec).__name__}"
     return None
+
+
+def _check_count(found: list[Any], expected: int) -> None:
+    if len(found) != expected:
+        raise NotActiveError(
+            f"swaa is not active: {len(found)} of {expected} layers were found to be adapted;"
+            " vLLM made the others without asking"
+        )
+
+
+def _check_drafts(runner: Any, layers: dict[str, Any], kv_cache: Any, draft: Any) -> None:
+    drafts = {name for name, layer in layers.items() if layer.swaa.draft}
+    if draft is None:
+        return
+    _check_count(list(drafts), draft.get_total_num_hidden_layers())
+    homes = {n for n, group in enumerate(kv_cache.kv_cache_groups) if drafts & {*group.layer_names}}
+    if hasattr(runner, "drafter") and homes != {0}:  # the V2 runner asks each layer's group
+        raise NotActiveError(
+            "swaa is not active: the draft model's layers are not in the first group of the cache,"
+            " and vLLM would let them write where other layers keep their keys"
+        )
 
 
 def _stock(spec: Any) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from swaa.config import LayerPlan, SWAAConfig
+from swaa.integrations.vllm.drafts import served_model
 
 KEY = "swaa"
 """Key of ``additional_config`` and of a checkpoint's config.json."""
@@ -83,8 +84,13 @@ def find(vllm_config: Any) -> Settings | None:
     additional = vllm_config.additional_config
     if isinstance(additional, dict) and additional.get(KEY) is not None:
         return parse(additional[KEY])
-    carried = getattr(getattr(vllm_config.model_config, "hf_config", None), KEY, None)
+    carried = carried_by(served_model(vllm_config))
     return None if carried is None else parse(carried)
+
+
+def carried_by(model_config: Any) -> object:
+    """What a model's own config.json says under ``"swaa"``, or None."""
+    return getattr(getattr(model_config, "hf_config", None), KEY, None)
 
 
 def write_back(vllm_config: Any, settings: Settings) -> None:

@@ -7,13 +7,17 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from swaa.integrations.vllm.drafts import draft_model, served_model
+from swaa.integrations.vllm.settings import KEY, carried_by
+
 OLDEST, NEWEST = (0, 32), (0, 33)
 """First and last vLLM release that the hooks were written against."""
 ANY_VERSION = "SWAA_VLLM_ANY_VERSION"
 """Environment variable that lets another version try."""
 
-MODEL_FREE_DRAFTERS = ("ngram", "ngram_gpu", "suffix")
-"""Speculative methods that bring no layers of their own."""
+DRAFTERS = ("ngram", "ngram_gpu", "suffix", "draft_model")
+"""Speculative methods whose proposals need nothing of the model that they are for."""
+CACHE_TYPES = ("auto", "float16", "bfloat16", "float32")
 
 _KNOWN_ARGUMENTS = frozenset(
     (
@@ -52,13 +56,27 @@ def check_engine(vllm_config: Any) -> None:
     Raises:
         UnsupportedError: with the first reason.
     """
-    for reason in (*_model_reasons(vllm_config.model_config), *_engine_reasons(vllm_config)):
+    for reason in (*_model_reasons(served_model(vllm_config)), *_engine_reasons(vllm_config)):
         raise UnsupportedError(f"swaa: {reason}")
+
+
+def check_draft(vllm_config: Any) -> None:
+    """Refuse a draft model that asks for what it would not get, whatever the served model asks.
+
+    Raises:
+        UnsupportedError: when the draft's checkpoint carries a configuration.
+    """
+    draft = draft_model(vllm_config)
+    if draft is not None and carried_by(draft) is not None:
+        raise UnsupportedError(
+            f"swaa: the config.json of the draft model {draft.model} asks for swaa, but drafts run"
+            f" with full attention; remove {KEY!r} from it"
+        )
 
 
 def _model_reasons(model: Any) -> Iterator[str]:
     name = ", ".join(model.architectures or [])
-    if model.runner_type != "generate":
+    if model.runner_type not in ("generate", "draft"):
         yield f"{name} runs as a {model.runner_type} model; swaa serves generation"
     if model.is_encoder_decoder:
         yield f"{name} is an encoder-decoder; swaa adapts decoders"
@@ -79,18 +97,35 @@ def _engine_reasons(vllm_config: Any) -> Iterator[str]:
             "KV connectors and offloading store blocks that a layer may have freed; serve without"
             " --kv-transfer-config and KV offloading"
         )
-    if vllm_config.cache_config.cache_dtype not in ("auto", "float16", "bfloat16", "float32"):
+    if vllm_config.cache_config.cache_dtype not in CACHE_TYPES:
         yield (
             f"a KV cache of {vllm_config.cache_config.cache_dtype} is not served;"
             " use --kv-cache-dtype auto"
         )
     if parallel.enable_dbo:
         yield "dual batch overlap splits batches behind the prompt lengths; serve without it"
+    yield from _speculation_reasons(vllm_config)
+
+
+def _speculation_reasons(vllm_config: Any) -> Iterator[str]:
     speculative = vllm_config.speculative_config
-    if speculative is not None and speculative.method not in MODEL_FREE_DRAFTERS:
+    if speculative is None:
+        return
+    if speculative.method not in DRAFTERS:
         yield (
-            f"speculative decoding by {speculative.method} brings layers of its own; served are"
-            f" {', '.join(MODEL_FREE_DRAFTERS)}"
+            f"speculative decoding by {speculative.method} reads the model's own states, or is"
+            f" unknown to swaa; served are {', '.join(DRAFTERS)}"
+        )
+    draft = draft_model(vllm_config)
+    if draft is None:
+        return
+    yield from _model_reasons(draft)
+    if vllm_config.parallel_config.pipeline_parallel_size > 1:
+        yield "a draft model under pipeline parallelism was not tried; serve without one of them"
+    if speculative.kv_cache_dtype not in (None, *CACHE_TYPES):
+        yield (
+            f"a KV cache of {speculative.kv_cache_dtype} is not served, a draft model's neither;"
+            " leave kv_cache_dtype out of --speculative-config"
         )
 
 
