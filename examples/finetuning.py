@@ -2,9 +2,9 @@
 
 Steps beside `swaa distill` and `swaa train`; docs/training.md shows them in order:
 
-    python examples/finetuning.py questions MODEL --out questions.jsonl --count 300 --seed 100
-    python examples/finetuning.py shorten sft.jsonl --out short.jsonl --letters 1600 --count 128
-    python examples/finetuning.py held-out MODEL --out held-out.jsonl --count 100 --seed 0
+    python examples/finetuning.py questions MODEL --out questions.jsonl --tasks needle --seed 100
+    python examples/finetuning.py turns MODEL --out turns.jsonl --tasks multikey:5 --seed 100
+    python examples/finetuning.py held-out MODEL --out held-out.jsonl --tasks multikey --seed 0
     python examples/finetuning.py measure MODEL --state before --recipe R --samples held-out.jsonl
     python examples/finetuning.py collect *.json --name smollm2 --results results
 
@@ -34,9 +34,9 @@ from swaa.evaluation.tasks.haystack import read_filler
 from swaa.models import load_model
 from swaa.recipes import resolve
 
-TRAINED = (0.0, 0.58)
-HELD_OUT = (0.62, 0.95)
-"""Parts of the novel where texts begin; one of 4,096 tokens is 0.04 of it long."""
+TRAINED = (0.0, 0.4)
+HELD_OUT = (0.58, 0.83)
+"""Parts of the shipped novel where texts begin; one of 4,096 tokens is 0.16 of it long."""
 
 STATES = ("full", "before", "sft", "kl", "sft+kl")
 
@@ -81,21 +81,52 @@ def write_questions(args):
             file.write(json.dumps(row) + "\n")
 
 
-def shorten(args):
-    """Cut the filler of conversations so that a CPU can train on them; facts and answers stay."""
-    lines = args.conversations.read_text("utf-8").splitlines()
+FACT = re.compile(r"One of the special magic numbers for (\w+) is: (\d+)\.")
+
+
+def write_turns(args):
+    """Conversations to train on: every fact of a text is asked for in turn.
+
+    An answer is a dozen tokens behind thousands, so several questions to one text teach several
+    times as much for the price of one. Texts of the novel to go on with keep the language: there
+    the answer is long, and full attention's own words on it are what the model must not lose.
+    """
+    prompt = Prompt(tokenizer=load_tokenizer(args.model), prefix=False)
+    made = make_samples(
+        prompt, args.tasks, length=args.length, count=args.count, seed=args.seed, part=TRAINED
+    )
+    conversations = [turns(sample) for _, sample in made]
+    conversations += [continuation(place / args.texts) for place in range(args.texts)]
+    random.Random(args.seed).shuffle(conversations)
     with args.out.open("w", encoding="utf-8") as file:
-        for line in lines[:: max(1, len(lines) // args.count)][: args.count]:
-            row = json.loads(line)
-            intro, text, question = row["messages"][0]["content"].split("\n\n")
-            share = args.letters / len(text)
-            pieces = re.split(r"(One of the special magic numbers for \w+ is: \d+\.)", text)
-            for place in range(0, len(pieces), 2):  # between the facts
-                kept = pieces[place][: int(share * len(pieces[place]))]
-                pieces[place] = kept[: kept.rfind(". ") + 1] + " " if ". " in kept else ""
-            text = "".join(pieces).strip()
-            row["messages"][0]["content"] = f"{intro}\n\n{text}\n\n{question}"
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        for messages in conversations:
+            file.write(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
+
+
+def turns(sample):
+    """Question and answer for each hidden fact, the one that the sample asks for first."""
+    facts = dict(FACT.findall(sample.context))
+    (asked,) = (name for name in facts if f" {name} " in sample.question)
+    messages = []
+    for name in sorted(facts, key=lambda name: name != asked):
+        question = sample.question.replace(asked, name)
+        if not messages:
+            question = f"{sample.context}\n\n{question}"
+        answer = f"{sample.answer_prefix.replace(asked, name)} {facts[name]}."
+        messages.append({"role": "user", "content": question})
+        messages.append({"role": "assistant", "content": answer})
+    return messages
+
+
+def continuation(depth, letters=1200):
+    """A sentence of the novel's first part, and how it goes on."""
+    text = read_filler()
+    first = text.index(". ", int((TRAINED[0] + depth * (TRAINED[1] - TRAINED[0])) * len(text))) + 2
+    begun, rest = text[first : first + letters].split(". ", 1)
+    return [
+        {"role": "user", "content": f"Go on with this text: {begun}."},
+        {"role": "assistant", "content": rest[: rest.rfind(".") + 1]},
+    ]
 
 
 def write_held_out(args):
@@ -303,7 +334,7 @@ def main():
     """Run the step that was asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     steps = parser.add_subparsers(dest="step", required=True)
-    for name in ("questions", "held-out"):
+    for name in ("questions", "turns", "held-out"):
         step = steps.add_parser(name)
         step.add_argument("model")
         step.add_argument("--out", type=Path, required=True)
@@ -312,11 +343,8 @@ def main():
         step.add_argument("--count", type=int, default=100)
         step.add_argument("--seed", type=int, required=True)
         step.add_argument("--max-new-tokens", type=int, default=48)
-    step = steps.add_parser("shorten")
-    step.add_argument("conversations", type=Path)
-    step.add_argument("--out", type=Path, required=True)
-    step.add_argument("--letters", type=int, required=True)
-    step.add_argument("--count", type=int, required=True)
+        if name == "turns":
+            step.add_argument("--texts", type=int, default=0)
     step = steps.add_parser("measure")
     step.add_argument("model")
     step.add_argument("--out", type=Path, required=True)
@@ -339,8 +367,8 @@ def main():
         step.add_argument("--trainings", type=Path, required=True)
         step.add_argument("--results", type=Path, required=True)
     args = parser.parse_args()
-    functions = {"questions": write_questions, "held-out": write_held_out, "measure": measure}
-    {**functions, "shorten": shorten, "collect": collect, "draw": draw}[args.step](args)
+    functions = {"questions": write_questions, "turns": write_turns, "held-out": write_held_out}
+    {**functions, "measure": measure, "collect": collect, "draw": draw}[args.step](args)
 
 
 if __name__ == "__main__":
