@@ -1,6 +1,10 @@
 """The experiment of finetuning.py in small, for a CPU: one recipe, one objective, one process.
 
-    python examples/finetuning_on_cpu.py short.jsonl held-out.jsonl --objective kl --out FOLDER
+    python examples/finetuning.py turns smollm2 --out turns.jsonl --tasks multikey:4 --length 288 \
+        --count 240 --texts 80 --seed 100
+    python examples/finetuning.py held-out smollm2 --out held-out.jsonl --tasks needle,multikey \
+        --length 288 --seed 0
+    python examples/finetuning_on_cpu.py turns.jsonl held-out.jsonl --objective kl --out FOLDER
 
 Nothing is generated: an answer counts as right when, after the words that begin it, every token of
 the number asked for is the most likely one, which is what greedy decoding would say.
@@ -67,6 +71,7 @@ def main():
     parser.add_argument("samples", type=Path)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--objective", required=True)
+    parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--results", default="results")
     parser.add_argument("--texts", type=int, default=8)
@@ -75,7 +80,8 @@ def main():
     loaded = load_model(args.model, dtype="bfloat16", device="cpu")
     samples, made = read_samples(args.samples)
     model, tokenizer = loaded.model, loaded.tokenizer
-    rows = task_rows("full", ask(model, tokenizer, samples), None, samples)
+    full = ask(model, tokenizer, samples)
+    rows = task_rows("full", full, None, samples)
     text_before = perplexity(loaded, args.texts, tokens=256)
     swaa.adapt(model, RECIPE)
     before = ask(model, tokenizer, samples)
@@ -84,11 +90,10 @@ def main():
     print(*map(json.dumps, rows), sep="\n", flush=True)
     settings = TrainingSettings(
         objective=args.objective,
-        learning_rate=5e-4,
-        batch_size=4,
-        accumulate=2,
+        learning_rate=args.learning_rate,
+        batch_size=8,
+        accumulate=1,
         max_length=1024,
-        group_by_length=True,
         checkpointing=False,
     )
     done = train(
@@ -105,6 +110,9 @@ def main():
     detach_losses(model)
     rows += task_rows(args.objective, ask(model, tokenizer, samples), before, samples)
     swaa.restore(model)
+    # What training changed in full attention's own answers, against full attention before.
+    again = f"{args.objective}, full attention"
+    rows += task_rows(again, ask(model, tokenizer, samples), full, samples)
     text_after = perplexity(loaded, args.texts, tokens=256)
     changes = [a - b for a, b in zip(text_after, text_before, strict=True)]
     rows.append(
