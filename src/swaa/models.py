@@ -98,8 +98,14 @@ def load_model(
         ValueError: for a checkpoint that cannot be read, or that has no tokenizer.
     """
     if (adapter := read_adapter(name)) is not None:
+        if device_map is not None:
+            # PEFT computes with weights that accelerate has not brought yet.
+            raise ValueError(
+                f"{name} is an adapter, which cannot be put on a model spread by a device map; name"
+                " the merged checkpoint"
+            )
         options = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
-        return _with_adapter(load_model(adapter.base, device_map=device_map, **options), name)
+        return _with_adapter(load_model(adapter.base, **options), name)
     source = find_model(name)
     target = _device(device)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}

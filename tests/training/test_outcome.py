@@ -72,6 +72,11 @@ def test_a_server_finds_the_recipe(out):
     assert found.config == CONFIG
 
 
+def test_an_adapter_needs_its_base_in_one_place(out):
+    with pytest.raises(ValueError, match="cannot be put on a model spread by a device map; name"):
+        load_model(str(out / "adapter"), device_map="auto")
+
+
 def test_the_adapter_does_what_the_merged_checkpoint_does(out):
     adapter = load_model(str(out / "adapter"), dtype="float32", device="cpu")
     merged = load_model(str(out / "merged"), dtype="float32", device="cpu")
