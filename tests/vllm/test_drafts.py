@@ -1,6 +1,7 @@
 """A draft model beside the served one: proposals accepted and rejected, in one cache."""
 
 import importlib
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -124,7 +125,8 @@ def test_answers_are_those_of_the_served_model(models, name, served, draft):
     page = max(group.kv_cache_spec.block_size for group in groups)
     hits = [output.num_cached_tokens for output in runs[1]]
     assert hits == [max(0, len(p) - max(1, config.dense_tail)) // page * page for p in prompts]
-    kept = 1 + -(-config.sink_tokens // BLOCK) + -(-(config.window + PROPOSED) // BLOCK)
+    ahead = 3 * (1 + PROPOSED) if ON_GPU else PROPOSED  # GPUs: two steps in flight, one proposed
+    kept = 1 + -(-config.sink_tokens // BLOCK) + -(-(config.window + ahead) // BLOCK)
     for step in held:
         assert {kind: most for kind, most in step if kind != "AllKeysSpec" and most > kept} == {}
     assert held
@@ -155,6 +157,10 @@ def test_preempted_while_drafts_are_in_flight(models, monkeypatch):
         judge.check(prompt, answer)
 
 
+@pytest.mark.skipif(
+    ON_GPU or os.environ.get("SWAA_TEST_RUNNER") == "v2",
+    reason="the V2 runner asks for the group of each layer",
+)
 def test_draft_in_another_group_stops_the_engine(models, monkeypatch):
     from swaa.integrations.vllm import hooks
 
