@@ -135,6 +135,7 @@ def test_settings_of_one_file_name_are_told_apart(tiny, capsys, tmp_path):
     [
         ("--backend", "sdpa", "--endpoint", "http://127.0.0.1:1/v1", "--recipes", "fast"),
         ("--batch-size", "4", "--endpoint", "http://127.0.0.1:1/v1", "--recipes", "fast"),
+        ("--device-map", "auto", "--endpoint", "http://127.0.0.1:1/v1", "--recipes", "fast"),
         ("--concurrency", "2"),
         ("--served-model", "m"),
     ],

@@ -207,7 +207,7 @@ def test_the_command_line_of_the_harness(folder):
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=550,
         cwd=folder,
     )
     assert done.returncode == 0, done.stderr[-2000:]
