@@ -125,7 +125,7 @@ def continuation(depth, letters=1200):
     begun, rest = text[first : first + letters].split(". ", 1)
     return [
         {"role": "user", "content": f"Go on with this text: {begun}."},
-        {"role": "assistant", "content": rest[: rest.rfind(".") + 1]},
+        {"role": "assistant", "content": rest[: rest.rfind(".") + 1] or rest},
     ]
 
 
