@@ -88,6 +88,11 @@ def _refused_backward(call: AttentionCall) -> str | None:
 
 def attend(call: AttentionCall) -> AttentionOutput:
     """Attention through FlashAttention-4, differentiable, ``lse`` included."""
+    with torch.cuda.device_of(call.q):  # it launches on the current device
+        return _attend(call)
+
+
+def _attend(call: AttentionCall) -> AttentionOutput:
     window = _native_window(call)
     if window is None:
         tail = None if needs_gradient(call) else _full_tail(call)

@@ -28,7 +28,8 @@ def refusal(call: AttentionCall) -> str | None:
 
 def attend(call: AttentionCall) -> AttentionOutput:
     """Attention by the decode kernel for few rows or paged keys, else by the prefill kernel."""
-    return decode.attend(call) if _is_decode(call) else prefill.attend(call)
+    with torch.cuda.device_of(call.q):  # Triton launches on the current device
+        return decode.attend(call) if _is_decode(call) else prefill.attend(call)
 
 
 def _is_decode(call: AttentionCall) -> bool:

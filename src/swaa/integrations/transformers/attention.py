@@ -56,7 +56,7 @@ class Backends:
             return attend_compiled(call, name) if is_plain(call) else self.traced(call).output
         kind = (
             few,
-            call.q.device.type,
+            call.q.device,
             call.q.dtype,
             call.packed,
             call.left is None,

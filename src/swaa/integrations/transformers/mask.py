@@ -69,11 +69,14 @@ class RowInfo:
 
     def to(self, device: Any = None, *args: Any, **kwargs: Any) -> RowInfo:
         """A copy on another device: accelerate moves a layer's arguments so."""
-        if device is None or isinstance(device, torch.dtype) or device == self.device:
+        if device is None or isinstance(device, torch.dtype):
+            return self
+        device = torch.device(device)  # accelerate calls a GPU by its number
+        if device == self.device:
             return self
         moved = copy.copy(self)
         moved._memo = {}
-        moved.device = torch.device(device)
+        moved.device = device
         moved.starts = _moved(self.starts, device)
         moved.q_offset = _moved(self.q_offset, device)
         moved.phase = self.phase._replace(
