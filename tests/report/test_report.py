@@ -131,7 +131,7 @@ def test_served_recipes_are_times_and_throughput(shown):
 def test_a_training_lists_what_each_state_answered(shown):
     (run,) = [one for one in shown["runs"] if one["kind"] == "train"]
     assert run["outcome"] == (
-        "needle: full 40, before 9, kl 30 of 40; multikey: full 26, before 14, kl 20 of 40"
+        "needle: full 40 / before 9 / kl 30 of 40; multikey: full 26 / before 14 / kl 20 of 40"
     )
     assert run["task"] == "needle, multikey"
 

@@ -26,7 +26,7 @@ def read(run: Run) -> Figures:
 
 
 def _states(answers: Sequence[Mapping[str, Any]], task: str) -> str:
-    """Right answers of one task in every state, ``full 26, before 14, kl 14 of 40``."""
+    """Right answers of one task in every state, ``full 26 / before 14 / kl 14 of 40``."""
     rows = [row for row in answers if row["task"] == task]
-    counts = ", ".join(f"{row['state']} {row['right']}" for row in rows)
+    counts = " / ".join(f"{row['state']} {row['right']}" for row in rows)
     return f"{counts} of {rows[-1]['samples']}"
