@@ -183,20 +183,23 @@ def test_draft_whose_checkpoint_asks_for_swaa_is_refused(checkpoint):
         ({"method": "eagle3"}, "speculative decoding by eagle3 reads the model's own states"),
         ({"kv_cache_dtype": "fp8"}, "a KV cache of fp8 is not served, a draft model's neither"),
         ({"pipeline": 2}, "a draft model under pipeline parallelism"),
+        ({"sees": 512}, "the draft model sees 512 tokens and 2,048 are served"),
     ],
-    ids=["eagle", "fp8", "pipeline"],
+    ids=["eagle", "fp8", "pipeline", "short"],
 )
 def test_speculation_that_is_refused(changes, reason):
     from swaa.integrations.vllm import support
 
     plain = ("is_encoder_decoder", "is_multimodal_model", "use_mla", "is_hybrid")
     draft = SimpleNamespace(architectures=["Draft"], runner_type="draft", is_attention_free=False)
-    draft.__dict__.update(dict.fromkeys(plain, False))
+    draft.__dict__.update(dict.fromkeys(plain, False), max_model_len=changes.get("sees", 2048))
     speculative = {"method": "draft_model", "draft_model_config": draft, "kv_cache_dtype": None}
     speculative |= changes
     vllm_config = SimpleNamespace(
         speculative_config=SimpleNamespace(**speculative),
         parallel_config=SimpleNamespace(pipeline_parallel_size=changes.get("pipeline", 1)),
+        model_config=SimpleNamespace(max_model_len=2048),
+        use_v2_model_runner=True,
     )
     (said,) = support._speculation_reasons(vllm_config)
     assert reason in said

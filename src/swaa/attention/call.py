@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -149,3 +150,11 @@ def _item(value: Position | None, n: int, default: int | None = None) -> int | N
     if isinstance(value, Tensor):
         return int(value[n])
     return default if value is None else value
+
+
+def current_device(x: Tensor) -> AbstractContextManager[object]:
+    """Makes the GPU that holds ``x`` the current one, on which kernels are launched.
+
+    torch.compile cannot trace this, and compiled code is on one device.
+    """
+    return nullcontext() if torch.compiler.is_compiling() else torch.cuda.device_of(x)

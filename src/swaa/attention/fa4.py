@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from swaa.attention.call import AttentionCall, AttentionOutput
+from swaa.attention.call import AttentionCall, AttentionOutput, current_device
 from swaa.attention.fa4_lists import NEVER, make_lists, needs_gradient, some_rows_full
 
 INSTALL = "pip install 'swaa[fa4]'"
@@ -88,7 +88,7 @@ def _refused_backward(call: AttentionCall) -> str | None:
 
 def attend(call: AttentionCall) -> AttentionOutput:
     """Attention through FlashAttention-4, differentiable, ``lse`` included."""
-    with torch.cuda.device_of(call.q):  # it launches on the current device
+    with current_device(call.q):
         return _attend(call)
 
 

@@ -138,5 +138,5 @@ def _talk(call: Callable[[], list[Any]]) -> list[Any]:
     except RuntimeError as error:
         raise TeamError(
             "another process of this run is gone; run the same command again, it keeps the samples"
-            " that are done"
+            f" that are done ({error})"
         ) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from triton import knobs
 
-from swaa.attention.call import AttentionCall, AttentionOutput
+from swaa.attention.call import AttentionCall, AttentionOutput, current_device
 from swaa.attention.triton import decode, prefill
 
 FEW_ROWS = 16
@@ -28,8 +28,10 @@ def refusal(call: AttentionCall) -> str | None:
 
 def attend(call: AttentionCall) -> AttentionOutput:
     """Attention by the decode kernel for few rows or paged keys, else by the prefill kernel."""
-    with torch.cuda.device_of(call.q):  # Triton launches on the current device
-        return decode.attend(call) if _is_decode(call) else prefill.attend(call)
+    if not _is_decode(call):
+        return prefill.attend(call)
+    with current_device(call.q):
+        return decode.attend(call)
 
 
 def _is_decode(call: AttentionCall) -> bool:

@@ -54,11 +54,12 @@ def needs_gradient(call: AttentionCall) -> bool:
 def attend(call: AttentionCall) -> AttentionOutput:
     """Attention of many query rows; differentiable."""
     arguments = (call.q, call.k, call.v, numbers_of(call), call.scale)
-    if needs_gradient(call):
-        from swaa.attention.triton.backward import DifferentiableAttention
+    with torch.cuda.device_of(call.q):  # Triton launches on the current device
+        if needs_gradient(call):
+            from swaa.attention.triton.backward import DifferentiableAttention
 
-        return AttentionOutput(*DifferentiableAttention.apply(*arguments))
-    return AttentionOutput(*forward(*arguments))
+            return AttentionOutput(*DifferentiableAttention.apply(*arguments))
+        return AttentionOutput(*forward(*arguments))
 
 
 def forward(

@@ -126,10 +126,12 @@ def _fault(layer: Any, spec: Any) -> str | None:
     return None
 
 
-def _check_count(found: list[Any], expected: int) -> None:
+def _check_count(
+    found: list[Any], expected: int, which: str = "layers were found to be adapted"
+) -> None:
     if len(found) != expected:
         raise NotActiveError(
-            f"swaa is not active: {len(found)} of {expected} layers were found to be adapted;"
+            f"swaa is not active: {len(found)} of {expected} {which};"
             " vLLM made the others without asking"
         )
 
@@ -138,7 +140,8 @@ def _check_drafts(runner: Any, layers: dict[str, Any], kv_cache: Any, draft: Any
     drafts = {name for name, layer in layers.items() if layer.swaa.draft}
     if draft is None:
         return
-    _check_count(list(drafts), draft.get_total_num_hidden_layers())
+    expected = draft.get_total_num_hidden_layers()
+    _check_count(list(drafts), expected, "layers of the draft model were found")
     homes = {n for n, group in enumerate(kv_cache.kv_cache_groups) if drafts & {*group.layer_names}}
     if hasattr(runner, "drafter") and homes != {0}:  # the V2 runner asks each layer's group
         raise NotActiveError(

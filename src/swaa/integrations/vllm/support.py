@@ -122,6 +122,12 @@ def _speculation_reasons(vllm_config: Any) -> Iterator[str]:
     yield from _model_reasons(draft)
     if vllm_config.parallel_config.pipeline_parallel_size > 1:
         yield "a draft model under pipeline parallelism was not tried; serve without one of them"
+    served = served_model(vllm_config).max_model_len
+    if vllm_config.use_v2_model_runner and draft.max_model_len < served:
+        yield (
+            f"the draft model sees {draft.max_model_len:,} tokens and {served:,} are served, and"
+            " vLLM's V2 runner would draft beyond them; lower --max-model-len"
+        )
     if speculative.kv_cache_dtype not in (None, *CACHE_TYPES):
         yield (
             f"a KV cache of {speculative.kv_cache_dtype} is not served, a draft model's neither;"
