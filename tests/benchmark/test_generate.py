@@ -14,7 +14,14 @@ from swaa.benchmark.generate import NOTHING, STOCK, Options, describe, limits, m
 from swaa.benchmark.generate_limit import attention_seconds, random_call
 from swaa.benchmark.generate_models import SHAPES, make_model
 from swaa.benchmark.generate_plot import plot_generate
-from swaa.benchmark.generate_run import NoAttention, Recorder, kind_of, serve_by
+from swaa.benchmark.generate_run import (
+    NoAttention,
+    Recorder,
+    Workload,
+    kind_of,
+    measure_run,
+    serve_by,
+)
 from swaa.benchmark.generate_stock import (
     Stock,
     StockAttention,
@@ -123,6 +130,19 @@ def test_without_attention_the_rest_of_the_model_runs():
     assert sorted((kind[1], kind[4]) for kind in recorder.calls) == [(50, 50), (50, 100), (50, 122)]
     made = {tuple(tensor.shape) for tensor in nothing._made.values()}
     assert made == {(1, 50, 4, 16)}
+
+
+def test_calls_are_those_of_one_prompt_and_one_step():
+    """Steps that load kernels or are captured, and the prompt's repeats, are not counted in."""
+    model = make_model("tiny", device="cpu", dtype=torch.float32).model
+    swaa.adapt(model, SLIDING, quiet=True)
+    recorder = Recorder(NoAttention())
+    serve_by(model, recorder)
+    work = Workload(tokens=150, batch=1, new_tokens=5, chunk=50, repeats=2)
+    calls = measure_run(model, plans_of(model), work, recorder)["calls"]
+    assert sum(calls["prompt"].values()) == 4 * 3
+    assert sum(calls["step"].values()) == 4
+    assert {kind[1] for kind in calls["step"]} == {1}
 
 
 @pytest.mark.parametrize(

@@ -124,8 +124,15 @@ def measure_run(
     per_token = row["per_token_s"]["p50"]
     row["prefill_tokens_per_s"] = work.batch * work.tokens / row["first_token_s"]["p50"]
     row["decode_tokens_per_s"] = work.batch / per_token
-    row["calls"] = {"prompt": prompt_calls, "step": dict(recorder.calls)}
+    row["calls"] = {"prompt": prompt_calls, "step": _of_one_step(model, recorder)}
     return row
+
+
+def _of_one_step(model: PreTrainedModel, recorder: Recorder) -> dict[tuple[Any, ...], int]:
+    """Calls of all steps, those that load kernels and are captured too, over their number."""
+    steps, rest = divmod(sum(recorder.calls.values()), len(find_layers(model).full))
+    assert not rest
+    return {kind: count // steps for kind, count in recorder.calls.items()}
 
 
 def _prompt(model: PreTrainedModel, work: Workload) -> Tensor:
