@@ -78,6 +78,15 @@ def test_the_table_says_what_the_results_hold(folder):
             assert (folder / "eval" / line.partition("eval/")[2].partition(")")[0]).is_file()
 
 
+def test_tracking_ranks_no_setting(folder):
+    needle = published.read_columns(folder)[0]
+    swapped = {**needle.runs, "fast": needle.runs["naive"], "naive": needle.runs["fast"]}
+    tracking = dataclasses.replace(needle, task="variable_tracking", runs=swapped)
+    order = ["full", "fast", "naive"]
+    assert list(published.settings([needle, tracking, tracking])) == order
+    assert list(published.settings([needle])) == order
+
+
 def test_table_and_picture_are_put_into_a_document(folder, tmp_path):
     pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'swaa[plot]'")
     document = tmp_path / "page.md"

@@ -119,7 +119,10 @@ def read_columns(folder: str | Path) -> list[Column]:
 
 
 def settings(columns: Sequence[Column]) -> dict[str, SWAAConfig]:
-    """All settings, full attention first, then the best on average before the others."""
+    """All settings, full attention first, then the best on average before the others.
+
+    Shares of tracking are too noisy to rank by, and both tables keep one order.
+    """
     configs = {
         name: SWAAConfig.from_dict(run.result.config["swaa"])
         for column in columns
@@ -128,7 +131,11 @@ def settings(columns: Sequence[Column]) -> dict[str, SWAAConfig]:
 
     def rank(name: str) -> tuple[bool, float, str]:
         # Over the columns that all settings were run in.
-        shares = [column.share(name) for column in columns if len(column.runs) == len(configs)]
+        shares = [
+            column.share(name)
+            for column in columns
+            if column.task != "variable_tracking" and len(column.runs) == len(configs)
+        ]
         known = [share for share in shares if share is not None]
         return name != "full", -sum(known) / max(1, len(known)), name
 
