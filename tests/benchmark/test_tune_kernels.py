@@ -54,6 +54,17 @@ def test_neighbours_differ_in_one_knob_that_the_kernel_has(hopper_card):
         assert len(changed) == knobs
 
 
+def test_the_hopper_kernel_is_never_tried_with_one_stage(hopper_card):
+    """It would hang the GPU: its next keys wait for a place that is released behind them."""
+    seen, open_ = set(), [START]
+    while open_:
+        tile = open_.pop()
+        seen.add(tile)
+        open_ += [t for t in tune_kernels.neighbours("hopper", tile, CPU) if t not in seen]
+    assert {tile.stages for tile in seen} == {2, 3, 4, 5}
+    assert {tile.stages for tile in tune_kernels.neighbours("dq", START, CPU)} == {1, 2, 3}
+
+
 def test_older_cards_have_no_copy_engine_to_try(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (8, 0))
     assert not any(tile.tma for tile in tune_kernels.neighbours("dq", START, CPU))

@@ -27,6 +27,8 @@ KERNELS = ("hopper", "prefill", "dq", "dkdv", "sinks")
 """Kernels with a table; ``hopper`` serves prefill on compute capability 9.0."""
 BLOCKS = (16, 32, 64, 128, 256)
 STAGES = (1, 2, 3, 4, 5)
+HOPPER_STAGES = STAGES[1:]
+"""With one, the Hopper kernel would wait for keys whose place it still holds: it never ends."""
 GAIN = 0.99
 """A tile replaces another when it takes less than this part of its time."""
 
@@ -130,9 +132,9 @@ def descend(
 
 def neighbours(kernel: str, tile: Tile, device: torch.device) -> Iterator[Tile]:
     """Tiles that differ in one knob; the Hopper kernel fixes all but keys and stages."""
-    knobs: dict[str, tuple] = {"block_n": BLOCKS, "stages": STAGES}
+    knobs: dict[str, tuple] = {"block_n": BLOCKS, "stages": HOPPER_STAGES}
     if kernel != "hopper":
-        knobs |= {"block_m": BLOCKS, "warps": (4, 8)}
+        knobs = {"block_n": BLOCKS, "stages": STAGES, "block_m": BLOCKS, "warps": (4, 8)}
     for knob, values in knobs.items():
         at = values.index(getattr(tile, knob))
         for i in (at - 1, at + 1):
