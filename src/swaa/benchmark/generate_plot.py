@@ -55,7 +55,11 @@ def plot_generate(rows: Sequence[Row], path: str | Path, *, title: str) -> None:
                 linestyle=":" if floor else "-",
             )
         axis.set_xscale("log", base=2)
-        axis.set_yscale("log")
+        if label.startswith("milliseconds"):
+            axis.set_ylim(bottom=0)
+        else:
+            axis.set_yscale("log")
+            axis.yaxis.set_major_formatter("{x:,g}")
         ticks = sorted({row["tokens"] for row in timed})
         axis.set_xticks(ticks, [_short(tick) for tick in ticks])
         axis.set_xlabel("prompt tokens")
