@@ -187,6 +187,24 @@ def test_speed_can_be_seen_as_a_ratio_to_full_attention(page):
     assert "0123456 + changes" in page.text("#speed .provenance")
 
 
+def test_what_was_measured_at_the_most_lengths_comes_first(page):
+    """A curve says more than bars, however many they are."""
+    bars = [("bars", "b", name, 512) for name in "pqr"]
+    curves = [("curve", "c", "p", 512), ("curve", "d", "p", 512), ("curve", "d", "p", 1024)]
+    names = ("measure", "group", "series", "tokens")
+    rest = {"chart": "speed", "unit": "s", "value": 1.0, "run": 0}
+    rest |= {"low": None, "high": None, "note": "", "full": False, "ours": True}
+    items = [dict(zip(names, one, strict=True)) | rest for one in (*bars, *curves)]
+    chosen = page.run(
+        "(() => { const host = document.createElement('div');"
+        " const data = JSON.parse(byId('data').textContent);"
+        f" data.measurements = {json.dumps(items)};"
+        " showCurves(host, data, 'speed', ['']);"
+        " return [...host.querySelectorAll('select')].map((one) => one.value); })()"
+    )
+    assert chosen == ["curve", "d"]
+
+
 def test_the_limit_is_shown_in_per_cent(page):
     _choose_group(page, "share of Amdahl's limit reached, first token", "speed")
     assert page.text("#speed .axis-name").endswith("(%)")

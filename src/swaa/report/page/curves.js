@@ -4,9 +4,11 @@ function showCurves(host, data, chart, hint) {
   const all = data.measurements.filter((item) => item.chart === chart);
   if (!all.length) return noData(host, ...hint);
   const measures = groupBy(all, (item) => item.measure);
-  // The one with the most numbers first; of equals, the one that its run names first.
+  // What was measured at the most lengths first; of equals, what has the most numbers.
   const order = [...measures.keys()].sort(
-    (a, b) => measures.get(b).length - measures.get(a).length,
+    (a, b) =>
+      mostLengths(measures.get(b)) - mostLengths(measures.get(a)) ||
+      measures.get(b).length - measures.get(a).length,
   );
   const state = { measure: order[0], group: null, y: "value", scale: "log", hidden: new Set() };
   const set = (name) => (value) => {
@@ -18,7 +20,10 @@ function showCurves(host, data, chart, hint) {
   function draw() {
     const groups = groupBy(measures.get(state.measure), (item) => item.group);
     const names = [...groups.keys()].sort(
-      (a, b) => groups.get(b).length - groups.get(a).length || (a < b ? -1 : 1),
+      (a, b) =>
+        lengthsOf(groups.get(b)) - lengthsOf(groups.get(a)) ||
+        groups.get(b).length - groups.get(a).length ||
+        (a < b ? -1 : 1),
     );
     if (!groups.has(state.group)) state.group = names[0];
     const items = groups.get(state.group);
@@ -73,6 +78,16 @@ function showCurves(host, data, chart, hint) {
     );
   }
   draw();
+}
+
+/** At how many lengths something was measured. */
+function lengthsOf(items) {
+  return distinct(items.map((item) => item.tokens)).length;
+}
+
+/** The same of the group (a model on a machine) that was measured at the most. */
+function mostLengths(items) {
+  return Math.max(...[...groupBy(items, (item) => item.group).values()].map(lengthsOf));
 }
 
 /** The best full attention at each length: what others are divided by. */
