@@ -1,13 +1,19 @@
-"""The tables of docs/tuning.md are those that the scores make."""
+"""The tables of docs/tuning.md, and what it says of them, are those that the results make."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from swaa.selection.tables import fill, ranges, scored_sets
+from swaa import results
+from swaa.evaluation import published
+from swaa.evaluation.statistics import mcnemar
+from swaa.evaluation.summary import is_right
+from swaa.selection.tables import duels, fill, markdown, ranges, scored_sets
 
 ROOT = Path(__file__).parents[2]
+NAME = "results/tune/smollm2-135m-instruct.q4-1.gguf-multiquery-2-tune"
+FULL_LAYERS, DECODING = f"{NAME}-fe958312.json", f"{NAME}-8493d839.json"
 SCORES = "results/tune/smollm2-135m-instruct.q4-1.gguf-multikey-scores-718de83b.jsonl"
 
 
@@ -16,8 +22,98 @@ def records():
     return [json.loads(line) for line in (ROOT / SCORES).read_text().splitlines()]
 
 
-def test_the_tables_are_those_of_the_scores(records):
-    text = (ROOT / "docs/tuning.md").read_text(encoding="utf-8")
+@pytest.fixture(scope="module")
+def text():
+    return (ROOT / "docs/tuning.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def words(text):
+    """The text as one line, however it is broken."""
+    return " ".join(text.split())
+
+
+@pytest.fixture(scope="module")
+def full_layers():
+    return results.load(ROOT / FULL_LAYERS)
+
+
+@pytest.fixture(scope="module")
+def decoding():
+    return results.load(ROOT / DECODING)
+
+
+def test_the_tables_of_answers_are_those_of_the_results(text, full_layers, decoding):
+    for group in ("layers=1of4", "layers=1of2"):
+        assert markdown(full_layers, group=group) in text
+        assert duels(full_layers, group=group, task="multikey") in text
+    assert markdown(decoding) in text
+    for name, result in ((FULL_LAYERS, full_layers), (DECODING, decoding)):
+        assert f"../{name})" in text
+        assert result.provenance.dirty is False
+        assert result.provenance.commit.startswith("f0553ea")
+        assert f"{result.provenance.seconds:.0f} seconds" in text
+
+
+def _multikey(result):
+    return {
+        row["recipe"]: row
+        for row in result.rows
+        if row["task"] == "multikey" and row["source"] != "full"
+    }
+
+
+def test_what_the_text_says_of_losses_is_in_the_results(words, full_layers):
+    rows = _multikey(full_layers)
+    good = [row["right"] for row in rows.values() if row["kl"] <= 0.012]
+    bad = [row["right"] for row in rows.values() if row["kl"] >= 0.028]
+    assert (len(good), min(good), max(good)) == (11, 46, 56)
+    assert (len(bad), min(bad), max(bad)) == (15, 25, 35)
+    assert len(rows) == 26
+    assert "eleven recipes at 0.012 or less give 46 to 56" in words
+    assert "fifteen at 0.028 or more 25 to 35" in words
+    for name, shown in (
+        ("kl_out layers=1of4", "0.496 (`kl_out`) goes with 56"),
+        ("odd layers=1of2", "0.498 (`odd`) with 34"),
+        ("tuned layers=1of4", "the answers' nll is 0.433"),
+        ("answer_nll_out layers=1of4", "has a set with 0.429"),
+    ):
+        assert f"{rows[name]['nll']:.3f}" in shown
+        assert shown in words
+    assert all(row["exact"] == 0 for row in full_layers.rows if row["source"] == "full")
+
+
+@pytest.mark.parametrize(
+    ("setting", "shown"),
+    [
+        ("lean", "answers {}: tuning is ahead by {} (p {}) and {} (p {})."),
+        ("fast-decode-last-half", "answers {}: ahead by {} (p {}) and {} (p {})."),
+    ],
+)
+def test_decoding_compares_with_the_published_answers(words, decoding, setting, shown):
+    columns = {(one.task, one.length): one for one in published.read_columns(ROOT / "results")}
+    found, told = [], []
+    for task in ("multikey", "needle"):
+        column = columns[task, 4096]
+        full, tuned = (
+            [bit == "1" for bit in row["bits"]] for row in decoding.rows if row["task"] == task
+        )
+        assert [is_right(sample) for sample in column.runs["full"].samples] == full
+        theirs = [is_right(sample) for sample in column.runs[setting].samples]
+        found.append(str(sum(theirs)))
+        told += [sum(tuned) - sum(theirs), f"{mcnemar(tuned, theirs):.2g}"]
+    assert shown.format(" and ".join(found), *told) in words
+
+
+def test_every_choice_is_compared_with_the_search_and_with_every_pattern(full_layers):
+    head, _, *lines = duels(full_layers, group="layers=1of2", task="multikey").splitlines()
+    assert head.count("|") == 8
+    assert [line.split(" | ")[0] for line in lines][:2] == ["| full", "| tuned"]
+    assert lines[1].startswith("| tuned | - | +23 (p 2.4e-07) |")
+    assert len(lines) == 8
+
+
+def test_the_tables_are_those_of_the_scores(text, records):
     assert text.count("<!-- ") == 3
     assert fill(text, records) == text
     assert SCORES in text

@@ -51,6 +51,27 @@ def markdown(result: Result, *, group: str | None = None) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def duels(result: Result, *, group: str, task: str) -> str:
+    """A Markdown table of what chose layers by measuring, against search and every pattern.
+
+    Args:
+        result: of a run of `swaa tune` with baselines.
+        group: only recipes under this budget, as they are named (``layers=1of4``).
+        task: on whose samples.
+    """
+    rows = [row for row in result.rows if row["task"] == task and _belongs(row, group)]
+    chosen = [row for row in rows if row["source"] != "periodic"]
+    across = [row for row in rows if row["source"] in ("search", "periodic")]
+    lines = [
+        [f"{task} against", *(_short(row["recipe"], group) for row in across)],
+        ["---", *["---"] * len(across)],
+    ]
+    for row in chosen:
+        cells = ["-" if row is other else _duel(row, other) for other in across]
+        lines.append([_short(row["recipe"], group), *cells])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def ranges(layers: Iterable[int]) -> str:
     """Layers in words.
 
@@ -105,7 +126,11 @@ def _best_periodic(rows: Sequence[Row], task: str) -> Row | None:
 def _against(row: Row, best: Row | None) -> str:
     if best is None or row["recipe"] == best["recipe"]:
         return "-" if best is None else "the best"
-    points, p = beats(row, best)
+    return _duel(row, best)
+
+
+def _duel(row: Row, other: Row) -> str:
+    points, p = beats(row, other)
     return f"{points:+.0f} (p {p:.2g})"
 
 
