@@ -1,5 +1,6 @@
 """What goes into the page: every run, every number as its file has it, and what is wrong."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -134,6 +135,17 @@ def test_a_training_lists_what_each_state_answered(shown):
         "needle: full 40 / before 9 / kl 30 of 40; multikey: full 26 / before 14 / kl 20 of 40"
     )
     assert run["task"] == "needle, multikey"
+
+
+def test_several_trainings_in_one_result_name_what_each_minimised(tmp_path):
+    one = runs.train()
+    trainings = {state: {"settings": {"objective": state}} for state in ("sft", "kl")}
+    config = {"swaa": one.config["swaa"], "trainings": trainings}
+    runs.write([dataclasses.replace(one, config=config)], tmp_path / "results")
+    report = write_report(tmp_path / "results", tmp_path / "report.html")
+    assert report.problems == ()
+    (run,) = content((tmp_path / "report.html").read_text("utf-8"))["runs"]
+    assert run["setting"] == "trained by sft, kl"
 
 
 def test_tuned_recipes_are_priced_by_arithmetic(shown):

@@ -18,11 +18,17 @@ def read(run: Run) -> Figures:
     tasks = tuple(dict.fromkeys(row["task"] for row in answers))
     return Figures(
         subject=result.provenance.model or result.name,
-        setting=f"trained by {result.config['settings']['objective']}",
+        setting=f"trained by {', '.join(_objectives(result.config))}",
         task=", ".join(tasks),
         outcome="; ".join(f"{task}: {_states(answers, task)}" for task in tasks),
         configs={config.describe(): config},
     )
+
+
+def _objectives(config: Mapping[str, Any]) -> list[str]:
+    """What was minimised: of one training, or of several that are measured together."""
+    trainings = [config] if "settings" in config else config["trainings"].values()
+    return [training["settings"]["objective"] for training in trainings]
 
 
 def _states(answers: Sequence[Mapping[str, Any]], task: str) -> str:
