@@ -1,13 +1,21 @@
 """Does training bring back what a recipe lost? The experiment behind results/train.
 
-Steps beside `swaa distill` and `swaa train`; docs/training.md shows them in order:
+What docs/training.md reports of a GPU, in order, for each recipe R.json called R:
 
-    python examples/finetuning.py questions MODEL --out questions.jsonl --tasks needle --seed 100
-    python examples/finetuning.py turns MODEL --out turns.jsonl --tasks multikey:5 --seed 100
-    python examples/finetuning.py held-out MODEL --out held-out.jsonl --tasks multikey --seed 0
-    python examples/finetuning.py measure MODEL --state before --recipe R --samples held-out.jsonl
-    python examples/finetuning.py collect *.json --name smollm2 --results results
+    python examples/finetuning.py turns MODEL --out turns.jsonl --tasks multikey:5 --count 360 \
+        --texts 90 --seed 100
+    python examples/finetuning.py held-out MODEL --out held-out.jsonl --seed 0 \
+        --tasks needle,multikey,multiquery:2
+    python examples/finetuning.py measure MODEL --state full --recipe R.json --out R-full.json \
+        --samples held-out.jsonl --device cuda --dtype bfloat16       # and --state before
+    swaa train MODEL --data turns.jsonl --out R-kl --recipe R.json --objective kl --max-steps 12 \
+        --learning-rate 2e-4 --max-length 5000 --batch-size 8 --accumulate 1 --epochs 4
+    python examples/finetuning.py measure R-kl/merged --state kl ...
+    python examples/finetuning.py collect R-*.json --name R --model MODEL --trainings . \
+        --results results
+    python examples/finetuning.py draw results/train/*.json --out training.png
 
+`questions` is for `swaa distill`: the model's own words to train on, instead of `turns`.
 Questions to train on hide their facts in the first part of the shipped novel, those to measure by
 in the last part, and no seed serves both.
 """
@@ -191,6 +199,7 @@ def measure(args):
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
         "answers": answers,
         "nll": perplexity(loaded, args.texts),
+        "commit": results.record_provenance().commit,
         "seconds": time.perf_counter() - started,
     }
     args.out.write_text(json.dumps(values), encoding="utf-8")
@@ -240,25 +249,36 @@ def collect(args):
         {"state": state, "task": "training", "steps": values["steps"], "seconds": seconds(values)}
         for state, values in trainings.items()
     ]
+    provenance = find_provenance(args, first, trainings)
+    for row in rows:
+        commit = parts[row["state"]].get("commit", provenance.commit)
+        if row["task"] != "training" and commit != provenance.commit:
+            row["commit"] = commit
     result = results.Result(
         kind="train",
         name=args.name,
         config=identity,
         rows=tuple(rows),
-        provenance=results.record_provenance(
-            device=first["device"],
-            dtype=first["dtype"],
-            model=args.model,
-            data="needle and multikey, own answers",
-            data_revision=next(iter(trainings.values()))["data_revision"] if trainings else None,
-            seed=first["seed"],
-            packages=("trl", "peft", "accelerate"),
-        ),
+        provenance=provenance,
     )
-    answers = [answer for state in states for answer in parts[state]["answers"]]
-    print(results.save(result, samples=answers, folder=args.results))
+    samples = [answer for state in states for answer in parts[state]["answers"]]
+    for state in trainings:
+        curve = args.trainings / f"{args.name}-{state}" / "loss.jsonl"
+        samples += [{"state": state, **json.loads(line)} for line in curve.open()]
+    print(results.save(result, samples=samples, folder=args.results))
     for row in rows:
         print(json.dumps(row))
+
+
+def find_provenance(args, first, trainings):
+    """Of the first training: what is collected here may have been run on another machine."""
+    known = {"dtype": first["dtype"], "model": args.model, "seed": first["seed"]}
+    if not trainings:
+        return results.record_provenance(device=first["device"], **known)
+    training = next(iter(trainings.values()))
+    known |= {"data": training["data"], "data_revision": training["data_revision"]}
+    ran = {**training["provenance"], "seconds": None}  # each training has a row of its own
+    return dataclasses.replace(results.Provenance(**ran), **known)
 
 
 def seconds(training):
@@ -278,6 +298,8 @@ def task_rows(parts, state):
         row["score"] = sum(scores) / len(scores)
         if full:
             row["retention"] = retention(sum(ours) / len(ours), sum(full) / len(full))
+            if state != "full":
+                row["p_against_full"] = mcnemar(ours, full)
         if before and state not in ("full", "before"):
             row["p_against_before"] = mcnemar(ours, before)
         rows.append(row)
@@ -320,7 +342,15 @@ def draw(args):
                 [100 * (row["accuracy"] - row["low"]) for row in values],
                 [100 * (row["high"] - row["accuracy"]) for row in values],
             ]
-            axes.bar(at, heights, 0.8 / len(states), yerr=errors, label=state, capsize=2)
+            axes.bar(
+                at,
+                heights,
+                0.8 / len(states),
+                yerr=errors,
+                label=state,
+                capsize=2,
+                color=f"C{STATES.index(state)}",
+            )
         axes.set_xticks(range(len(tasks)), tasks, fontsize=8)
         axes.set(ylim=(0, 105), ylabel="right, %")
         words = SWAAConfig.from_dict(result.config["swaa"]).describe()
