@@ -54,5 +54,5 @@ else
   "$bin/python" -m pytest tests/vllm/test_scheduling.py -k random
   echo "== the same under vLLM's V2 model runner, its kernels interpreted"
   SWAA_TEST_RUNNER=v2 test tests/vllm/test_{features,scheduling,drafts}.py \
-    -k '(all_kinds or sliding or in_flight) and not (random or faint or strong-long)'
+    -k '(all_kinds or sliding or in_flight or no_room) and not (random or faint or strong-long)'
 fi

@@ -8,7 +8,7 @@ import pytest
 
 from swaa.config import SWAAConfig
 from tests.integrations.families import tiny_model
-from tests.vllm.engine import BLOCK, ON_GPU, Engine, Judge, prompts_of, sampling
+from tests.vllm.engine import BLOCK, CHUNK, ON_GPU, Engine, Judge, prompts_of, sampling
 from tests.vllm.test_features import CONFIGS, live_blocks
 from tests.vllm.test_start import KNOBS, attempt, unhook
 
@@ -54,8 +54,22 @@ def models(tmp_path_factory):
     return made
 
 
+@pytest.fixture
+def _profiled(monkeypatch):
+    """A CPU also tries the models out before it sizes the cache, as every GPU does."""
+    if not ON_GPU:
+        from vllm.v1.worker.cpu_worker import CPUWorker
+
+        monkeypatch.setattr(CPUWorker, "_should_warm_up_model", lambda self: True)
+
+
 def by(folder):
     return {"method": "draft_model", "model": folder, "num_speculative_tokens": PROPOSED}
+
+
+def drafting(folder):
+    """Options of an engine: as many requests as vLLM's V2 runner starts with on a GPU."""
+    return {"speculative_config": by(folder), "max_num_seqs": CHUNK // 2}
 
 
 def count_tokens(engine):
@@ -95,13 +109,13 @@ def summary(engine):
     return report.summary(layers.active(vllm_config), found, kv_cache, vllm_config)
 
 
+@pytest.mark.usefixtures("_profiled")
 @pytest.mark.parametrize(("name", "served", "draft"), CASES)
 def test_answers_are_those_of_the_served_model(models, name, served, draft):
     config = CONFIGS[name]
     prompts = prompts_of(150, 5, seed=31)
     (long,) = prompts_of(270, seed=32)
-    options = {"speculative_config": by(models[draft])}
-    with Engine(models[served], config.to_dict(), **options) as engine:
+    with Engine(models[served], config.to_dict(), **drafting(models[draft])) as engine:
         told = count_tokens(engine)
         runs = [engine.run(prompts, max_tokens=tokens) for tokens in (40, 12)]
         answer, held = one_by_one(engine, long, 48)
@@ -119,8 +133,8 @@ def test_answers_are_those_of_the_served_model(models, name, served, draft):
     assert share > 0.7 if draft == served else share < 0.2
     layers = STRANGERS.get(draft, {}).get("num_hidden_layers", 4)
     assert f" of 4 layers ({WHAT[name]}) beside a draft model of {layers}: " in line
-    drafting = [any("draft_model." in name for name in group.layer_names) for group in groups]
-    assert drafting == [True] + [False] * (len(groups) - 1)
+    holds = [any("draft_model." in name for name in group.layer_names) for group in groups]
+    assert holds == [True] + [False] * (len(groups) - 1)
     # The second time from the prefix cache, at blocks that both models have.
     page = max(group.kv_cache_spec.block_size for group in groups)
     hits = [output.num_cached_tokens for output in runs[1]]
@@ -147,7 +161,7 @@ def test_preempted_while_drafts_are_in_flight(models, monkeypatch):
     config = CONFIGS["sliding"]
     prompts = prompts_of(150, 180, 210, 120, seed=33)
     options = {"num_gpu_blocks_override": 40, "max_model_len": 512, "watermark": 0.0}
-    options |= {"speculative_config": by(models["faint"])}
+    options |= drafting(models["faint"])
     with Engine(models["faint"], config.to_dict(), **options) as engine:
         assert engine.llm.llm_engine.vllm_config.scheduler_config.async_scheduling
         answers = engine.answers(prompts, max_tokens=150)
@@ -184,8 +198,9 @@ def test_draft_whose_checkpoint_asks_for_swaa_is_refused(checkpoint):
         ({"kv_cache_dtype": "fp8"}, "a KV cache of fp8 is not served, a draft model's neither"),
         ({"pipeline": 2}, "a draft model under pipeline parallelism"),
         ({"sees": 512}, "the draft model sees 512 tokens and 2,048 are served"),
+        ({"requests": 33}, "33 requests beside a draft model need steps of 66 tokens"),
     ],
-    ids=["eagle", "fp8", "pipeline", "short"],
+    ids=["eagle", "fp8", "pipeline", "short", "crowded"],
 )
 def test_speculation_that_is_refused(changes, reason):
     from swaa.integrations.vllm import support
@@ -199,10 +214,27 @@ def test_speculation_that_is_refused(changes, reason):
         speculative_config=SimpleNamespace(**speculative),
         parallel_config=SimpleNamespace(pipeline_parallel_size=changes.get("pipeline", 1)),
         model_config=SimpleNamespace(max_model_len=2048),
+        scheduler_config=SimpleNamespace(
+            max_num_seqs=changes.get("requests", 32), max_num_batched_tokens=64
+        ),
         use_v2_model_runner=True,
     )
     (said,) = support._speculation_reasons(vllm_config)
     assert reason in said
+
+
+@pytest.mark.skipif(
+    not ON_GPU and os.environ.get("SWAA_TEST_RUNNER") != "v2", reason="a limit of the V2 runner"
+)
+@pytest.mark.usefixtures("_profiled")
+@pytest.mark.parametrize("requests", [CHUNK, CHUNK // 2 + 1])
+def test_requests_that_leave_the_first_step_no_room_are_refused(checkpoint, requests):
+    """vLLM alone fails an assertion that names none of its options."""
+    options = {"speculative_config": by(checkpoint()), "max_num_seqs": requests}
+    needed = f"need steps of {2 * requests} tokens to start vLLM's V2 runner, and a step has 64"
+    assert needed in attempt(checkpoint(), {"window": 24}, **options)
+    # An engine without swaa, to see that this vLLM still has the limit.
+    assert "tokens" not in attempt(checkpoint(), None, AssertionError, **options)
 
 
 def grouped(*groups):

@@ -128,6 +128,15 @@ def _speculation_reasons(vllm_config: Any) -> Iterator[str]:
             f"the draft model sees {draft.max_model_len:,} tokens and {served:,} are served, and"
             " vLLM's V2 runner would draft beyond them; lower --max-model-len"
         )
+    scheduler = vllm_config.scheduler_config
+    step, requests = scheduler.max_num_batched_tokens, scheduler.max_num_seqs
+    if vllm_config.use_v2_model_runner and step < 2 * requests:
+        # GPUModelRunner._dummy_run: one row per request goes to the draft, and one must be left.
+        yield (
+            f"{requests:,} requests beside a draft model need steps of {2 * requests:,} tokens to"
+            f" start vLLM's V2 runner, and a step has {step:,}; lower --max-num-seqs or raise"
+            " --max-num-batched-tokens"
+        )
     if speculative.kv_cache_dtype not in (None, *CACHE_TYPES):
         yield (
             f"a KV cache of {speculative.kv_cache_dtype} is not served, a draft model's neither;"
