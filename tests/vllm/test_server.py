@@ -12,10 +12,9 @@ import urllib.error
 import urllib.request
 
 import pytest
-import torch
 
 from swaa.config import SWAAConfig
-from tests.vllm.engine import Judge, prompts_of
+from tests.vllm.engine import ON_GPU, STOCK_TOLERANCE, Judge, prompts_of
 
 CONFIG = SWAAConfig(window=24, sink_tokens=4, full_layers=(1,), full_decode=(2,), dense_tail=8)
 FLAGS = (
@@ -104,9 +103,14 @@ def streamed(address, folder, prompt):
 @pytest.fixture
 def judge(checkpoint):
     judge = Judge(checkpoint(), CONFIG)
-    judge.agrees = lambda prompt, ids: (
-        torch.equal(judge.logits(prompt, ids).argmax(-1), torch.tensor(ids)) and len(ids) == 16
-    )
+
+    def agrees(prompt, ids):
+        scores = judge.logits(prompt, ids).log_softmax(-1)
+        behind = scores.max(-1).values - scores[range(len(ids)), ids]
+        # GPUs may choose another token that is as likely, up to the TF32 of full layers.
+        return len(ids) == 16 and float(behind.max()) <= (2 * STOCK_TOLERANCE if ON_GPU else 0)
+
+    judge.agrees = agrees
     return judge
 
 
