@@ -1,11 +1,13 @@
 """Runs `swaa train` as one process of FSDP2 on the CPU: `python -m tests.training.sharded ARGS`.
 
 accelerate shards on accelerators only and falls back to DDP on a CPU without a word. Here it is
-told that the CPUs are GPUs; everything after that decision is its ordinary FSDP2 path.
+told that the CPUs are GPUs; everything after that decision is its ordinary FSDP2 path. The second
+process reads its data long after the first, as on machines that share a slow disk.
 """
 
 import os
 import sys
+import time
 
 import torch
 import torch.distributed.fsdp as fsdp
@@ -13,6 +15,10 @@ from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 
 from swaa.cli import main as swaa
+from swaa.training import run
+
+STALL = 5
+"""Seconds."""
 
 
 def main(argv):
@@ -32,6 +38,14 @@ def main(argv):
         return shard(modules, **options)
 
     fsdp.fully_shard = counted
+    if torch.distributed.get_rank() == 1:
+        load = run.load_conversations
+
+        def late(*args, **options):
+            time.sleep(STALL)
+            return load(*args, **options)
+
+        run.load_conversations = late
     code = swaa(argv)
     assert len(shards) > 4, "nothing was sharded"
     return code

@@ -110,6 +110,7 @@ def train(
         mixed_precision=dtype == torch.bfloat16,
         progress=progress,
     )
+    trainer.accelerator.wait_for_everyone()  # every process has looked into the folder by now
     if trainer.is_world_process_zero():
         _write(out / RECORD, record)
     started = time.perf_counter()
