@@ -5,7 +5,7 @@ import pytest
 from transformers import LlamaConfig
 
 from swaa.config import SWAAConfig
-from swaa.selection.board import mean
+from swaa.selection.board import Board, mean
 from swaa.selection.budget import Budget, Prices
 from swaa.selection.candidate import Candidate
 from swaa.selection.passes import Scores
@@ -29,17 +29,25 @@ PRICES = Prices(SHAPE, tuple(range(LAYERS)), 4096)
 
 
 class FakePasses:
-    """A landscape instead of a model: sets of layers have a value, and measuring is counted."""
+    """A landscape instead of a model: sets of layers have a value, and measuring is counted.
 
-    def __init__(self, value):
+    Full layers may have another value where only the last rows see everything.
+    """
+
+    def __init__(self, value, screened=None):
         self.able, self.depth = tuple(range(LAYERS)), LAYERS
-        self._value = value
+        self._value, self._screened = value, screened or value
         self.asked = 0
+        self.whole = []
 
     def measure(self, reference, candidates, *, kl):
         self.asked += len(candidates)
         for plans in candidates:
             layers = {i for i, plan in enumerate(plans) if plan.keeps_all_keys}
+            if any(plan.dense_tail for plan in plans):
+                yield Scores([self._screened(layers)], [0.0], [False])
+                continue
+            self.whole.append(frozenset(i for i, plan in enumerate(plans) if plan.full))
             yield Scores([self._value(layers)], [0.0], [False])
 
 
@@ -50,13 +58,14 @@ class FakeFile:
         pass
 
 
-def _search(value, budget, role="full", **effort):
-    from swaa.selection.board import Board
+def _board(value, screened=None):
+    return Board(FakePasses(value, screened), FakeFile())
 
-    passes = FakePasses(value)
-    board = Board(passes, FakeFile())
+
+def _search(value, budget, role="full", **effort):
+    board = _board(value)
     search = Search(board, PRICES, Budget.parse(budget), KNOBS, role, Effort(**effort))
-    return search.run(), passes
+    return search.run(), board.passes
 
 
 def _pairs_only(layers):
@@ -68,6 +77,88 @@ def test_layers_that_help_only_together_are_found():
     found, _ = _search(_pairs_only, "layers=1/4")
     assert {4, 9} <= found.best.full
     assert found.value == pytest.approx(0.9)
+
+
+def _missed(layers):
+    """4 and 9 are missed where nearly all layers are there; among few, others look better."""
+    if layers == {4, 9}:
+        return 0.0
+    if len(layers) >= LAYERS - 1:
+        return 1.0 + len({4, 9} - layers)
+    return 3.0 + 0.2 * len(layers & {4, 9}) - 0.1 * len(layers & {0, 6, 7})
+
+
+@pytest.mark.parametrize("role", ["full", "decode"])
+def test_a_pair_is_found_that_only_leave_one_out_shows(role):
+    found, _ = _search(_missed, "decode=1/6", role)
+    assert found.best.layers(role) == {4, 9}
+    assert found.best == found.starts["leave-one-out, nll"]
+
+
+def test_a_pair_that_the_last_rows_do_not_show_is_found_at_a_pass_a_layer():
+    boards = [_board(_missed, lambda layers: 3.0 - 0.1 * len(layers & {0, 6, 7})) for _ in range(2)]
+    found = [
+        Search(board, PRICES, Budget.parse("layers=1/6"), KNOBS, "full", Effort(**effort)).run()
+        for board, effort in zip(boards, ({}, {"leave_one_out": False}), strict=True)
+    ]
+    assert found[0].best.full == {4, 9}
+    assert found[1].best.full != {4, 9}
+    more, less = (set(board.passes.whole) for board in boards)
+    flipped = {frozenset(range(LAYERS)) - {layer} for layer in range(LAYERS)}
+    assert flipped <= more
+    assert not flipped & less
+
+
+def test_swaps_that_the_last_rows_propose_are_judged_on_whole_prompts():
+    def value(layers):
+        return 3.0 - len(layers & {2, 5, 8})
+
+    def screened(layers):
+        return 3.0 - len(layers & {2, 5}) - 0.3 * (8 in layers) - 0.5 * (11 in layers)
+
+    board = _board(value, screened)
+    effort = Effort(finalists=1, leave_one_out=False)
+    found = Search(board, PRICES, Budget.parse("layers=1/4"), KNOBS, "full", effort).run()
+    assert frozenset({2, 5, 11}) in board.passes.whole
+    assert found.best.full == {2, 5, 8}
+
+
+@pytest.mark.parametrize("decode", [(), range(LAYERS)])
+def test_finalists_are_measured_on_whole_prompts(decode):
+    board = _board(lambda layers: 5.0 - len(layers & {1, 3, 8}))
+    knobs = KNOBS.with_layers("decode", decode)
+    effort = Effort(leave_one_out=False, rounds=0)
+    found = Search(board, PRICES, Budget.parse("layers=1/4"), knobs, "full", effort).run()
+    assert len(set(board.passes.whole) - {frozenset()}) >= effort.finalists - 1
+    assert found.best.decode == frozenset(decode) - found.best.full
+
+
+@pytest.mark.parametrize("role", ["full", "decode"])
+@pytest.mark.parametrize("seed", range(8))
+def test_nothing_measured_within_the_budget_is_better_than_what_is_returned(role, seed):
+    import random
+
+    def landscape(name):
+        known = {}
+
+        def value(layers):
+            chance = random.Random(f"{name} {seed} {sorted(layers)}")
+            return known.setdefault(frozenset(layers), chance.random())
+
+        return value
+
+    budget = Budget.parse("decode=1/3")
+    board = _board(landscape("whole"), landscape("last rows"))
+    # What somebody else had measured: a pattern, or a search under another budget.
+    others = [KNOBS.with_layers(role, {first, first + 4, first + 7}) for first in range(4)]
+    board.ask(others, near=KNOBS)
+    for other in ("decode=1/4", "decode=1/2"):
+        Search(board, PRICES, Budget.parse(other), KNOBS, role, Effort()).run()
+    search = Search(board, PRICES, budget, KNOBS, role, Effort(gain=0.1))
+    found = search.run()
+    within = [c for c in board.asked if budget.allows(PRICES.of(c))]
+    assert found.value == min(map(board.value, within))
+    assert board.value(found.best) == found.value
 
 
 def test_a_contiguous_block_is_found():

@@ -1,17 +1,23 @@
 import dataclasses
 import json
+from fractions import Fraction
 
 import pytest
 from transformers import MambaConfig, MambaForCausalLM
 
 from swaa.cli import main
 from swaa.config import SWAAConfig
+from swaa.evaluation.prompt import Prompt
+from swaa.evaluation.tasks.rows import DataFile
 from swaa.results import Result, load, record_provenance
 from swaa.selection import report
-from swaa.selection.budget import Cost
+from swaa.selection.budget import Budget, Cost
+from swaa.selection.own_prompts import OwnPrompts
 from swaa.selection.passes import SharedPasses
 from swaa.selection.report import Point, choose, pareto
 from swaa.selection.tables import markdown
+from swaa.selection.tune import tune
+from swaa.selection.tuning import Tuning
 from tests.checkpoint import save_checkpoint
 
 WORDS = ["river", "stone", "lamp", "quiet", "orange", "paper", "winter", "glass", "seven"]
@@ -94,6 +100,61 @@ def test_tuning_writes_a_recipe_that_is_within_the_budget_and_can_be_used(
     (tmp_path / "report.txt").write_text("the river runs " * 20)
     ask = ["--file", str(tmp_path / "report.txt"), "--question", "What?", "--max-new-tokens", "2"]
     assert main([*use, *ask]) == 0
+
+
+def test_no_set_measured_within_a_budget_is_better_than_the_choice(checkpoint, data, tmp_path):
+    budgets = ["layers=1/2", "layers=3/4", "decode=1/2", "kv=95%"]
+    given = [word for budget in budgets for word in ("--budget", budget)]
+    assert (
+        main(_words(checkpoint, data, tmp_path, *given, "--baselines", "--objective", "nll")) == 0
+    )
+    (scores,) = (tmp_path / "results" / "tune").glob("*-scores-*.jsonl")
+    records = [json.loads(line) for line in scores.read_text().splitlines()]
+    measured = [r for r in records if r["id"] != "full" and not r["id"].endswith("-128")]
+    (file,) = (tmp_path / "results" / "tune").glob("*-tune-*.json")
+    names = [row for row in load(file).rows if row["source"] == "search"]
+    depth = max(layer for r in measured for layer in r["full"]) + 1
+    for budget in budgets[:2]:
+        label = f"tuned {budget.replace('/', 'of')}"
+        (row,) = [row for row in names if label in (row["recipe"], *row["also"])]
+        most = float(Fraction(budget.removeprefix("layers="))) * depth
+        # What slides decodes in full, as the recipe says.
+        sets = [r for r in measured if len(r["full"]) + len(r["decode"]) == depth]
+        best = min(sum(r["nll"]) / 4 for r in sets if len(r["full"]) <= most)
+        assert row["nll"] == pytest.approx(best, abs=1e-4)
+
+
+def test_baselines_fill_what_a_budget_of_bytes_pays_for(checkpoint, data, tmp_path, capsys):
+    words = _words(checkpoint, data, tmp_path, "--budget", "layers=0,kv=95%", "--baselines")
+    assert main(words) == 0
+    (file,) = (tmp_path / "results" / "tune").glob("*-tune-*.json")
+    rows = load(file).rows
+    named = {name for row in rows for name in (row["recipe"], *row["also"])}
+    assert {"answer_nll layers=0,kv=19of20", "kl_out layers=0,kv=19of20"} <= named
+    assert any(name.startswith(("every:", "odd")) for name in named)
+    assert all(row["kv_bytes"] <= 0.95 for row in rows if row["source"] != "full")
+
+
+def test_progress_never_goes_back(loaded, data, tmp_path):
+    shares, counts = [], []
+
+    def progress(share, label):
+        shares.append(share)
+        if label.startswith("search"):
+            counts.append(int(label.split()[1]))
+
+    tuning = Tuning(
+        task=OwnPrompts(DataFile.find("swaa tune", str(data))),
+        prompt=Prompt(tokenizer=loaded.tokenizer),
+        base=SWAAConfig(window=30, sink_tokens=2, full_decode=True, dense_tail=4),
+        budgets=[Budget.parse(text) for text in ("layers=1/4", "kv=90%", "layers=1/2")],
+        samples=4,
+        baselines=True,
+        folder=tmp_path / "results",
+    )
+    tune(loaded, "tiny", tuning, progress=progress)
+    assert shares == sorted(shares)
+    assert counts == list(range(1, len(counts) + 1))
 
 
 def test_an_interrupted_tuning_resumes_where_it_stopped(

@@ -1,6 +1,7 @@
 """Search over sets of layers under a budget: several kinds of starts, then swaps.
 
-Single layers tell little where several work together, so a set is always measured as a set. The
+Single layers tell little where several work together, so a set is always measured as a set, and
+what a search gives is the best of all sets measured, not where its last step happened to end. The
 objective is teacher-forced (a pass, no generation); the best sets are verified by generation later.
 """
 
@@ -8,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
-from swaa.selection.board import Board
+from swaa.selection.board import SHORT, Board, Objective
 from swaa.selection.budget import Budget, Prices
 from swaa.selection.candidate import Candidate, Role
 from swaa.selection.signals import top
-from swaa.selection.signals.flips import importance
+from swaa.selection.signals.flips import Direction, importance
 from swaa.selection.signals.periodic import blocks
 
 
@@ -30,6 +31,8 @@ class Effort:
         gain: nats a token that a swap must save.
         screen: last prompt rows by which sets of full layers are screened; 0: none are.
         finalists: sets that did best in screening, measured as they are.
+        leave_one_out: where sets are screened, also start from what is lost without each layer,
+            measured as it is: one pass over whole prompts a layer.
     """
 
     additions: int = 10
@@ -39,13 +42,14 @@ class Effort:
     gain: float = 1e-4
     screen: int = 128
     finalists: int = 12
+    leave_one_out: bool = True
 
 
 class Found(NamedTuple):
     """The result of a search.
 
     Attributes:
-        best: the best candidate within the budget.
+        best: the best candidate within the budget of all that were measured as they are.
         value: its objective (nats a token).
         starts: the best of each kind of start, by its name.
     """
@@ -95,37 +99,64 @@ class Search:
         self.board.ask([none], near=none)
         if not count:
             return Found(none, self.board.value(none), {"none": none})
-        if self.role == "full" and self.effort.screen:
-            return self._screened(none)
-        return self._found(none, count)
+        screened = self.role == "full" and self.effort.screen
+        starts = self._screened(none, count) if screened else self._look(none, count)
+        best = self.measured()[0]
+        return Found(best, self.board.value(best), starts)
 
-    def _screened(self, none: Candidate) -> Found:
-        """Search by the last prompt rows, then measure what did best there as it is."""
+    def measured(self) -> list[Candidate]:
+        """What this search may give, best first: all measured on its board, whoever asked.
+
+        Only sets at its knobs and within its budget; other searches share the board.
+        """
+        asked = dict.fromkeys(self.board.asked)
+        alike = (c for c in asked if c == self._with(self._layers(c)))
+        return sorted(filter(self._allowed, alike), key=self.board.value)
+
+    def expected(self) -> float:
+        """About how many passes over whole prompts the search takes."""
+        depth = len(self.board.able)
+        if not self.capacity():
+            return 1
+        if self.role == "decode":
+            return SHORT * 9 * depth
+        if not self.effort.screen:
+            return 9 * depth
+        out = depth + 3 if self.effort.leave_one_out else 0
+        return SHORT * 10 * depth + out + self.effort.finalists + 2 * self.effort.pairs**2
+
+    def _screened(self, none: Candidate, count: int) -> dict[str, Candidate]:
+        """Search by the last prompt rows, then measure what did best there as it is.
+
+        What those rows don't show is left to leave-one-out, and to swaps that they propose.
+        """
         board = self.board.screening(self.effort.screen)
-        search = replace(self, board=board, effort=replace(self.effort, screen=0))
-        screened = search.run()
-        sets = [c for c in board.asked if self._allowed(c) and self._alike(c, none)]
-        ranked = sorted(dict.fromkeys(sets), key=board.value)[: self.effort.finalists]
-        best = self.board.ask([screened.best, *ranked], near=none)[0]
-        return Found(best, self.board.value(best), screened.starts)
+        guide = replace(self, board=board, effort=replace(self.effort, screen=0))
+        starts = guide.run().starts
+        if self.effort.leave_one_out:
+            ranked = self._ranked(count, "leave-one-out")
+            starts |= {f"{name} of whole prompts": start for name, start in ranked.items()}
+        self.board.ask(guide.measured()[: max(1, self.effort.finalists)], near=none)
+        self._swap(self.measured()[0], guide)
+        return starts
 
-    def _alike(self, candidate: Candidate, none: Candidate) -> bool:
-        """Whether a candidate is of this search: other searches share the board."""
-        return candidate.with_layers(self.role, ()) == none
-
-    def _found(self, none: Candidate, count: int) -> Found:
+    def _look(self, none: Candidate, count: int) -> dict[str, Candidate]:
+        """Make a set of each kind, and swap layers of the best two; the board remembers all."""
+        earlier = [c for c in self.measured() if len(self._layers(c)) == count]
         starts = {
-            "none": none,
+            "measured before": next(iter(earlier), none),
             "block": self._best_block(count),
-            **self._ranked(count),
+            **self._ranked(count, "add-one"),
+            **self._ranked(count, "leave-one-out"),
             "eliminated": self._eliminate(count),
             "greedy": self._grow(none, count),
         }
         half = self._best_block(max(1, count // 2))
         starts["greedy from a block"] = self._grow(half, count)
-        ranked = sorted(starts.values(), key=self.board.value)
-        best = min((self._swap(start) for start in ranked[:2]), key=self.board.value)
-        return Found(best, self.board.value(best), starts)
+        ranked = sorted(dict.fromkeys(starts.values()), key=self.board.value)
+        for start in ranked[:2]:
+            self._swap(start, self)
+        return starts
 
     def capacity(self) -> int:
         """The most layers that the budget pays for."""
@@ -151,9 +182,14 @@ class Search:
         step = max(1, count // 4)
         return self._ask(blocks(self.board.able, count, step=step), self._with(()))[0]
 
-    def _ranked(self, count: int) -> dict[str, Candidate]:
-        found = importance(self.board, self.knobs, self.role, self.board.objective, "add-one")
-        return {"add-one": self._ask([top(found, count)], self._with(()))[0]}
+    def _ranked(self, count: int, direction: Direction) -> dict[str, Candidate]:
+        """What layers do alone, by each objective: the same passes measure both."""
+        sets = {}
+        for objective in get_args(Objective):
+            found = importance(self.board, self.knobs, self.role, objective, direction)
+            sets[f"{direction}, {objective}"] = self._with(top(found, count))
+        self._ask(map(self._layers, sets.values()), self._with(()))
+        return sets
 
     def _eliminate(self, count: int) -> Candidate:
         """From everything, take away what is missed least, several layers at a time."""
@@ -182,14 +218,19 @@ class Search:
                 order = [layer for layer in self.board.able if layer not in self._layers(current)]
         return current
 
-    def _swap(self, start: Candidate) -> Candidate:
-        """Exchange layers while that helps: the least missed for those that would help most."""
+    def _swap(self, start: Candidate, guide: Search) -> None:
+        """Exchange layers while that helps: the least missed for those that would help most.
+
+        Args:
+            start: the first set.
+            guide: says which layers those are: this search, or one whose passes cost less.
+        """
         current = start
         for _ in range(self.effort.rounds):
             layers = self._layers(current)
             outside = [layer for layer in self.board.able if layer not in layers]
-            less = self._ask([layers - {layer} for layer in sorted(layers)], current)
-            more = self._ask([layers | {layer} for layer in outside], current)
+            less = guide._ask([layers - {layer} for layer in sorted(layers)], current)
+            more = guide._ask([layers | {layer} for layer in outside], current)
             n = self.effort.pairs
             pairs = [
                 self._layers(fewer) | (self._layers(larger) - layers)
@@ -201,6 +242,5 @@ class Search:
             fitting += less[:1] + [c for c in more[:1] if self._allowed(c)]
             best = self._ask([self._layers(c) for c in fitting], current)[0] if fitting else current
             if self.board.value(best) > self.board.value(current) - self.effort.gain:
-                return current
+                return
             current = best
-        return current

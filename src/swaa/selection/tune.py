@@ -19,6 +19,7 @@ from swaa.evaluation.tasks import Task
 from swaa.integrations.transformers.support import find_layers
 from swaa.models import LoadedModel
 from swaa.selection import calibration, report
+from swaa.selection.baselines import Baseline, baselines, ranking
 from swaa.selection.board import Board, Objective, mean
 from swaa.selection.budget import Budget, Cost, Prices
 from swaa.selection.calibration import FULL_ATTENTION, GivenSamples, Split
@@ -27,9 +28,7 @@ from swaa.selection.passes import SharedPasses, TeacherForced
 from swaa.selection.report import Point
 from swaa.selection.search import Search
 from swaa.selection.signals import SIGNALS, top
-from swaa.selection.signals.flips import importance
 from swaa.selection.signals.lazy_ratio import lazy_ratio
-from swaa.selection.signals.periodic import patterns
 from swaa.selection.spaces import Space, least, spaces
 from swaa.selection.tuning import HELD_OUT, KIND, LADDER, Progress, Tuned, Tuning
 from swaa.shapes import shape_of
@@ -236,16 +235,20 @@ class _Run:
             board = Board(passes, opened, objective)
             full = board.full_scores()
             points = [_point("full", "full", FULL_ATTENTION, prices.full(), full)]
-            found: dict[Candidate, list[tuple[str, str]]] = {}
+            looked: list[tuple[str, list[Search], list[Baseline]]] = []
             for number, (typed, budget) in enumerate(self.budgets):
-                self._watch(board, number)
-                label = str(typed).replace("/", "of")
-                best = self._best(board, prices, budget, lazy)
-                if best is not None:
-                    found.setdefault(best, []).append((f"tuned {label}", tuning.method))
-                for candidate, name, source in self._baselines(board, prices, budget, lazy):
-                    found.setdefault(candidate, []).append((f"{name} {label}", source))
-            for candidate, ((name, source), *others) in found.items():
+                searches = self._searches(board, prices, budget)
+                self._watch(board, number, searches)
+                # First what searches start from too.
+                others = self._baselines(searches[0], lazy)
+                looked.append((str(typed).replace("/", "of"), searches, others))
+                if self.tuning.method == "search":
+                    for search in searches:
+                        search.run()
+                self._best(searches, lazy)
+            for candidate, names in self._named(looked, lazy).items():
+                # Of those that named a set, the method is what a user asked for.
+                (name, source), *others = sorted(names, key=lambda n: n[1] != self.tuning.method)
                 config = candidate.config(self.able)
                 scores = board.scores(candidate)
                 point = _point(name, source, config, prices.of(candidate), scores)
@@ -253,43 +256,55 @@ class _Run:
                 points.append(dataclasses.replace(point, also=also))
         return points
 
-    def _watch(self, board: Board, number: int) -> None:
-        """Show passes as a share of what searches of this size take; none knows it exactly."""
-        before, expected = board.measured, 8 * len(self.able)
-        parts = len(self.budgets)
+    def _searches(self, board: Board, prices: Prices, budget: Budget) -> list[Search]:
+        """A search for each space of a budget that can meet it."""
+        return [
+            Search(board, prices, budget, space.knobs, space.role, self.tuning.effort)
+            for space in self._spaces(budget)
+            if budget.allows(prices.of(space.knobs))
+        ]
 
-        def report_pass(measured: int) -> None:
-            share = min(1.0, (measured - before) / expected)
+    def _named(
+        self, looked: Sequence[tuple[str, list[Search], list[Baseline]]], lazy: dict[int, float]
+    ) -> dict[Candidate, list[tuple[str, str]]]:
+        """What is reported, with its names and sources.
+
+        Chosen only now: what a search under one budget measured may be the best under another.
+        """
+        found: dict[Candidate, list[tuple[str, str]]] = {}
+        for label, searches, others in looked:
+            best = self._best(searches, lazy)
+            found.setdefault(best, []).append((f"tuned {label}", self.tuning.method))
+            for candidate, name, source in others:
+                found.setdefault(candidate, []).append((f"{name} {label}", source))
+        return found
+
+    def _watch(self, board: Board, number: int, searches: Sequence[Search]) -> None:
+        """Show passes as a share of what searches of this size take; none knows it exactly."""
+        parts, done = len(self.budgets), 0.0
+        expected = sum(search.expected() for search in searches)
+        if self.tuning.baselines:
+            expected += 2 * len(self.able)
+
+        def report_pass(measured: int, took: float) -> None:
+            nonlocal done
+            done += took
+            share = min(1.0, done / expected)
             self.progress(0.6 * (number + share) / parts, f"search, {measured} sets measured")
 
         board.on_pass = report_pass
 
-    def _best(
-        self, board: Board, prices: Prices, budget: Budget, lazy: dict[int, float]
-    ) -> Candidate | None:
-        """The best candidate over all spaces of a budget; ``None``: no space can meet it."""
+    def _best(self, searches: Sequence[Search], lazy: dict[int, float]) -> Candidate:
+        """The best candidate over all spaces of a budget."""
+        board = searches[0].board
+        if self.tuning.method == "search":
+            return min((search.measured()[0] for search in searches), key=board.value)
         best: list[Candidate] = []
-        for space in self._spaces(budget):
-            if not budget.allows(prices.of(space.knobs)):
-                continue
-            search = Search(board, prices, budget, space.knobs, space.role, self.tuning.effort)
-            if self.tuning.method == "search":
-                best.append(search.run().best)
-                continue
-            ranked = self._importance(board, self.tuning.method, space, lazy)
-            chosen = space.knobs.with_layers(space.role, top(ranked, search.capacity()))
-            best += board.ask([chosen], near=space.knobs)
-        return min(best, key=board.value, default=None)
-
-    def _importance(
-        self, board: Board, signal: str, space: Space, lazy: dict[int, float]
-    ) -> dict[int, float]:
-        if signal.startswith("lazy_ratio"):
-            sign = 1 if signal.endswith("reversed") else -1
-            return {layer: sign * value for layer, value in lazy.items()}
-        objective: Objective = "kl" if signal.startswith("kl") else "nll"
-        direction = "leave-one-out" if signal.endswith("_out") else "add-one"
-        return importance(board, space.knobs, space.role, objective, direction)
+        for search in searches:
+            ranked = ranking(search, self.tuning.method, lazy)
+            chosen = search.knobs.with_layers(search.role, top(ranked, search.capacity()))
+            best += board.ask([chosen], near=search.knobs)
+        return min(best, key=board.value)
 
     def _lazy(self, data: _Data) -> dict[int, float]:
         if not (self.tuning.baselines or self.tuning.method.startswith("lazy_ratio")):
@@ -302,26 +317,11 @@ class _Run:
             backend=self.backend,
         )
 
-    def _baselines(
-        self, board: Board, prices: Prices, budget: Budget, lazy: dict[int, float]
-    ) -> list[tuple[Candidate, str, str]]:
-        """What to compare with: patterns and rankings of the same number of layers."""
-        share = budget.decode if budget.decode is not None else budget.layers
-        if not self.tuning.baselines or not share:
+    def _baselines(self, search: Search, lazy: dict[int, float]) -> list[Baseline]:
+        """What to compare with, in the first space: at the base's own knobs, where they can be."""
+        if not self.tuning.baselines:
             return []
-        # The first space: the base's own knobs, and the role that the budget is about.
-        space = self._spaces(budget)[0]
-        count = Search(board, prices, budget, space.knobs, space.role).capacity()
-        named = [(layers, name, "periodic") for name, layers in patterns(self.able, share).items()]
-        for signal in SIGNALS:
-            ranked = self._importance(board, signal, space, lazy)
-            named.append((top(ranked, count), signal, signal))
-        made = [
-            (space.knobs.with_layers(space.role, layers), name, source)
-            for layers, name, source in named
-        ]
-        board.ask([candidate for candidate, _, _ in made], near=space.knobs)
-        return [(candidate, name.replace("/", "of"), source) for candidate, name, source in made]
+        return baselines(search, lazy)
 
     # Verification
 

@@ -8,7 +8,9 @@ from fractions import Fraction
 
 
 def patterns(able: Sequence[int], share: Fraction) -> dict[str, tuple[int, ...]]:
-    """Each pattern that keeps about a share of the layers, by the name of its rule.
+    """Each pattern that keeps a share of the layers, by the name of its rule.
+
+    Blocks keep it rounded to whole layers; steps are whole, so they may keep less.
 
     >>> patterns(range(8), Fraction(1, 2))["odd"], patterns(range(8), Fraction(1, 4))["every:4+1"]
     ((1, 3, 5, 7), (1, 5))
@@ -21,7 +23,7 @@ def patterns(able: Sequence[int], share: Fraction) -> dict[str, tuple[int, ...]]
         ``odd`` and ``even``, or each ``every:n+offset``, and the blocks ``first:share``,
         ``middle:share`` and ``last:share``.
     """
-    step = round(1 / share)
+    step = math.ceil(1 / share)
     found: dict[str, tuple[int, ...]] = {}
     for offset in range(step):
         name = f"every:{step}+{offset}"
