@@ -127,12 +127,24 @@ def test_no_set_measured_within_a_budget_is_better_than_the_choice(checkpoint, d
 def test_baselines_fill_what_a_budget_of_bytes_pays_for(checkpoint, data, tmp_path, capsys):
     words = _words(checkpoint, data, tmp_path, "--budget", "layers=0,kv=95%", "--baselines")
     assert main(words) == 0
+    assert "adds nothing" not in capsys.readouterr().err
     (file,) = (tmp_path / "results" / "tune").glob("*-tune-*.json")
     rows = load(file).rows
     named = {name for row in rows for name in (row["recipe"], *row["also"])}
     assert {"answer_nll layers=0,kv=19of20", "kl_out layers=0,kv=19of20"} <= named
     assert any(name.startswith(("every:", "odd")) for name in named)
     assert all(row["kv_bytes"] <= 0.95 for row in rows if row["source"] != "full")
+
+
+def test_baselines_say_where_they_add_nothing(checkpoint, data, tmp_path, capsys):
+    words = _words(checkpoint, data, tmp_path, "--baselines", "--budget", "layers=0")
+    assert main(words) == 0
+    out = capsys.readouterr()
+    assert [line for line in out.err.splitlines() if line.startswith("swaa tune:")] == [
+        "swaa tune: --baselines adds nothing to layers=0: it pays for no full layer, so that there"
+        " is none to choose"
+    ]
+    assert "tuned layers=0" in out.out
 
 
 def test_progress_never_goes_back(loaded, data, tmp_path):

@@ -191,6 +191,8 @@ def run(args: argparse.Namespace) -> int:
     )
     with ProgressBar(1, "tune") as bar:
         tuned = tune(loaded, args.model, tuning, backend=args.backend, progress=bar.update)
+    for note in tuned.notes:
+        print(f"swaa tune: {note}", file=sys.stderr)
     return _finish(args, loaded, tuning, tuned)
 
 

@@ -100,6 +100,7 @@ class _Run:
         given = tuning.budgets or [Budget.parse(text) for text in LADDER]
         self.budgets = [(budget, budget.whole_layers(len(self.able))) for budget in given]
         self.seconds: dict[str, float] = {}
+        self.notes: list[str] = []
 
     def execute(self) -> Tuned:
         started = time.perf_counter()
@@ -127,7 +128,7 @@ class _Run:
             provenance=provenance,
         )
         path = results.save(result, folder=self.tuning.folder)
-        return Tuned(tuple(points), path, provenance, self.seconds)
+        return Tuned(tuple(points), path, provenance, self.seconds, tuple(self.notes))
 
     def _timed(self, stage: str, work: Callable[[], Any]) -> Any:
         started = time.perf_counter()
@@ -240,7 +241,7 @@ class _Run:
                 searches = self._searches(board, prices, budget)
                 self._watch(board, number, searches)
                 # First what searches start from too.
-                others = self._baselines(searches[0], lazy)
+                others = self._baselines(searches[0], typed, lazy)
                 looked.append((str(typed).replace("/", "of"), searches, others))
                 if self.tuning.method == "search":
                     for search in searches:
@@ -317,11 +318,17 @@ class _Run:
             backend=self.backend,
         )
 
-    def _baselines(self, search: Search, lazy: dict[int, float]) -> list[Baseline]:
+    def _baselines(self, search: Search, typed: Budget, lazy: dict[int, float]) -> list[Baseline]:
         """What to compare with, in the first space: at the base's own knobs, where they can be."""
         if not self.tuning.baselines:
             return []
-        return baselines(search, lazy)
+        found = baselines(search, lazy)
+        if not found:
+            self.notes.append(
+                f"--baselines adds nothing to {typed}: it pays for no {search.role} layer,"
+                " so that there is none to choose"
+            )
+        return found
 
     # Verification
 

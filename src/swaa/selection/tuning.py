@@ -81,9 +81,11 @@ class Tuned(NamedTuple):
         path: of the result file.
         provenance: of the run.
         seconds: by stage.
+        notes: one line each: what was asked for and could not be done.
     """
 
     points: tuple[Point, ...]
     path: Path
     provenance: results.Provenance
     seconds: dict[str, float]
+    notes: tuple[str, ...] = ()
