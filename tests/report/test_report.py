@@ -154,6 +154,25 @@ def test_tuned_recipes_are_priced_by_arithmetic(shown):
     assert found["count"] == "44 of 50"
 
 
+def test_a_tuning_names_the_task_of_its_outcome(tmp_path):
+    one = runs.tune()
+    easy = [
+        row | {"task": "needle", "right": right, "low": 0.8, "high": 1.0}
+        for row, right in zip(one.rows, (50, 49), strict=True)
+    ]
+    # Right more often in the easy task, less often over both.
+    other = [
+        row | {"recipe": "other", "right": right}
+        for row, right in ((one.rows[1], 40), (easy[1], 50))
+    ]
+    rows = (*one.rows, *easy, *other)
+    runs.write([dataclasses.replace(one, rows=rows)], tmp_path / "results")
+    report = write_report(tmp_path / "results", tmp_path / "report.html")
+    assert report.problems == ()
+    (run,) = content((tmp_path / "report.html").read_text("utf-8"))["runs"]
+    assert run["outcome"] == "found: 44 of 50 right in multikey"
+
+
 def test_vllm_engines_are_times_and_bytes(shown):
     items = [one for one in shown["measurements"] if "vLLM" in one["measure"]]
     ours, traffic = _of(items, chart="speed", series="full decode")
