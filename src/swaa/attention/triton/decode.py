@@ -134,6 +134,8 @@ def plan_tiles(call: AttentionCall) -> Plan:
     block_d = _round_up(head_dim)
     roomy = _shared_bytes(call.q.device) >= ROOMY_BYTES
     most = 128 if roomy and block_d <= 128 and call.q.element_size() == 2 else 64
+    if not roomy and block_d * call.q.element_size() > 512:
+        most = 32  # query rows of 1 KiB: 64 of them would leave no room for keys
     block_m = max(16, _round_up(group), min(most, _round_up(rows_each * group)))
     rows = max(1, block_m // group)
     if call.cu_seqlens_q is None:
@@ -259,7 +261,6 @@ def _launch(
         BLOCK_M=plan.block_m,
         BLOCK_N=plan.block_n,
         BLOCK_D=_round_up(q.shape[3]),
-        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         OVERLAP=parts is not None and _can_overlap(q.device),
         num_warps=plan.warps,
         num_stages=plan.stages,
@@ -357,7 +358,6 @@ def _decode(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
     OVERLAP: tl.constexpr,
 ) -> None:
     # Heads first: neighbours in time read neighbours in memory.
@@ -451,7 +451,7 @@ def _decode(
             o_v = key.to(tl.int64) * s_vt
         m_nd = m_n[:, None] & m_d[None, :]
         k = tl.load(p_k + o_k[:, None] + o_d[None, :], mask=m_nd, other=0.0)  # [BLOCK_N, D]
-        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale  # [BLOCK_M, BLOCK_N]
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale  # [BLOCK_M, BLOCK_N]
         seen = (key[None, :] >= left[:, None]) | (key < sink_end)[None, :]
         seen &= m_n[None, :] & (key[None, :] <= position[:, None])
         scores = tl.where(seen, scores, float("-inf"))
@@ -462,7 +462,7 @@ def _decode(
         total = total * decay + tl.sum(weights, 1)
         acc *= decay[:, None]
         v = tl.load(p_v + o_v[:, None] + o_d[None, :], mask=m_nd, other=0.0)
-        acc = tl.dot(weights.to(v.dtype), v, acc, input_precision=PRECISION)
+        acc = tl.dot(weights.to(v.dtype), v, acc, input_precision="ieee")
         top = new_top
 
     if OVERLAP:

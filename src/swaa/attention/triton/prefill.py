@@ -128,7 +128,6 @@ def forward(
         BLOCK_N=tile.block_n,
         TMA=tma,
         CLEAN=tma and (numbers.packed or isinstance(numbers.kv_lens, Tensor)),
-        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         **compile_options(tile),
     )
     return output, lse
@@ -198,7 +197,6 @@ def prefill_kernel(
     BLOCK_N: tl.constexpr,
     TMA: tl.constexpr,
     CLEAN: tl.constexpr,
-    PRECISION: tl.constexpr,
 ) -> None:
     """One query tile of one head; late tiles first, for late rows may be full and see the most."""
     pid = tl.program_id(0)
@@ -271,7 +269,7 @@ def prefill_kernel(
             TMA,
             True,
         )
-        scores = tl.dot(b_q, b_k.T, input_precision=PRECISION)
+        scores = tl.dot(b_q, b_k.T, input_precision="ieee")
         new = tl.maximum(top, tl.max(scores, 1) * scale_log2)
         weights = tl.exp2(scores * scale_log2 - new[:, None])
         shrink = tl.exp2(top - new)
@@ -292,7 +290,7 @@ def prefill_kernel(
             TMA,
             True,
         )
-        acc = tl.dot(weights.to(b_v.dtype), b_v, acc, input_precision=PRECISION)
+        acc = tl.dot(weights.to(b_v.dtype), b_v, acc, input_precision="ieee")
         top = new
 
     for block in tl.range(0, sinks + before + after):
@@ -313,7 +311,7 @@ def prefill_kernel(
             TMA,
             False,
         )
-        scores = tl.dot(b_q, b_k.T, input_precision=PRECISION)
+        scores = tl.dot(b_q, b_k.T, input_precision="ieee")
         m_seen = visible(positions[:, None], j[None, :], lefts[:, None], sink_end, limit)
         scores = tl.where(m_seen, scores, float("-inf"))
         new = tl.maximum(top, tl.max(scores, 1) * scale_log2)
@@ -339,7 +337,7 @@ def prefill_kernel(
         )
         if CLEAN:  # a key that does not exist has weight 0, but 0 * NaN is NaN
             b_v = tl.where(j[:, None] < k_count, b_v, 0.0)
-        acc = tl.dot(weights.to(b_v.dtype), b_v, acc, input_precision=PRECISION)
+        acc = tl.dot(weights.to(b_v.dtype), b_v, acc, input_precision="ieee")
         top = new
 
     empty = total == 0.0

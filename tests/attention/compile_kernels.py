@@ -1,0 +1,107 @@
+"""Compiles every Triton kernel for a GPU that is not there: `python compile_kernels.py TARGET`.
+
+The calls are those of the package, on tensors of the CPU; only the launch itself is left out.
+Prints one JSON line per compiled kernel: its name, what it was compiled for, and the bytes of
+shared memory that a program of it takes.
+"""
+
+import json
+import sys
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from swaa.attention.api import make_call
+from swaa.attention.triton import backward, decode, gather, hopper, prefill, tiles
+from swaa.attention.triton.sequences import numbers_of
+
+KIB = 1024
+TARGETS = {
+    "a100": (GPUTarget("cuda", 80, 32), ("sm80",), 163 * KIB),
+    "rtx3090": (GPUTarget("cuda", 86, 32), ("sm86", "sm80"), 99 * KIB),
+    "h100": (GPUTarget("cuda", 90, 32), ("sm90",), 227 * KIB),
+    "b200": (GPUTarget("cuda", 100, 32), ("sm100",), 227 * KIB),
+    "rtx5090": (GPUTarget("cuda", 120, 32), ("sm120",), 99 * KIB),
+    "mi300x": (GPUTarget("hip", "gfx942", 64), ("gfx942", "amd"), 64 * KIB),
+    "rx7900": (GPUTarget("hip", "gfx1100", 32), ("gfx1100", "amd"), 64 * KIB),
+}
+"""What is compiled for, which tables of tiles hold there, shared memory that a program may take."""
+
+
+class AbsentGPU:
+    """Answers what Triton asks of a driver in order to compile."""
+
+    def __init__(self, target):
+        self.get_current_target = lambda: target
+        self.get_current_device = lambda: 0
+        self.get_current_stream = lambda device=None: 0
+        self.get_active_torch_device = lambda: torch.device("cpu")
+
+
+def pretend(name):
+    """Let the package take this machine for one with a GPU of that name."""
+    target, tables, shared = TARGETS[name]
+    driver.set_active(AbsentGPU(target))
+    compile_and_run = JITFunction.run
+    case = {}
+
+    def only_compile(self, *args, grid, warmup, **options):
+        kernel = compile_and_run(self, *args, grid=grid, warmup=True, **options)
+        print(json.dumps(case | {"kernel": self.__name__, "shared": kernel.metadata.shared}))
+        return kernel
+
+    JITFunction.run = only_compile
+    tiles.table_names = lambda device: (*tables, "default")
+    hopper.is_hopper = lambda device: name == "h100"
+    hopper.multiprocessors = lambda device: 132
+    decode._shared_bytes = lambda device: shared
+    decode._multiprocessors = lambda device: 132
+    decode._can_overlap = lambda device: target.backend == "cuda" and target.arch >= 90
+    return case
+
+
+def compile_all(case):
+    half = torch.bfloat16
+    for head_dim, dtype in ((64, half), (128, half), (256, half), (256, torch.float32)):
+        case |= {"head_dim": head_dim, "dtype": str(dtype).removeprefix("torch.")}
+        few(head_dim, dtype)
+        many(head_dim, dtype)
+    cache = torch.randn(4, 2, 16, 128, dtype=torch.bfloat16)
+    gather.gather(cache, torch.zeros(8, dtype=torch.int64))
+
+
+def few(head_dim, dtype):
+    """Decoding rows over a cache and over pages; a chunk of a prompt over pages."""
+    k = torch.randn(1, 300, 2, head_dim, dtype=dtype)
+    q = torch.randn(1, 1, 8, head_dim, dtype=dtype)
+    decode.attend(make_call(q, k, k, window=None))
+    pages = torch.randn(40, 16, 2, head_dim, dtype=dtype)
+    table = torch.zeros(2, 32, dtype=torch.int32)
+    paged = {"block_table": table, "kv_lens": torch.tensor([500, 33], dtype=torch.int32)}
+    sliding = {"window": 40, "sink_tokens": 5}
+    for rows in (1, 200):
+        q = torch.randn(2, rows, 8, head_dim, dtype=dtype)
+        decode.attend(make_call(q, pages, pages, **sliding, **paged))
+
+
+def many(head_dim, dtype):
+    """A prompt, by the kernel of this GPU and by the portable one, and its gradients."""
+    q = torch.randn(1, 300, 4, head_dim, dtype=dtype)
+    k, v = torch.randn(2, 1, 300, 2, head_dim, dtype=dtype)
+    numbers = numbers_of(make_call(q, k, v, window=50, sink_tokens=10))
+    output, lse = prefill.forward(q, k, v, numbers, 0.1)
+    if dtype == torch.float32:
+        return
+    if hopper.is_hopper(q.device):
+        ends = torch.tensor([0, 100, 300], dtype=torch.int32)
+        call = make_call(q, k, v, window=50, cu_seqlens_q=ends, cu_seqlens_k=ends)
+        prefill.forward(q, k, v, numbers_of(call), 0.1)
+        tile = tiles.tile_for("prefill", q.device, dtype, head_dim)
+        prefill.forward(q, k, v, numbers, 0.1, tile)
+    backward.backward(q, k, v, output, lse, torch.ones_like(q), None, numbers, 0.1)
+
+
+if __name__ == "__main__":
+    compile_all(pretend(sys.argv[1]))
