@@ -124,5 +124,7 @@ def _share(text: str, whole: str) -> Fraction:
     except (ValueError, ZeroDivisionError):
         share = Fraction(-1)
     if not 0 <= share <= 1:
-        raise ValueError(f"budget {whole!r}: {text!r} is no share from 0 to 1, such as 1/4 or 25%")
+        raise ValueError(
+            f"budget {whole!r}: {text!r} is no share from 0 to 1, such as 1/4, 25% or 2/30"
+        )
     return share

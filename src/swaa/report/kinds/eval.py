@@ -13,6 +13,8 @@ from swaa.report.folder import Run
 from swaa.results import Result, read_samples
 
 _SHOWN = ("task", "version")
+_TIME = "time to first token, median over the samples"
+_TOGETHER = " (gathered runs, which may have shared a machine)"
 
 
 def read(run: Run) -> Figures:
@@ -72,7 +74,7 @@ def _answers(run: Run) -> Iterator[Answers]:
             seconds=row["first_token_s"],
             seconds_low=low,
             seconds_high=high,
-            time="time to first token, median over the samples",
+            time=_TIME + (_TOGETHER if "settings" in result.config else ""),
             full=config.window is None,
         )
 
