@@ -132,9 +132,11 @@ def descend(
 
 def neighbours(kernel: str, tile: Tile, device: torch.device) -> Iterator[Tile]:
     """Tiles that differ in one knob; the Hopper kernel fixes all but keys and stages."""
-    knobs: dict[str, tuple] = {"block_n": BLOCKS, "stages": HOPPER_STAGES}
-    if kernel != "hopper":
-        knobs = {"block_n": BLOCKS, "stages": STAGES, "block_m": BLOCKS, "warps": (4, 8)}
+    knobs: dict[str, tuple] = {"block_n": BLOCKS, "stages": STAGES}
+    if kernel == "hopper":
+        knobs["stages"] = HOPPER_STAGES
+    else:
+        knobs |= {"block_m": BLOCKS, "warps": (4, 8)}
     for knob, values in knobs.items():
         at = values.index(getattr(tile, knob))
         for i in (at - 1, at + 1):

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from swaa.config import SWAAConfig
+from swaa.evaluation.gathered import is_gathered
 from swaa.report.figures import Answers, Figures, Measurement
 from swaa.report.folder import Run
 from swaa.results import Result, read_samples
@@ -44,7 +45,7 @@ def read(run: Run) -> Figures:
 def _settings(result: Result) -> Mapping[str, SWAAConfig]:
     """The settings by name; of a file with one, only the file's name tells what it is called."""
     config = result.config
-    if "settings" in config:
+    if is_gathered(result):
         return {name: SWAAConfig.from_dict(one) for name, one in config["settings"].items()}
     model = re.sub(r"[^a-z0-9._]+", "-", config["model"].lower())
     name = result.name.removeprefix(f"{model}-")
@@ -74,7 +75,7 @@ def _answers(run: Run) -> Iterator[Answers]:
             seconds=row["first_token_s"],
             seconds_low=low,
             seconds_high=high,
-            time=_TIME + (_TOGETHER if "settings" in result.config else ""),
+            time=_TIME + (_TOGETHER if is_gathered(result) else ""),
             full=config.window is None,
         )
 
