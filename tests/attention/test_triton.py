@@ -182,6 +182,15 @@ def test_numbers_may_be_strided():
     assert torch.equal(strided.output, plain.output)
 
 
+def test_hopper_kernel_of_one_stage_is_refused():
+    """It would ask for keys whose place it holds, and never end."""
+    q, k, v = tokens(40, HEADS, torch.float16), *(tokens(40, KV_HEADS, torch.float16),) * 2
+    tile = Tile(block_m=128, block_n=64, stages=1)
+    numbers = numbers_of(make_call(q, k, v, window=20))
+    with pytest.raises(ValueError, match="at least 2 stages"):
+        hopper.launch(q, k, v, q, q, numbers, 1.0, tile)
+
+
 @pytest.mark.parametrize("case", [c for c in SHAPES if c.queries > 8], ids=lambda case: case.id)
 def test_hopper_plan_covers_each_visible_key_once(case):
     q, k, v = make_inputs(case, dtype=torch.float16, device=DEVICE)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from swaa.attention import swaa_attention
 from swaa.attention.triton import tiles
-from swaa.attention.triton.hopper import is_hopper
+from swaa.attention.triton.hopper import LEAST_STAGES, is_hopper
 from swaa.attention.triton.tiles import Tile, forced, table_entries, table_names, tile_for
 from swaa.benchmark.candidates import Attention, Candidate
 from swaa.benchmark.kernels import require_exact
@@ -27,8 +27,6 @@ KERNELS = ("hopper", "prefill", "dq", "dkdv", "sinks")
 """Kernels with a table; ``hopper`` serves prefill on compute capability 9.0."""
 BLOCKS = (16, 32, 64, 128, 256)
 STAGES = (1, 2, 3, 4, 5)
-HOPPER_STAGES = STAGES[1:]
-"""With one, the Hopper kernel would wait for keys whose place it still holds: it never ends."""
 GAIN = 0.99
 """A tile replaces another when it takes less than this part of its time."""
 
@@ -134,7 +132,7 @@ def neighbours(kernel: str, tile: Tile, device: torch.device) -> Iterator[Tile]:
     """Tiles that differ in one knob; the Hopper kernel fixes all but keys and stages."""
     knobs: dict[str, tuple] = {"block_n": BLOCKS, "stages": STAGES}
     if kernel == "hopper":
-        knobs["stages"] = HOPPER_STAGES
+        knobs["stages"] = tuple(n for n in STAGES if n >= LEAST_STAGES)
     else:
         knobs |= {"block_m": BLOCKS, "warps": (4, 8)}
     for knob, values in knobs.items():

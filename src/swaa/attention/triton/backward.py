@@ -21,6 +21,7 @@ import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from swaa.attention.call import current_device
 from swaa.attention.triton.backward_kernels import (
     dkdv_kernel,
     dq_kernel,
@@ -75,7 +76,7 @@ class DifferentiableAttention(torch.autograd.Function):
         grad_output, grad_lse = gradients
         if grad_output is None:
             grad_output = torch.zeros_like(output)
-        with torch.cuda.device_of(q):
+        with current_device(q):
             found = backward(q, k, v, output, lse, grad_output, grad_lse, ctx.numbers, ctx.scale)
         return (*found, None, None)
 

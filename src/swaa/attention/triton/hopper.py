@@ -30,6 +30,8 @@ PLAN = tl.constexpr(16)
 """Numbers per planned tile."""
 ROWS = tl.constexpr(64)
 """Rows of one group of four computing warps."""
+LEAST_STAGES = 2
+"""Key blocks that must fit beside each other."""
 
 
 def serves(q: Tensor, numbers: Numbers) -> bool:
@@ -55,7 +57,14 @@ def launch(
     scale: float,
     tile: Tile,
 ) -> None:
-    """Write output and lse of a prefill; all tensors as in ``prefill.forward``."""
+    """Write output and lse of a prefill; all tensors as in ``prefill.forward``.
+
+    Raises:
+        ValueError: for a tile of one stage, with which the kernel would wait for ever.
+    """
+    if tile.stages < LEAST_STAGES:
+        # A step asks for the next keys before it lets go of the last ones.
+        raise ValueError(f"{tile}: the Hopper kernel needs at least {LEAST_STAGES} stages")
     # Gluon's interpreter serves no warp specialization; without a GPU it is never imported.
     from triton.experimental.gluon import language as gl
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor

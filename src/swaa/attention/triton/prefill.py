@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from swaa.attention.call import AttentionCall, AttentionOutput
+from swaa.attention.call import AttentionCall, AttentionOutput, current_device
 from swaa.attention.triton import hopper
 from swaa.attention.triton.sequences import (
     LENGTHS,
@@ -54,7 +54,7 @@ def needs_gradient(call: AttentionCall) -> bool:
 def attend(call: AttentionCall) -> AttentionOutput:
     """Attention of many query rows; differentiable."""
     arguments = (call.q, call.k, call.v, numbers_of(call), call.scale)
-    with torch.cuda.device_of(call.q):  # Triton launches on the current device
+    with current_device(call.q):
         if needs_gradient(call):
             from swaa.attention.triton.backward import DifferentiableAttention
 
