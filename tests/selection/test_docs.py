@@ -6,14 +6,18 @@ from pathlib import Path
 import pytest
 
 from swaa import results
-from swaa.evaluation import published
+from swaa.evaluation import gathered, published
 from swaa.evaluation.statistics import mcnemar
 from swaa.evaluation.summary import is_right
 from swaa.selection.tables import duels, fill, markdown, ranges, scored_sets
 
 ROOT = Path(__file__).parents[2]
+PAGE, MEASUREMENTS = ROOT / "docs/tuning.md", ROOT / "docs/tuning-measurements.md"
+ANSWERS = ROOT / "results/tune/eval"
 NAME = "results/tune/smollm2-135m-instruct.q4-1.gguf-multiquery-2-tune"
 FULL_LAYERS, DECODING = f"{NAME}-fe958312.json", f"{NAME}-8493d839.json"
+PATTERN = "every:4+3"
+"""The best of the patterns that step through the layers, at a quarter of them."""
 SCORES = "results/tune/smollm2-135m-instruct.q4-1.gguf-multikey-scores-718de83b.jsonl"
 
 
@@ -24,7 +28,7 @@ def records():
 
 @pytest.fixture(scope="module")
 def text():
-    return (ROOT / "docs/tuning.md").read_text(encoding="utf-8")
+    return MEASUREMENTS.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +57,81 @@ def test_the_tables_of_answers_are_those_of_the_results(text, full_layers, decod
         assert result.provenance.dirty is False
         assert result.provenance.commit.startswith("f0553ea")
         assert f"{result.provenance.seconds:.0f} seconds" in text
+
+
+@pytest.fixture(scope="module")
+def answered():
+    """By task and length, each setting's answers as bits; and its layers left full."""
+    found, layers = {}, {}
+    for path in sorted(ANSWERS.glob("*.json")):
+        result = results.load(path)
+        assert result.provenance.dirty is False
+        assert result.provenance.commit[:7] in PAGE.read_text(encoding="utf-8")
+        column = found.setdefault((result.provenance.data, result.config["length"]), {})
+        for run in gathered.read(path):
+            column[run.setting] = [is_right(sample) for sample in run.samples]
+            layers[run.setting] = run.result.config["swaa"]["full_layers"]
+    return found, layers
+
+
+def answers_table(answered):
+    """The table of docs/tuning.md."""
+    found, layers = answered
+    columns = [("multikey", 4096, ""), ("multikey", 4096, " tail 128"), ("multikey", 7500, "")]
+    columns += [("needle", 4096, ""), ("needle", 7500, "")]
+    titles = [f"{task} {length:,}{tail and ', tail 128'}" for task, length, tail in columns]
+    lines = [["recipe", "full layers", *titles], ["---", "---", *["---:"] * len(titles)]]
+    searched = [
+        f"tuned {objective} seed {seed}" for objective in ("nll", "kl") for seed in range(3)
+    ]
+    for name in ("full", *searched, "kl_out", PATTERN, "no full layer"):
+        which = "all" if name == "full" else ranges(layers.get(name, ())) or "none"
+        cells = [_cell(found[task, length], name, tail) for task, length, tail in columns]
+        lines.append([name, which, *cells])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(column, name, tail):
+    if f"{name}{tail}" not in column:
+        return ""
+    mine, pattern = column[f"{name}{tail}"], column[f"{PATTERN}{tail}"]
+    p = "" if name in (PATTERN, "full") else f" (p {mcnemar(mine, pattern):.2g})"
+    return f"{sum(mine)}{p}"
+
+
+def test_the_table_of_answers_is_that_of_the_results(answered):
+    assert answers_table(answered) in PAGE.read_text(encoding="utf-8")
+
+
+def test_what_the_page_says_of_answers_is_in_the_results(answered):
+    found, layers = answered
+    words = " ".join(PAGE.read_text(encoding="utf-8").split())
+    near, far = found["multikey", 4096], found["multikey", 7500]
+    searched = [name for name in near if name.startswith("tuned") and "tail" not in name]
+    assert len(searched) == 6
+    ahead = [sum(near[name]) - sum(near[PATTERN]) for name in searched]
+    worst = max(mcnemar(near[name], near[PATTERN]) for name in searched)
+    assert (
+        f"by {min(ahead)} to {max(ahead)} of 100 at 4,096 tokens (p {worst:.2g} at most)" in words
+    )
+    beyond = {sum(far[name]) - sum(far[PATTERN]) for name in searched if name in far}
+    assert beyond == {29}
+    assert "by 29 at 7,500 (p 3e-08)" in words
+    least = min(mcnemar(near[name], near["full"]) for name in searched)
+    assert f"none differs from full attention (p {least:.2g} at least)" in words
+    common = set.intersection(*(set(layers[name]) for name in searched))
+    assert common == {7, 17, 18, 23}
+    assert "they agree on layers 7, 17, 18 and 23" in words
+    ranked = [mcnemar(near["kl_out"], near[name]) for name in searched]
+    behind = [sum(near["kl_out"]) - sum(near[name]) for name in searched]
+    told = f"by {min(behind)} to {max(behind)}, p {min(ranked):.2g} to {max(ranked):.2g}"
+    assert f"(56; ahead of the six {told})" in words
+    tailed = [sum(bits) for name, bits in near.items() if "tuned" in name and "tail" in name]
+    assert (min(tailed), max(tailed)) == (48, 51)
+    assert "the pattern 54, the searched sets 48 to 51" in words
+    nine = (near, found["needle", 4096], far)
+    assert [sum(column["nine decode"]) for column in nine] == [50, 99, 50]
+    assert [sum(column["full"]) for column in nine] == [49, 100, 54]
 
 
 def _multikey(result):
