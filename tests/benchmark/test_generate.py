@@ -252,8 +252,47 @@ def test_results_are_kept_drawn_and_printed_with_json_last(tmp_path, capsys):
     assert "measured on" in capsys.readouterr().out
 
 
+def test_what_takes_minutes_is_said_before_it_begins(tmp_path, capsys, monkeypatch):
+    def make_model(name, **_):
+        said = capsys.readouterr().err.splitlines()
+        assert said[0].startswith("swaa bench generate: torch sees no GPU: this measures the CPU")
+        assert "says nothing about any GPU" in said[0]
+        assert said[1:] == [f"swaa bench generate: building {name} with random weights"]
+        return made(name, **_)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    made = generate.make_model
+    monkeypatch.setattr(generate, "make_model", make_model)
+    words = ["bench", "generate", "tiny", "--lengths", "100,150", "--new-tokens", "2", "--dtype"]
+    words += ["float32", "--no-compile", "--repeats", "1", "--output", str(tmp_path)]
+    assert cli.main([*words, "--recipes", "naive window=32"]) == 0
+    said = [line.split(": ", 1)[1] for line in capsys.readouterr().err.splitlines()]
+    assert said[0] == "timing stock attention: prefill, 150 keys"
+    assert "timing SDPA masked" in said
+    assert "timing stock attention: decode, 150 keys" in said
+    assert [line for line in said if line.startswith("row ")] == [
+        "row 1 of 6: no attention, 100 tokens, batch 1",
+        "row 2 of 6: stock, 100 tokens, batch 1",
+        "row 3 of 6: naive window=32, 100 tokens, batch 1",
+        "row 4 of 6: no attention, 150 tokens, batch 1",
+        "row 5 of 6: stock, 150 tokens, batch 1",
+        "row 6 of 6: naive window=32, 150 tokens, batch 1",
+    ]
+
+
+def test_a_checkpoint_is_loaded_not_built(monkeypatch):
+    def make_model(name, **_):
+        raise ValueError("no such folder")
+
+    monkeypatch.setattr(generate, "make_model", make_model)
+    said = []
+    with pytest.raises(ValueError, match="no such folder"):
+        measure(replace(TINY, model="my-model"), progress=said.append)
+    assert said[-1] == "loading my-model"
+
+
 def test_an_interrupted_run_keeps_its_rows(tmp_path, monkeypatch):
-    def measure(options, on_row):
+    def measure(options, on_row, **_):
         on_row({"kind": "ceiling"})
         raise ValueError("pulled the plug")
 

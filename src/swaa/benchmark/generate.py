@@ -8,6 +8,7 @@ follows; see :mod:`swaa.benchmark.generate_limit`.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +22,7 @@ from transformers import PreTrainedModel
 import swaa
 from swaa import results
 from swaa.benchmark.generate_limit import attention_seconds, random_call
-from swaa.benchmark.generate_models import make_model
+from swaa.benchmark.generate_models import SHAPES, make_model
 from swaa.benchmark.generate_run import NoAttention, Recorder, Workload, measure_run, serve_by
 from swaa.benchmark.generate_stock import (
     StockAttention,
@@ -40,6 +41,11 @@ from swaa.plan import price
 FULL = SWAAConfig(window=None)
 STOCK, NOTHING = "stock", "no attention"
 """Rows beside those of recipes."""
+ON_CPU = (
+    "torch sees no GPU: this measures the CPU, and says nothing about any GPU; a large model or a"
+    " long prompt may take hours (to try the command: tiny --lengths 256)"
+)
+"""Said before anything is measured without a GPU."""
 
 Row = dict[str, Any]
 
@@ -113,6 +119,7 @@ class _Session:
     model: PreTrainedModel
     rates: dict[str, float]
     report: Callable[[str], None]
+    progress: Callable[[str], None]
     begin: float
     stock: dict[str, Winner] = field(default_factory=dict)
 
@@ -121,6 +128,7 @@ def measure(
     options: Options,
     report: Callable[[str], None] = print,
     on_row: Callable[[Row], None] | None = None,
+    progress: Callable[[str], None] = lambda _line: None,
 ) -> results.Result:
     """Run the comparison, on the GPU if there is one.
 
@@ -128,16 +136,24 @@ def measure(
         options: what to measure.
         report: takes one line per row, as it is measured.
         on_row: takes each row as it is measured, for a file that survives an interruption.
+        progress: takes one line before each piece of work that may take minutes.
 
     Raises:
         ValueError: for a model that the fast path does not serve, with the reason.
     """
     begin = time.perf_counter()
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        progress(ON_CPU)
     dtype = getattr(torch, options.dtype)
+    progress(
+        f"building {options.model} with random weights"
+        if options.model in SHAPES
+        else f"loading {options.model}"
+    )
     made = make_model(options.model, device=device, dtype=dtype)
     require_fast(made.model)
-    session = _Session(options, made.model, _rates(dtype), report, begin)
+    session = _Session(options, made.model, _rates(dtype), report, progress, begin)
     rows: list[Row] = []
     for row in _rows(session):
         rows.append(row)
@@ -182,10 +198,15 @@ def _rows(session: _Session) -> Iterator[Row]:
     swaa.adapt(session.model, FULL, quiet=True)
     with scope(session.model):
         pass  # refuses a model that cannot be compiled before minutes have gone by
+    count, sizes = itertools.count(1), len(options.batches) * len(options.lengths)
     for batch in options.batches:
         for tokens in options.lengths:
             group: dict[str, Row] = {}
             for setting in settings:
+                session.progress(
+                    f"row {next(count)} of {sizes * len(settings)}: {setting.name},"
+                    f" {tokens:,} tokens, batch {batch}"
+                )
                 row = _measure(session, setting, tokens, batch, scope)
                 group[setting.name] = row
                 if setting.name != NOTHING:
@@ -217,7 +238,8 @@ def _find_stock(session: _Session) -> None:
         ("prefill", prefill_stocks(), keys, [call(300, 300), call(300, 700)]),
         ("decode", decode_stocks(), 1, [call(1, 700)]),
     ):
-        winner = find_best(stocks, call(rows, keys), checks)
+        session.progress(f"timing stock attention: {phase}, {keys:,} keys")
+        winner = find_best(stocks, call(rows, keys), checks, progress=session.progress)
         session.stock[phase] = winner
         session.report(f"best stock {phase}: {winner.stock.name}, of {_tried(winner)}")
 

@@ -65,7 +65,13 @@ class StockAttention:
         return self._decode(call) if few else self._prefill(call)
 
 
-def find_best(stocks: list[Stock], call: AttentionCall, checks: list[AttentionCall]) -> Winner:
+def find_best(
+    stocks: list[Stock],
+    call: AttentionCall,
+    checks: list[AttentionCall],
+    *,
+    progress: Callable[[str], None] = lambda _line: None,
+) -> Winner:
     """Time every kernel that is right, and take the fastest.
 
     Args:
@@ -73,6 +79,7 @@ def find_best(stocks: list[Stock], call: AttentionCall, checks: list[AttentionCa
         call: what is timed.
         checks: small calls, on which each must agree with the reference first; those with more
             keys than rows are left out for kernels without chunks.
+        progress: takes one line before a kernel that is right is timed.
 
     Raises:
         ValueError: when none can run.
@@ -84,6 +91,7 @@ def find_best(stocks: list[Stock], call: AttentionCall, checks: list[AttentionCa
             for check in checks:
                 if stock.chunks or check.q.shape[1] == check.k.shape[1]:
                     _require_right(stock, check)
+            progress(f"timing {stock.name}")
             seconds[stock.name] = time_calls(functools.partial(stock.attend, call))
             tried[stock.name] = seconds[stock.name]
         except Exception as error:  # a kernel that fails is out, and the table says why

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
+import sys
 from typing import TYPE_CHECKING, Any
 
 from swaa.cli.options import add_measured_options, config_from, whole_numbers
@@ -90,7 +92,12 @@ def run(args: argparse.Namespace) -> int:
         beside = path.with_suffix(".jsonl")
         beside.unlink(missing_ok=True)
         # Rows go to the file beside as they come: an interruption after minutes keeps them.
-        result = measure(options, on_row=lambda row: results.append_sample(path, row))
+        result = measure(
+            options,
+            report=functools.partial(print, flush=True),
+            on_row=lambda row: results.append_sample(path, row),
+            progress=_say,
+        )
         results.save(result, folder=args.output)
         beside.unlink(missing_ok=True)
     else:
@@ -104,6 +111,10 @@ def run(args: argparse.Namespace) -> int:
     print(f"kept in {path}")
     print(json.dumps(result.to_dict()))
     return 0
+
+
+def _say(line: str) -> None:
+    print(f"swaa bench generate: {line}", file=sys.stderr, flush=True)
 
 
 def _print(result: Result) -> None:
