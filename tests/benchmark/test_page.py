@@ -39,25 +39,25 @@ def row(setting, tokens, first, **values):
     return base | values
 
 
-def made(rows, recipes=None):
+def made(rows, recipes=None, model="qwen3-4b", fa4=0.01):
     recipes = {"sliding": SLIDING, "quarter": QUARTER, "half": HALF} if recipes is None else recipes
     return results.Result(
         kind="generate",
-        name="qwen3-4b",
+        name=model,
         config={
-            "model": "qwen3-4b",
+            "model": model,
             "recipes": {name: config.to_dict() for name, config in recipes.items()},
         },
         rows=(
             {"kind": "ceiling", "matmul": 7e14, "copy": 4e12},
             {
                 "kind": "stock",
-                "prefill": {"best": "FA4", "tried": {"FA4": 0.01, "FA3": "not | here"}},
+                "prefill": {"best": "FA4", "tried": {"FA4": fa4, "FA3": "not | here"}},
                 "decode": {"best": "SDPA", "tried": {"SDPA": 0.001}},
             },
             *rows,
         ),
-        provenance=results.record_provenance(model="qwen3-4b", model_revision="random weights"),
+        provenance=results.record_provenance(model=model, model_revision="random weights"),
     )
 
 
@@ -92,6 +92,7 @@ def test_no_rows_no_targets():
     assert targets_table(made(ROWS, recipes={"half": HALF})) is None
     short = SWAAConfig(window=1024)
     assert targets_table(made(ROWS, recipes={"sliding": short})) is None
+    assert targets_table(made(ROWS, model="another")) is None
 
 
 def test_the_page_shows_every_file(tmp_path):
@@ -107,6 +108,15 @@ def test_the_page_shows_every_file(tmp_path):
     assert "## Attention kernels" not in page
     write_page(tmp_path, tmp_path / "page.md")
     assert (tmp_path / "page.md").read_text("utf-8") == page
+
+
+def test_the_fullest_file_comes_first_and_a_missing_rival_is_named(tmp_path):
+    results.save(made(ROWS[:2], model="a-small-run", fa4="not here"), folder=tmp_path)
+    results.save(made(ROWS), folder=tmp_path)
+    full, small = make_page(tmp_path).split("### a-small-run")
+    assert "### qwen3-4b" in full
+    assert "without FA4" not in full
+    assert "(ms); without FA4, often the fastest, stock is slower than it could be**" in small
 
 
 def test_the_committed_page_is_made_from_the_committed_results():

@@ -10,16 +10,20 @@ from swaa.config import SWAAConfig
 from swaa.layers import resolve_layers
 from swaa.results import Result
 
+MODEL = "qwen3-4b"
+"""Whose shape they are set for."""
 TOKENS = 131_072
 WINDOW = 2048
 
 
 def targets_table(result: Result) -> Table | None:
-    """The targets that the settings of a result speak of; None when there is no such row.
+    """The targets that the settings of a result speak of; None for another model or without rows.
 
     Args:
         result: of kind ``generate``.
     """
+    if result.config["model"] != MODEL:
+        return None
     rows = {
         (row["setting"], row["tokens"]): row
         for row in result.rows
