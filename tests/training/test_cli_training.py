@@ -70,6 +70,40 @@ def test_a_mistake_is_one_line(capsys, checkpoint, tmp_path, monkeypatch, words,
     assert not (tmp_path / "out" / "adapter").exists()
 
 
+@pytest.mark.parametrize(
+    ("lines", "more", "message"),
+    [
+        (None, [], "no such file: "),
+        ([], [], "d.jsonl holds no conversation to train on"),
+        ([{"messages": [{"role": "user", "content": "a"}]}], [], "line 1: no assistant turn"),
+        ([conversation("a", "b"), {"text": "a"}], [], "line 2: expected an object with 'messages'"),
+        ([conversation("a", " ")], ["--skip-bad"], "d.jsonl holds no conversation to train on"),
+        ([conversation("a", "b")], ["--resume"], "holds no checkpoint to resume from"),
+    ],
+)
+def test_no_model_is_loaded_for_data_or_folders_that_are_wrong(
+    capsys, monkeypatch, tmp_path, lines, more, message
+):
+    monkeypatch.setattr("swaa.models.load_model", lambda *_, **__: pytest.fail("loads the model"))
+    if lines is not None:
+        write_lines(tmp_path / "d.jsonl", lines)
+    words = ("train", "m", "--data", tmp_path / "d.jsonl", "--out", tmp_path / "out", *more)
+    code, _, errors = _run(capsys, *words)
+    assert code == 2
+    assert len(errors) == 1
+    assert message in errors[0]
+
+
+def test_no_model_is_loaded_for_a_folder_that_holds_a_training(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("swaa.models.load_model", lambda *_, **__: pytest.fail("loads the model"))
+    data = write_lines(tmp_path / "d.jsonl", [conversation("a", "b")])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "training.json").write_text("{}")
+    code, _, errors = _run(capsys, "train", "m", "--data", data, "--out", tmp_path / "out")
+    assert code == 2
+    assert errors[-1].endswith("out holds a training; give --resume, or another folder")
+
+
 def test_skipped_lines_are_named(capsys, checkpoint, tmp_path):
     data = write_lines(tmp_path / "d.jsonl", [conversation("a" * 30, "b"), conversation("a", "")])
     words = ("train", checkpoint, "--data", data, "--out", tmp_path / "out", "--device", "cpu")

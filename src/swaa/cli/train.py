@@ -167,8 +167,10 @@ def run(args: argparse.Namespace) -> int:
     _require_packages(settings.tracker)
 
     from swaa.models import load_model
-    from swaa.training.run import train
+    from swaa.training.run import check, train
 
+    checked = {"resume": args.resume, "skip_bad": args.skip_bad}
+    check(args.model, config, args.data, args.out, settings, **checked)
     device = _device(args.device)
 
     def load(dtype: str, where: str) -> LoadedModel:
@@ -188,8 +190,7 @@ def run(args: argparse.Namespace) -> int:
             name=args.model,
             reload=None if args.no_merge else lambda: load("float32", "cpu"),
             backend=args.backend,
-            resume=args.resume,
-            skip_bad=args.skip_bad,
+            **checked,
             adapter_always=args.adapter_always,
             progress=report,
         )

@@ -8,10 +8,10 @@ is prompt (-100). The prompt's tokens are those that generation would read.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -19,6 +19,7 @@ IGNORED = -100
 """Label of a token that is not answer."""
 
 _SHOWN = 5
+_Made = TypeVar("_Made")
 
 
 class Span(NamedTuple):
@@ -80,30 +81,56 @@ def load_conversations(
         FileNotFoundError: when there is no such file.
         ValueError: naming the lines that are bad, or when no line is left.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
     if not tokenizer.is_fast:
         raise ValueError(
             f"{type(tokenizer).__name__} does not say which letters its tokens stand for; training"
             " needs a fast tokenizer"
         )
-    examples: list[Example] = []
+
+    def make(messages: list[Any], line: int) -> Example:
+        return make_example(tokenizer, messages, line, max_length=max_length)
+
+    examples, bad = _read(path, make, skip_bad=skip_bad)
+    return TrainingData(examples=tuple(examples), skipped=tuple(bad))
+
+
+def check_conversations(path: str | Path, *, skip_bad: bool = False) -> None:
+    """Find what is wrong with a file before a model, and with it a tokenizer, is there.
+
+    Args:
+        path: as of :func:`load_conversations`.
+        skip_bad: as there.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: as there, for all that can be seen without tokens.
+    """
+    _read(path, lambda messages, _line: _turns(messages), skip_bad=skip_bad)
+
+
+def _read(
+    path: str | Path, make: Callable[[list[Any], int], _Made], *, skip_bad: bool
+) -> tuple[list[_Made], list[str]]:
+    """What ``make`` makes of each conversation and its line, and one reason for each bad line."""
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    made: list[_Made] = []
     bad: list[str] = []
     for line, text in _lines(path):
         try:
-            examples.append(make_example(tokenizer, _parse(text), line, max_length=max_length))
+            made.append(make(_parse(text), line))
         except _BadLineError as error:
             bad.append(f"line {line}: {error}")
     if bad and not skip_bad:
         more = f"; and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
         raise ValueError(
-            f"{path.name}: {len(bad)} of {len(bad) + len(examples)} lines cannot be trained on:"
+            f"{path.name}: {len(bad)} of {len(bad) + len(made)} lines cannot be trained on:"
             f" {'; '.join(bad[:_SHOWN])}{more}. Correct them, or leave them out with --skip-bad"
         )
-    if not examples:
+    if not made:
         raise ValueError(f"{path.name} holds no conversation to train on")
-    return TrainingData(examples=tuple(examples), skipped=tuple(bad))
+    return made, bad
 
 
 class _BadLineError(ValueError):
@@ -124,9 +151,7 @@ def make_example(
     Raises:
         ValueError: for a conversation that cannot be trained on, with the reason.
     """
-    turns = [_turn(number, message) for number, message in enumerate(messages, 1)]
-    if all(turn["role"] != "assistant" for turn in turns):
-        raise _BadLineError("no assistant turn")
+    turns = _turns(messages)
     text, spans = _render(tokenizer, turns)
     encoded: Any = tokenizer(
         text,
@@ -159,6 +184,13 @@ def _parse(text: bytes) -> list[Any]:
     if not isinstance(messages, list) or not messages:
         raise _BadLineError("expected an object with 'messages', a list of turns")
     return messages
+
+
+def _turns(messages: Sequence[Any]) -> list[dict[str, str]]:
+    turns = [_turn(number, message) for number, message in enumerate(messages, 1)]
+    if all(turn["role"] != "assistant" for turn in turns):
+        raise _BadLineError("no assistant turn")
+    return turns
 
 
 def _turn(number: int, message: Any) -> dict[str, str]:

@@ -19,7 +19,7 @@ from swaa.config import SWAAConfig
 from swaa.evaluation.revision import checksum
 from swaa.models import LoadedModel
 from swaa.training.checkpoints import save_adapter, save_merged
-from swaa.training.conversations import load_conversations
+from swaa.training.conversations import check_conversations, load_conversations
 from swaa.training.curve import can_draw, curve, draw_curve, save_curve
 from swaa.training.losses import check_head
 from swaa.training.settings import TrainingSettings
@@ -92,10 +92,10 @@ def train(
         ValueError: for bad data, a model that cannot be trained, or a folder that is in use.
         FileNotFoundError: for a file that is not there, or no checkpoint to resume from.
     """
-    out = Path(out)
+    data, out = Path(data).expanduser(), Path(out)
     longest = min(settings.max_length, loaded.trained_context or settings.max_length)
     read = load_conversations(data, loaded.tokenizer, max_length=longest, skip_bad=skip_bad)
-    record = _record(name, config, Path(data), settings)
+    record = _record(name, config, data, settings)
     _prepare(out, record, resume=resume)
     check_head(loaded.model)
     dtype, base_config = loaded.model.dtype, loaded.model.config.to_diff_dict()
@@ -143,6 +143,36 @@ def train(
         seconds=seconds,
         summary=summary,
     )
+
+
+def check(
+    name: str,
+    config: SWAAConfig,
+    data: str | Path,
+    out: str | Path,
+    settings: TrainingSettings,
+    *,
+    resume: bool = False,
+    skip_bad: bool = False,
+) -> None:
+    """Find the mistakes of :func:`train` that show before minutes go into loading a model.
+
+    Args:
+        name: this and all others as of :func:`train`.
+        config: the recipe.
+        data: chat-format JSONL.
+        out: folder for everything.
+        settings: how.
+        resume: go on from the last checkpoint.
+        skip_bad: leave bad lines out.
+
+    Raises:
+        ValueError: for bad data, or a folder that is in use.
+        FileNotFoundError: for a file that is not there, or no checkpoint to resume from.
+    """
+    data = Path(data).expanduser()
+    check_conversations(data, skip_bad=skip_bad)
+    _prepare(Path(out), _record(name, config, data, settings), resume=resume)
 
 
 def _record(
