@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 from fractions import Fraction
 
 import pytest
@@ -71,7 +72,11 @@ def test_tuning_writes_a_recipe_that_is_within_the_budget_and_can_be_used(
     assert "every:4+0 layers=1of4" in out.out
     assert f"--recipe {tmp_path / 'tuned.json'} --file report.txt" in out.out
     assert recipe["provenance"]["model"] == checkpoint.name
-    assert "full attention 5" in recipe["provenance"]["measured_on"][0]
+    (counted,) = recipe["provenance"]["measured_on"]
+    right = r"prompts:my.jsonl: \d of 5 right \(95 % interval \d+ to \d+ %\),"
+    assert re.match(right + r" full attention 5 of 5 \(57 to 100 %\)", counted)
+    assert f"held out, {counted}" in out.out.splitlines()
+    assert "swaa tune: only 5 samples were held out, so that" in out.err
     assert (tmp_path / "tuned.png").stat().st_size > 1000
     assert "100 %" in out.err
 
@@ -140,7 +145,7 @@ def test_baselines_say_where_they_add_nothing(checkpoint, data, tmp_path, capsys
     words = _words(checkpoint, data, tmp_path, "--baselines", "--budget", "layers=0")
     assert main(words) == 0
     out = capsys.readouterr()
-    assert [line for line in out.err.splitlines() if line.startswith("swaa tune:")] == [
+    assert [line for line in out.err.splitlines() if "swaa tune: --" in line] == [
         "swaa tune: --baselines adds nothing to layers=0: it pays for no full layer, so that there"
         " is none to choose"
     ]
@@ -281,6 +286,23 @@ def test_the_cheapest_recipe_that_keeps_enough_is_chosen():
 def test_where_nothing_keeps_enough_the_best_is_named():
     with pytest.raises(ValueError, match=r"keeps 95% .* the best, middle .*, keeps 75%: raise --b"):
         choose([CHEAP, MIDDLE, DEAR], FULL, 0.95)
+
+
+def test_counts_of_answers_that_are_partly_right_show_the_mean_too():
+    ours = _point("ours", 0.2, 0.2, [1, 0.5, 0, 1])
+    assert report.counts(ours, FULL) == [
+        "needle: 2 of 4 right (95 % interval 15 to 85 %), full attention 4 of 4 (51 to 100 %);"
+        " mean score 62.5 %, full attention 100.0 %"
+    ]
+
+
+def test_few_samples_are_doubted_and_enough_are_not():
+    assert report.doubt(_point("full", 1, 1, [1] * 20)) is None
+    some = dataclasses.replace(FULL, scores={"needle": [1] * 10, "multikey": [1] * 9})
+    assert report.doubt(some) == (
+        "only 19 samples were held out, so that what recipes keep is known roughly at best: give"
+        " more prompts, or raise --held-out, to 20 or more"
+    )
 
 
 def test_the_pareto_front_holds_what_nothing_beats():

@@ -198,9 +198,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _finish(args: argparse.Namespace, loaded: LoadedModel, tuning: Tuning, tuned: Tuned) -> int:
     """Show what was measured, then choose: where nothing keeps enough, the table still helps."""
-    from swaa.selection.report import choose, recipe, write_recipe
+    from swaa.selection.report import choose, counts, doubt, recipe, write_recipe
 
     full, points = tuned.points[0], tuned.points[1:]
+    if (note := doubt(full)) is not None:
+        print(f"swaa tune: {note}", file=sys.stderr)
     found = [point for point in points if point.source == tuning.method]
     if not args.json:
         _print_points(tuned)
@@ -220,6 +222,8 @@ def _finish(args: argparse.Namespace, loaded: LoadedModel, tuning: Tuning, tuned
         print(json.dumps({"recipe": content, "file": str(out), "use": use, **_as_json(tuned)}))
         return 0
     print(f"\n{content['description']}\n{chosen.config.describe()}")
+    for line in counts(chosen, full):
+        print(f"held out, {line}")
     print(f"recipe: {out}" + (f", plot: {plot}" if plot else ""))
     print(f"all that was measured: {tuned.path}")
     print(f"use it: {use}")

@@ -15,6 +15,9 @@ from swaa.evaluation.statistics import mcnemar, retention, wilson
 from swaa.results import Provenance
 from swaa.selection.budget import Cost
 
+ENOUGH = 20
+"""Samples held out below which what is kept deserves a warning: all right is 84 % or more there."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
@@ -112,6 +115,48 @@ def kept(point: Point, full: Point) -> float:
     return point.score / full.score
 
 
+def counts(point: Point, full: Point) -> list[str]:
+    """One line a task held out: how many answers are right, and how sure that makes the share.
+
+    >>> full = Point(name="full", source="full", config=SWAAConfig(window=None),
+    ...     cost=Cost(1, 1, 1, 1), nll=0, kl=0, exact=1, scores={"needle": [1, 1, 1, 1]})
+    >>> counts(dataclasses.replace(full, scores={"needle": [1, 1, 1, 0]}), full)
+    ['needle: 3 of 4 right (95 % interval 30 to 95 %), full attention 4 of 4 (51 to 100 %)']
+    """
+    lines = []
+    for task, scores in point.scores.items():
+        theirs = full.scores[task]
+        line = (
+            f"{task}: {_right(scores)} right (95 % interval {_interval(scores)} %),"
+            f" full attention {_right(theirs)} ({_interval(theirs)} %)"
+        )
+        if {*scores, *theirs} - {0, 1}:  # only answers that score everything count as right
+            means = (100 * sum(values) / len(values) for values in (scores, theirs))
+            line += "; mean score {:.1f} %, full attention {:.1f} %".format(*means)
+        lines.append(line)
+    return lines
+
+
+def _right(scores: Sequence[float]) -> str:
+    return f"{sum(score == 1 for score in scores)} of {len(scores)}"
+
+
+def _interval(scores: Sequence[float]) -> str:
+    low, high = wilson(sum(score == 1 for score in scores), len(scores))
+    return f"{100 * low:.0f} to {100 * high:.0f}"
+
+
+def doubt(full: Point) -> str | None:
+    """What to say of so few samples held out that chance may choose; ``None``: there are enough."""
+    count = sum(map(len, full.scores.values()))
+    if count >= ENOUGH:
+        return None
+    return (
+        f"only {count} samples were held out, so that what recipes keep is known roughly at best:"
+        f" give more prompts, or raise --held-out, to {ENOUGH} or more"
+    )
+
+
 def pareto(points: Sequence[Point]) -> list[Point]:
     """The points that no other beats or equals in FLOPs, KV bytes and score at once."""
 
@@ -152,10 +197,6 @@ def recipe(
         how: one sentence: data, search.
         provenance: of the run.
     """
-    measured = [
-        f"{task}: {sum(scores):g} of {len(scores)}, full attention {sum(full.scores[task]):g}"
-        for task, scores in point.scores.items()
-    ]
     return {
         "name": name,
         "description": f"Tuned for {provenance.model}: keeps {kept(point, full):.0%} of full"
@@ -164,7 +205,7 @@ def recipe(
         "config": point.config.to_dict(),
         "provenance": {
             "source": how,
-            "measured_on": measured,
+            "measured_on": counts(point, full),
             **dataclasses.asdict(provenance),
         },
     }
