@@ -120,7 +120,7 @@ def kernels():
     )
 
 
-def generate():
+def generate(model="qwen3-4b"):
     def row(setting, kind, tokens, first, kv):
         spread = {"p20": first * 0.9, "p50": first, "p80": first * 1.1, "timings": 5}
         found = {
@@ -160,10 +160,10 @@ def generate():
         {"kind": "run", "setting": "fast", "tokens": 32768, "refused": "out of memory"},
     ]
     rows = [r if len(r) < 10 else {k: r[k] for k in r} for r in rows]
-    config = {"model": "qwen3-4b", "recipes": {"fast": SLIDING}, "new_tokens": 128}
+    config = {"model": model, "recipes": {"fast": SLIDING}, "new_tokens": 128}
     return Result(
         kind="generate",
-        name="qwen3-4b",
+        name=model,
         config=config | {"dtype": "bfloat16", "compiled": True},
         rows=tuple(rows),
         provenance=provenance(),

@@ -14,7 +14,7 @@ Unit = Literal["s", "B", "tok/s", "tok/GiB", "share"]
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """How often one setting was right, and what it took: one point of accuracy against time.
+    """How often one setting was right, and what it took: one point of accuracy against cost.
 
     Attributes:
         group: only points of one group may be compared: same model, task, samples and machine.
@@ -25,13 +25,15 @@ class Answers:
         high: upper bound.
         score: mean score, 0 to 1, of tasks that count parts of an answer; ``None``: no such task.
         count: ``8 of 8``, or what else the share is made of.
-        seconds: what ``time`` says; ``None``: not measured.
+        seconds: what ``time`` says; ``None``: not measured, or while others ran on the machine.
         seconds_low: 20th percentile; ``None``: measured once.
         seconds_high: 80th percentile.
         time: which time that is.
         kv_bytes: bytes of keys and values held after the prompt; ``None``: not measured.
         kv_share: of full attention's bytes, by arithmetic; ``None``: not known.
         flops_share: of full attention's prefill FLOPs, by arithmetic; ``None``: not known.
+        keys_share: of the keys that full attention's queries visit in the prompt, by arithmetic;
+            ``None``: not known.
         full: whether this is full attention, which the others are measured against.
         trained: whether the model was trained for the setting.
     """
@@ -51,6 +53,7 @@ class Answers:
     kv_bytes: int | None = None
     kv_share: float | None = None
     flops_share: float | None = None
+    keys_share: float | None = None
     full: bool = False
     trained: bool = False
 
@@ -100,7 +103,7 @@ class Figures:
         task: what was asked or timed.
         tokens: lengths, in tokens.
         outcome: the run in a few words.
-        answers: points of accuracy against time.
+        answers: points of accuracy against cost.
         measurements: points against length.
         configs: what was measured, by name, for the mask explorer.
     """

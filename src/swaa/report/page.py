@@ -19,7 +19,7 @@ from swaa.report.paper import read_paper
 SCRIPTS = (
     *("format", "mask"),
     *("scale", "pointer", "chart", "bars"),
-    *("figure", "pareto", "curves"),
+    *("figure", "cost", "pareto", "curves"),
     *("layer", "explorer", "runs"),
 )
 """Parts of the page's script, in order; ``main`` comes last."""

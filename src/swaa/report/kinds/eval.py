@@ -9,13 +9,14 @@ from typing import Any
 
 from swaa.config import SWAAConfig
 from swaa.evaluation.gathered import is_gathered
+from swaa.report.cost import shares_of
 from swaa.report.figures import Answers, Figures, Measurement
 from swaa.report.folder import Run
 from swaa.results import Result, read_samples
 
 _SHOWN = ("task", "version")
 _TIME = "time to first token, median over the samples"
-_TOGETHER = " (gathered runs, which may have shared a machine)"
+_SHARED = "not timed: gathered runs may have shared a machine, so costs are arithmetic"
 
 
 def read(run: Run) -> Figures:
@@ -32,14 +33,39 @@ def read(run: Run) -> Figures:
     }
     if not answers:
         return Figures(**figures, outcome="likelihood of texts: see the rows")
-    best = max(answers, key=lambda answer: answer.accuracy)
-    said = f"{best.count} right"
     return Figures(
         **figures,
-        outcome=said if len(answers) == 1 else f"{best.setting}: {said}",
+        outcome=_outcome(answers),
         answers=answers,
         measurements=tuple(_measurements(result, answers)),
     )
+
+
+def _outcome(answers: Sequence[Answers]) -> str:
+    """Full attention's answers beside those of the best setting that slides."""
+    if len(answers) == 1:
+        return _said(answers[0])
+    sliding = [answer for answer in answers if not answer.full]
+    # Of equals, the one that visits the fewest keys.
+    best = max(sliding, key=lambda one: (_height(one), -_known(one.keys_share, 1.0)), default=None)
+    parts = [f"full attention: {_said(answer)}" for answer in answers if answer.full]
+    if best is not None:
+        parts.append(f"{best.setting}, best of {len(sliding)}: {_said(best)}")
+    return "; ".join(parts)
+
+
+def _said(answer: Answers) -> str:
+    parts = _height(answer) != answer.accuracy
+    return f"mean score {100 * _height(answer):.0f} %" if parts else f"{answer.count} right"
+
+
+def _height(answer: Answers) -> float:
+    """What settings are ranked by: the mean score, which of most tasks is the accuracy."""
+    return _known(answer.score, answer.accuracy)
+
+
+def _known(value: float | None, otherwise: float) -> float:
+    return otherwise if value is None else value
 
 
 def _settings(result: Result) -> Mapping[str, SWAAConfig]:
@@ -62,7 +88,8 @@ def _answers(run: Run) -> Iterator[Answers]:
         row = next((row for row in rows if row.get("place") == "all"), rows[0])
         if "accuracy" not in row:
             return
-        low, high = _spread(_times(samples, name))
+        shared = is_gathered(result)
+        low, high = (None, None) if shared else _spread(_times(samples))
         yield Answers(
             group=_group(result, result.config["length"]),
             setting=name,
@@ -72,18 +99,25 @@ def _answers(run: Run) -> Iterator[Answers]:
             high=row["high"],
             score=row.get("score"),
             count=f"{row['right']} of {row['samples']}",
-            seconds=row["first_token_s"],
+            seconds=None if shared else row["first_token_s"],
             seconds_low=low,
             seconds_high=high,
-            time=_TIME + (_TOGETHER if is_gathered(result) else ""),
+            time=_SHARED if shared else _TIME,
             full=config.window is None,
+            **_shares(result, config),
         )
 
 
-def _times(samples: Sequence[Mapping[str, Any]], setting: str) -> list[float]:
-    """Seconds to the first token; a gathered file's sample holds the replies of all settings."""
-    replies = [sample.get("replies", {}).get(setting, sample) for sample in samples]
-    times = [reply.get("first_token_s") for reply in replies]
+def _shares(result: Result, config: SWAAConfig) -> Mapping[str, Any]:
+    length = result.config["length"]
+    shares = None if length is None else shares_of(result.config["model"], config, length)
+    if shares is None:
+        return {}
+    return {"keys_share": shares.keys, "flops_share": shares.flops, "kv_share": shares.kv}
+
+
+def _times(samples: Sequence[Mapping[str, Any]]) -> list[float]:
+    times = [sample.get("first_token_s") for sample in samples]
     return [time for time in times if time is not None]
 
 

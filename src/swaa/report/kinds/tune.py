@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from swaa.config import SWAAConfig
+from swaa.report.cost import shares_of
 from swaa.report.figures import Answers, Figures
 from swaa.report.folder import Run
 
@@ -40,9 +41,10 @@ def _best(run: Run) -> Mapping[str, Any]:
 
 def _answers(run: Run) -> Iterator[Answers]:
     result = run.result
-    model = result.provenance.model or result.name
+    model, length = result.provenance.model or result.name, result.config.get("length")
     for row in result.rows:
         config = SWAAConfig.from_dict(row["swaa"])
+        shares = None if length is None else shares_of(model, config, length)
         yield Answers(
             # Each tuning splits and prices its samples anew.
             group=f"{model}, tuned, {row['task']}, {row['samples']} samples held out,"
@@ -55,5 +57,6 @@ def _answers(run: Run) -> Iterator[Answers]:
             count=f"{row['right']} of {row['samples']}",
             kv_share=row["kv_bytes"],
             flops_share=row["prefill_flops"],
+            keys_share=None if shares is None else shares.keys,
             full=config.window is None,
         )

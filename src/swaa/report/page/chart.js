@@ -7,14 +7,16 @@
  * spec.series: [{name, colour, shape, line, hollow, points}]
  * a point: {x, y, low, high, near, far, title, lines, label}; low to high and near to far are
  * whiskers up and across
- * spec.front: points that a step line joins.
+ * spec.x, spec.y also: binary, for bytes, whose ticks are powers of two; values, ticks to choose from
+ * spec.front: points that a step line joins. Of labels that collide, a point's with a higher
+ * `first` is kept.
  */
 function drawChart(host, spec) {
   if (!spec.series.some((series) => series.points.length)) {
     host.append(make("p", { class: "empty" }, "Every series is hidden; show some below."));
     return;
   }
-  const crowded = spec.series.flatMap((series) => series.points).length > 12;
+  const crowded = spec.series.flatMap((series) => series.points).length > CROWD;
   const box = make("div", { class: crowded ? "chart crowded" : "chart" });
   host.append(
     make("p", { class: "axis-name" }, `↑ ${spec.y.label}`),
@@ -34,10 +36,14 @@ function drawChart(host, spec) {
   draw();
 }
 
+/** Above so many points whiskers fade, and a name stands only where it is clear whose it is. */
+const CROWD = 12;
+
 function renderChart(spec, width, tip) {
   const narrow = width < 520;
   const height = Math.round(Math.min(460, Math.max(300, width * (narrow ? 0.95 : 0.52))));
-  const room = { left: narrow ? 50 : 62, right: narrow ? 10 : 18, top: 14, bottom: 26 };
+  const right = narrow ? 10 : 18;
+  const room = { left: spec.y.binary ? 66 : narrow ? 50 : 62, right, top: 14, bottom: 26 };
   // Ours lie above the others', and of those the first.
   const above = (series) => Number(series.ours === true);
   const layers = [...spec.series].reverse().sort((a, b) => above(a) - above(b));
@@ -64,7 +70,7 @@ function renderChart(spec, width, tip) {
   for (const series of layers) if (series.line) svg.append(seriesLine(series, x, y));
   const marks = points.map((point) => drawPoint(point, x, y));
   svg.append(...marks);
-  svg.append(placeLabels(points, { width, height, room }));
+  svg.append(placeLabels(points, { width, height, room, crowded: points.length > CROWD }));
   connect(svg, points, marks, tip);
   return svg;
 }
@@ -138,7 +144,7 @@ function drawPoint(point, x, y) {
 }
 
 /** Names beside their points, where there is room for them. */
-function placeLabels(points, { width, height, room }) {
+function placeLabels(points, { width, height, room, crowded }) {
   const group = make("g", { class: "labels", "aria-hidden": "true" });
   const taken = points.map((p) => [p.left - 7, p.top - 7, p.left + 7, p.top + 7]);
   const clear = (box) =>
@@ -147,26 +153,46 @@ function placeLabels(points, { width, height, room }) {
     box[1] >= 2 &&
     box[3] <= height - room.bottom &&
     taken.every((t) => box[2] < t[0] || box[0] > t[2] || box[3] < t[1] || box[1] > t[3]);
-  for (const point of points) {
-    if (!point.label) continue;
+  const wanted = points.filter((point) => point.label);
+  for (const point of wanted.sort((a, b) => (b.first ?? 0) - (a.first ?? 0))) {
     const long = point.label.length * 6.4 + 2;
     const { left: x, top: y } = point;
-    const spots = [
+    const beside = [
       [x + 10, y + 4, "start"],
       [x - 10, y + 4, "end"],
+    ];
+    const corners = [
       [x + 8, y - 9, "start"],
       [x + 8, y + 17, "start"],
       [x - 8, y - 9, "end"],
       [x - 8, y + 17, "end"],
+    ];
+    const spots = [
+      ...beside,
+      ...(crowded && !point.first ? [] : corners),
+      ...(point.first > 1 ? farther(x, y) : []),
     ];
     for (const [left, base, anchor] of spots) {
       const first = anchor === "start" ? left : left - long;
       const box = [first, base - 11, first + long, base + 3];
       if (!clear(box)) continue;
       taken.push(box);
+      if (Math.abs(base - y) > 18)
+        group.append(
+          make("line", { class: "leader", x1: x, y1: y, x2: left, y2: base + (base > y ? -10 : 2) }),
+        );
       group.append(make("text", { x: left, y: base, "text-anchor": anchor }, point.label));
       break;
     }
   }
   return group;
+}
+
+/** Places for a name that must be read, away from its point: a thin line leads there. */
+function farther(x, y) {
+  const spots = [];
+  for (const down of [-30, 34, -48, 52, -66, 70, -84, 88])
+    for (const aside of [6, -6, 40, -40])
+      spots.push([x + aside, y + down, aside > 0 ? "start" : "end"]);
+  return spots;
 }

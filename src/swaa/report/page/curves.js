@@ -18,7 +18,7 @@ function showCurves(host, data, chart, hint) {
   };
 
   function draw() {
-    const groups = groupBy(measures.get(state.measure), (item) => item.group);
+    const groups = groupsOf(measures.get(state.measure), data.runs);
     const names = [...groups.keys()].sort(
       (a, b) =>
         lengthsOf(groups.get(b)) - lengthsOf(groups.get(a)) ||
@@ -36,7 +36,7 @@ function showCurves(host, data, chart, hint) {
     const visible = shown.filter((series) => !state.hidden.has(series.name));
     const controls = [
       select("Measure", [[null, order.map((n) => [n, n])]], state.measure, set("measure")),
-      select("Model, machine", [[null, names.map((n) => [n, n])]], state.group, set("group")),
+      select(`Model, machine${ofMany(names.length)}`, [[null, names.map((n) => [n, n])]], state.group, set("group")),
       segmented(
         "Shown as",
         [
@@ -78,6 +78,22 @@ function showCurves(host, data, chart, hint) {
     );
   }
   draw();
+}
+
+const ofMany = (count) => (count > 1 ? ` (one of ${count})` : "");
+
+/** What may share a picture: a group, or one run of it where two timed the same. */
+function groupsOf(items, runs) {
+  const place = (item) => `${item.series}, ${item.tokens}`;
+  const parts = [...groupBy(items, (item) => item.group)].flatMap(([name, members]) => {
+    const twice = new Set(members.map(place)).size < members.length;
+    if (!twice) return [[name, members]];
+    return [...groupBy(members, (item) => item.run)].map(([run, own]) => [
+      `${name}, ${runs[run].path.split("/").pop()}`,
+      own,
+    ]);
+  });
+  return new Map(parts);
 }
 
 /** At how many lengths something was measured. */
@@ -159,7 +175,9 @@ function curveSpec(series, sample, lengths, relative, state) {
     { B: "full attention's bytes divided by these", "tok/GiB": "capacity, full attention = 1" }[
       sample.unit
     ] ?? "speed, full attention = 1";
-  const up = relative ? `${against} (more is better)` : `${sample.measure} (${unit})`;
+  const binary = sample.unit === "B" && !relative;
+  const named = binary ? "" : ` (${unit})`;
+  const up = relative ? `${against} (more is better)` : `${sample.measure}${named}`;
   return {
     title: `${sample.measure} against length`,
     series,
@@ -167,15 +185,16 @@ function curveSpec(series, sample, lengths, relative, state) {
     x: {
       label: `tokens${log ? ", log scale" : ""}`,
       log,
-      values: log ? lengths : null,
+      values: lengths,
       min: log ? undefined : 0,
       format: whole,
     },
     y: {
       label: up,
       log,
+      binary,
       min: log ? undefined : 0,
-      format: (value) => short(value / factor),
+      format: (value) => (binary ? bytes(value) : short(value / factor)),
       exact: (value) => `${digits(value / factor, 4)} ${unit}`,
     },
   };

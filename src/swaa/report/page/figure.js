@@ -37,7 +37,7 @@ function segmented(label, options, value, change) {
   );
 }
 
-/** Buttons that show and hide series. */
+/** Buttons that show and hide series; many are folded away where the window is small. */
 function legend(series, hidden, change) {
   const every = make(
     "button",
@@ -52,10 +52,10 @@ function legend(series, hidden, change) {
     },
     hidden.size ? "show all" : "hide all",
   );
-  return make(
+  const marks = make(
     "div",
     { class: "legend", role: "group", "aria-label": "Series shown" },
-    series.length > 8 ? every : null,
+    series.length > MANY ? every : null,
     series.map((item) => {
       const swatch = make(
         "svg",
@@ -82,7 +82,17 @@ function legend(series, hidden, change) {
       );
     }),
   );
+  if (series.length <= MANY) return marks;
+  return make(
+    "details",
+    { class: "marks", open: !matchMedia(SMALL).matches },
+    make("summary", {}, `Marks: ${series.length} settings to show or hide`),
+    marks,
+  );
 }
+
+const MANY = 8;
+const SMALL = "(max-width: 720px)";
 
 /** Where the drawn numbers come from: machine, precision, commit, date and files. */
 function provenance(runs) {
@@ -102,7 +112,7 @@ function provenance(runs) {
           ? fileLink(members[0])
           : make(
               "details",
-              {},
+              { class: "run-files" },
               make("summary", {}, `${members.length} run files`),
               make(
                 "ul",
@@ -171,10 +181,11 @@ function noData(host, what, command) {
 function redraw(host, draw) {
   const place = (node) => [...host.querySelectorAll("button,select,input,summary")].indexOf(node);
   const at = place(document.activeElement);
-  const open = [...host.querySelectorAll("details")].map((node) => node.open);
+  const open = new Map(
+    [...host.querySelectorAll("details")].map((node) => [node.className, node.open]),
+  );
   draw();
-  host.querySelectorAll("details").forEach((node, index) => {
-    node.open = open[index] ?? node.open;
-  });
+  for (const node of host.querySelectorAll("details"))
+    node.open = open.get(node.className) ?? node.open;
   if (at >= 0) host.querySelectorAll("button,select,input,summary")[at]?.focus();
 }

@@ -72,6 +72,12 @@ function quantity(value, unit, count = 3) {
   return `${digits(value / factor, count)} ${name}`;
 }
 
+/** A round number of bytes, in the unit that suits it. */
+function bytes(value) {
+  const [factor, name] = unitFor("B", value);
+  return value ? `${short(value / factor)} ${name}` : "0";
+}
+
 const percent = (share, count = 1) => `${(100 * share).toFixed(count)} %`;
 
 const day = (created) => String(created).slice(0, 10);

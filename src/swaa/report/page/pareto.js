@@ -2,6 +2,7 @@
 
 function showPareto(host, data) {
   const own = groupBy(data.answers, (answer) => answer.group);
+  const recipes = new Set(data.recipes.map((recipe) => recipe.name));
   const paper = groupBy(data.paper.answers, (answer) => answer.group);
   const bySize = [...own.keys()].sort(
     (a, b) => own.get(b).length - own.get(a).length || (a < b ? -1 : 1),
@@ -10,7 +11,7 @@ function showPareto(host, data) {
   const state = {
     group: bySize[0] ?? names[0],
     against: own.size ? "" : names[0],
-    x: "relative",
+    x: null,
     y: "accuracy",
     hidden: new Set(),
   };
@@ -21,14 +22,17 @@ function showPareto(host, data) {
   };
 
   function draw() {
-    const ours = own.get(state.group) ?? paper.get(state.group);
-    const theirs = state.against === state.group ? [] : (paper.get(state.against) ?? []);
+    const ours = withoutRepeats(own.get(state.group) ?? paper.get(state.group));
+    // The paper gives times only, which are compared as shares of full attention's.
+    const timed = ours.some((answer) => answer.full && answer.seconds);
+    const theirs =
+      timed && state.against !== state.group ? (paper.get(state.against) ?? []) : [];
     const cost = costs(ours, theirs);
-    const x = pick(cost, state.x);
+    const x = pick(cost, state.x, ours);
     const notes = [];
     const scored = ours.some(hasScore);
     const up = state.y === "score" && !scored ? "accuracy" : state.y;
-    const view = { ...state, x, y: up, scored, of: cost[x].of };
+    const view = { ...state, x, y: up, scored, timed, recipes, of: cost[x]?.of ?? (() => null) };
     const shown = paretoSeries(ours, theirs, view, notes);
     const visible = shown.filter((series) => !state.hidden.has(series.name));
     host.replaceChildren(
@@ -36,12 +40,14 @@ function showPareto(host, data) {
         "div",
         { class: "controls" },
         select("Model, task, machine", groupChoices(bySize, names), state.group, set("group")),
-        select(
-          "Beside it",
-          [[null, [["", "nothing"], ...names.map((n) => [n, n])]]],
-          state.against,
-          set("against"),
-        ),
+        timed
+          ? select(
+              "Beside it",
+              [[null, [["", "nothing"], ...names.map((n) => [n, n])]]],
+              state.against,
+              set("against"),
+            )
+          : null,
         segmented(
           "Across",
           Object.entries(cost).map(([key, c]) => [key, c.text, c.off]),
@@ -77,14 +83,23 @@ function showPareto(host, data) {
       );
       host.append(...hint.childNodes);
     }
-    drawChart(host, paretoSpec(visible, cost[x], view));
+    if (!x) return host.append(...paretoNotes(ours, theirs, view, data, notes), paretoNumbers(ours));
+    const spec = paretoSpec(visible, cost[x], view);
+    drawChart(host, spec);
     host.append(
+      ...[frontList(spec.front, cost[x], view)].filter(Boolean),
       legend(shown, state.hidden, () => redraw(host, draw)),
       ...paretoNotes(ours, theirs, view, data, notes),
       paretoNumbers([...ours, ...theirs]),
     );
   }
   draw();
+}
+
+/** Without points that several runs of one setting share in all that is drawn. */
+function withoutRepeats(answers) {
+  const seen = groupBy(answers, ({ run, ...rest }) => JSON.stringify(rest));
+  return [...seen.values()].map((same) => ({ ...same[0], runs: same.map((one) => one.run) }));
 }
 
 const EVAL = "swaa eval MODEL --recipes full,fast,balanced --tasks needle,multikey";
@@ -99,61 +114,24 @@ const groupChoices = (own, paper) =>
 const hasScore = (answer) =>
   answer.score !== null && Math.abs(answer.score - answer.accuracy) > 1e-9;
 
-/** What the points can be priced in, and why not. */
-function costs(ours, theirs) {
-  const full = ours.find((answer) => answer.full) ?? {};
-  const time = distinct(ours.map((answer) => answer.time)).join("; ");
-  const all = {
-    relative: {
-      text: "time, full = 1",
-      label: `${time}, divided by full attention's (less is better)`,
-      of: (answer, base) => ratio(answer.seconds, base.seconds),
-    },
-    seconds: {
-      text: "seconds",
-      label: `${time} (seconds)`,
-      of: (answer) => answer.seconds,
-      off: theirs.length ? "other machine, other task: seconds cannot be compared" : null,
-    },
-    kv: {
-      text: "KV, full = 1",
-      label: "keys and values held after the prompt, divided by full attention's",
-      of: (answer, base) => answer.kv_share ?? ratio(answer.kv_bytes, base.kv_bytes),
-    },
-    flops: {
-      text: "FLOPs, full = 1",
-      label: "FLOPs of the prompt by arithmetic, divided by full attention's",
-      of: (answer) => answer.flops_share,
-    },
-  };
-  const known = ([, cost]) => ours.some((answer) => (cost.of(answer, full) ?? null) !== null);
-  return Object.fromEntries(Object.entries(all).filter(known));
-}
-
-const ratio = (value, base) => (value && base ? value / base : null);
-
-/** The cost asked for, or the first that the points have. */
-function pick(cost, name) {
-  if (cost[name] && !cost[name].off) return name;
-  return Object.keys(cost).find((key) => !cost[key].off);
-}
-
 function paretoSeries(ours, theirs, state, notes) {
   const style = looks(
     ours.map((answer) => answer.setting),
     (name) => ours.some((a) => a.full && a.setting === name),
   );
   const make1 = (answers, from, hollow) => {
-    const full = answers.find((answer) => answer.full);
+    const full = answers.find((answer) => answer.full && answer.seconds) ?? fullOf(answers);
+    const missing = [];
     if (state.y === "kept" && !full)
       notes.push(`No full attention in ${from}: shares cannot be drawn.`);
-    return answers.flatMap((answer) => {
+    const drawn = answers.flatMap((answer) => {
       const x = state.of(answer, full ?? {}) ?? NaN;
       const up = heightOf(answer, full, state);
       if (!Number.isFinite(x) || !Number.isFinite(up.y)) {
-        notes.push(
-          `${answer.setting}: not drawn, ${Number.isFinite(x) ? "full attention answers nothing" : "no such cost measured"}.`,
-        );
+        missing.push([
+          answer.setting,
+          Number.isFinite(x) ? "full attention answers nothing" : "no such cost known",
+        ]);
         return [];
       }
       const looked = hollow
@@ -168,6 +146,9 @@ function paretoSeries(ours, theirs, state, notes) {
         },
       ];
     });
+    for (const [reason, some] of groupBy(missing, ([, why]) => why))
+      notes.push(`Not drawn, ${reason}: ${distinct(some.map(([name]) => name)).join(", ")}.`);
+    return drawn;
   };
   const own = make1(ours, "this group", String(ours[0]?.group).startsWith("paper:"));
   const other = make1(theirs, "the paper's group", true);
@@ -190,13 +171,6 @@ function paretoSeries(ours, theirs, state, notes) {
   }));
 }
 
-/** The spread of the cost, where it was measured more than once. */
-function across(answer, full, x) {
-  if (!["relative", "seconds"].includes(x) || answer.seconds_low === null) return {};
-  const unit = x === "relative" ? full.seconds : 1;
-  return { near: answer.seconds_low / unit, far: answer.seconds_high / unit };
-}
-
 /** How far up a point lies, and its interval; a mean score has none. */
 function heightOf(answer, full, state) {
   const score = state.scored ? answer.score : null;
@@ -216,6 +190,7 @@ function paretoPoint(answer, place, full, hollow, state) {
     ...place,
     ...across(answer, full, state.x),
     label: hollow ? "" : answer.setting,
+    first: answer.full ? 2 : state.recipes.has(answer.setting) ? 1 : 0,
     title: answer.setting,
     lines: [
       answer.detail === answer.setting ? null : answer.detail,
@@ -230,6 +205,9 @@ function paretoPoint(answer, place, full, hollow, state) {
       answer.flops_share === null
         ? null
         : `${percent(answer.flops_share)} of full attention's prefill FLOPs`,
+      answer.keys_share === null
+        ? null
+        : `${percent(answer.keys_share)} of the keys that full attention visits`,
       hollow ? "as the paper reports it" : null,
     ].filter(Boolean),
   };
@@ -239,11 +217,19 @@ function paretoSpec(series, cost, state) {
   const points = series.filter((item) => !item.hollow).flatMap((item) => item.points);
   const all = series.flatMap((item) => item.points);
   const most = Math.max(0, ...all.map((point) => Math.max(point.y, point.high ?? 0)));
+  const front = paretoFront(points.length ? points : all);
+  for (const point of front) point.first = 3;
+  const [least, dearest] = [Math.min, Math.max].map((end) => end(...all.map((point) => point.x)));
   return {
-    title: "Accuracy against time",
+    title: "Accuracy against cost",
     series,
-    front: paretoFront(points.length ? points : all),
-    x: { label: cost.label, min: 0, format: (value) => short(value) },
+    front,
+    // From zero, unless that leaves half of the chart empty.
+    x: {
+      label: cost.label,
+      min: least > dearest / 2 && least < dearest ? undefined : 0,
+      format: (value) => short(value),
+    },
     y: {
       label: {
         accuracy: "right answers (%)",
@@ -257,19 +243,16 @@ function paretoSpec(series, cost, state) {
   };
 }
 
-/** The points that no other one beats in both directions, by cost. */
-function paretoFront(points) {
-  let best = -Infinity;
-  return [...points]
-    .sort((a, b) => a.x - b.x || b.y - a.y)
-    .filter((point) => point.y > best && ((best = point.y), true));
-}
-
 function paretoNotes(ours, theirs, state, data, notes) {
-  const runs = distinct(ours.map((answer) => answer.run)).filter((run) => run !== undefined);
+  const runs = distinct(ours.flatMap((answer) => answer.runs)).filter((run) => run !== undefined);
   const paper = theirs.length || String(state.group).startsWith("paper:");
+  const why = distinct(ours.map((answer) => answer.time)).filter((time) => time.includes(": "));
   const texts = [
     ...notes,
+    ...why.map((time) => `${time[0].toUpperCase()}${time.slice(1)}.`),
+    ...(state.timed
+      ? []
+      : ["The paper gives times only: nothing of it can lie beside runs without them."]),
     ...(state.y === "kept" && !state.scored
       ? ["Intervals are those of the setting alone; full attention's own is not in them."]
       : []),
@@ -303,6 +286,7 @@ function paretoNumbers(answers) {
       "KV MiB",
       "KV share",
       "FLOPs share",
+      "keys share",
     ],
     answers.map((a) => [
       a.setting,
@@ -316,6 +300,7 @@ function paretoNumbers(answers) {
       a.kv_bytes === null ? null : digits(a.kv_bytes / 2 ** 20, 4),
       a.kv_share === null ? null : percent(a.kv_share),
       a.flops_share === null ? null : percent(a.flops_share),
+      a.keys_share === null ? null : percent(a.keys_share),
     ]),
   );
 }

@@ -1,28 +1,38 @@
 // The table of all runs: filter, sort, open; on a phone each run is a card.
 
+// key, name, what it is sorted by, what is shown (first and second line), where they differ.
 const COLUMNS = [
   ["kind", "Kind", (run) => run.kind],
-  ["subject", "Measured", (run) => run.subject],
-  ["setting", "Setting", (run) => run.setting],
+  ["subject", "Measured", (run) => run.subject, (run) => [run.subject, run.setting]],
   ["task", "Task", (run) => run.task],
+  ["tokens", "Tokens", (run) => Math.max(0, ...run.tokens), (run) => [lengthRange(run.tokens)]],
+  ["outcome", "Outcome", (run) => run.outcome, (run) => run.outcome.split("; ")],
   [
-    "tokens",
-    "Tokens",
-    (run) => Math.max(0, ...run.tokens),
-    (run) => run.tokens.map(whole).join(", "),
+    "device",
+    "Machine",
+    (run) => run.provenance.device,
+    (run) => [run.provenance.device, run.provenance.dtype ?? ""],
   ],
-  ["outcome", "Outcome", (run) => run.outcome],
-  ["device", "Machine", (run) => run.provenance.device],
-  ["dtype", "Dtype", (run) => run.provenance.dtype ?? ""],
-  ["commit", "Commit", (run) => commitOf(run.provenance)],
-  ["date", "Date", (run) => String(run.provenance.created), (run) => day(run.provenance.created)],
   [
-    "seconds",
-    "Took (s)",
-    (run) => run.provenance.seconds ?? -1,
-    (run) => (run.provenance.seconds === null ? "" : whole(run.provenance.seconds)),
+    "date",
+    "Date",
+    (run) => String(run.provenance.created),
+    (run) => [day(run.provenance.created), commitOf(run.provenance)],
   ],
 ];
+
+function lengthRange(tokens) {
+  if (tokens.length < 3) return tokens.map(whole).join(", ");
+  return `${whole(Math.min(...tokens))} to ${whole(Math.max(...tokens))}`;
+}
+
+const linesOf = (run, [, , value, lines]) => (lines ? lines(run) : [value(run)]).filter(Boolean);
+
+/** A text that may be broken behind the signs inside of names. */
+function breakable(text) {
+  const parts = text.split(/(?<=[-/=]|[a-z]_)(?=[\w:])|(?<=\w)(?=\.[A-Za-z])/);
+  return parts.flatMap((part, index) => (index ? [make("wbr"), part] : [part]));
+}
 
 function showRuns(host, data) {
   if (!data.runs.length)
@@ -96,10 +106,15 @@ function showRuns(host, data) {
     shown,
     make(
       "div",
-      { class: "scroll runs", tabindex: "0", role: "region", "aria-label": "All runs" },
+      { class: "runs" },
       make(
         "table",
         {},
+        make(
+          "colgroup",
+          {},
+          [...COLUMNS.map(([key]) => key), "files"].map((key) => make("col", { class: key })),
+        ),
         make("thead", {}, make("tr", {}, headers, make("th", { scope: "col" }, "Files"))),
         body,
       ),
@@ -118,7 +133,7 @@ function fits(run, state) {
 }
 
 const searchable = (run) =>
-  [run.path, ...COLUMNS.map(([, , value, text]) => String((text ?? value)(run)))]
+  [run.path, run.setting, ...run.tokens, ...COLUMNS.flatMap((column) => linesOf(run, column))]
     .join(" ")
     .toLowerCase();
 
@@ -149,7 +164,7 @@ function runRows(run) {
         open.setAttribute("aria-expanded", String(!more.hidden));
       },
     },
-    "rows",
+    "details",
   );
   const links = [
     ["result", "json"],
@@ -162,11 +177,11 @@ function runRows(run) {
     make(
       "tr",
       { class: "run" },
-      COLUMNS.map(([key, name, value, text]) =>
+      COLUMNS.map((column) =>
         make(
           "td",
-          { "data-name": name, class: ["tokens", "seconds"].includes(key) ? `num ${key}` : key },
-          (text ?? value)(run),
+          { "data-name": column[1], class: column[0] },
+          linesOf(run, column).map((line) => make("span", {}, breakable(line))),
         ),
       ),
       make("td", { "data-name": "Files", class: "files" }, links, open),
@@ -193,6 +208,7 @@ function runDetails(run) {
       "p",
       {},
       make("strong", {}, run.path),
+      run.provenance.seconds === null ? "" : ` · took ${whole(run.provenance.seconds)} s`,
       ` · ${versions.map(([name, version]) => `${name} ${version}`).join(" · ")}`,
     ),
     make(

@@ -1,20 +1,22 @@
 // From values to pixels, and round ticks in between.
 
-/** A linear or logarithmic scale with round ticks. */
+/** A linear or logarithmic scale with round ticks: powers of two on a binary axis. */
 function scale(axis, values, from, to, wanted) {
   const known = values.filter((value) => Number.isFinite(value) && (!axis.log || value > 0));
   let low = axis.min ?? Math.min(...known);
   let high = axis.max ?? Math.max(...known);
   if (low === high) [low, high] = axis.log ? [low / 2, high * 2] : [low - 1, high + 1];
   if (axis.log) return logScale(axis, low, high, from, to, wanted);
-  const step = roundStep((high - low) / wanted);
+  const step = (axis.binary ? powerOfTwo : roundStep)((high - low) / wanted);
   if (axis.min === undefined) low = Math.floor(low / step) * step;
   if (axis.max === undefined) high = Math.ceil(high / step - 1e-9) * step;
+  const at = (value) => from + ((value - low) / (high - low)) * (to - from);
+  if (axis.values) return { ticks: thin(axis.values, at), at };
   const ticks = [];
   for (let n = Math.ceil(low / step - 1e-9); n * step <= high + step * 1e-6; n++) {
     ticks.push(Number((n * step).toPrecision(12)));
   }
-  return { ticks, at: (value) => from + ((value - low) / (high - low)) * (to - from) };
+  return { ticks, at };
 }
 
 function logScale(axis, low, high, from, to, wanted) {
@@ -25,6 +27,7 @@ function logScale(axis, low, high, from, to, wanted) {
     return from + (Math.log(clipped / low) / Math.log(high / low)) * (to - from);
   };
   if (axis.values) return { ticks: thin(axis.values, at), at };
+  if (axis.binary) return { ticks: binaryTicks(low, high, wanted), at };
   const ticks = [];
   for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power++) {
     const span = Math.log10(high / low);
@@ -44,6 +47,24 @@ function thin(ticks, at) {
   }
   return kept;
 }
+
+/** Powers of two between two values, with quarters of their steps where few lie there. */
+function binaryTicks(low, high, wanted) {
+  const octaves = Math.log2(high / low);
+  const every = Math.max(1, Math.ceil(octaves / (wanted + 2)));
+  const parts = octaves < 1 ? [1, 1.25, 1.5, 1.75] : octaves < 3 ? [1, 1.5] : [1];
+  const ticks = [];
+  for (let power = Math.floor(Math.log2(low)); power <= Math.log2(high); power++) {
+    if (power % every) continue;
+    for (const part of parts) {
+      const value = part * 2 ** power;
+      if (value >= low && value <= high) ticks.push(value);
+    }
+  }
+  return ticks;
+}
+
+const powerOfTwo = (raw) => 2 ** Math.ceil(Math.log2(raw * 0.999));
 
 function roundStep(raw) {
   const power = 10 ** Math.floor(Math.log10(raw));
