@@ -221,7 +221,8 @@ def test_a_signal_can_choose_the_layers(checkpoint, data, tmp_path, capsys):
         (["--samples", "2"], "2 calibration samples; a split needs at least 4"),
         (["--budget", "kv=1/100"], "the budget kv=1/100 cannot be met: without any full layer"),
         (["--budget", "size=1"], "budget 'size=1': expected layers=SHARE"),
-        (["--window", "400"], "calibration prompts fit into 400 keys"),
+        (["--window", "400"], "give longer prompts, or lower --window or --sink-tokens"),
+        (["--window", "400", "--length", "300"], "raise --length (now 300), or lower --window or"),
         (
             ["--try", "windows=3"],
             "--try windows=3: expected one of window, sink_tokens, dense_tail",
@@ -256,7 +257,48 @@ def test_full_attention_that_answers_nothing_leaves_nothing_to_keep(
     lines = [json.loads(line) | {"answer": "never said"} for line in data.read_text().splitlines()]
     data.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     assert main(_words(checkpoint, data, tmp_path, "--budget", "layers=0")) == 2
-    assert "full attention itself answers none" in capsys.readouterr().err
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "full attention itself answers none" in error
+    assert error.endswith("; no recipe was written")
+    assert not (tmp_path / "tuned.json").exists()
+
+
+def test_an_earlier_recipe_is_not_taken_for_this_runs(
+    checkpoint, data, tmp_path, capsys, monkeypatch
+):
+    out = tmp_path / "tuned.json"
+    SWAAConfig(window=33).save(out)
+    before = out.read_bytes()
+
+    def choose(points, full, keep):
+        raise ValueError("no recipe within the budget keeps enough")
+
+    words = _words(checkpoint, data, tmp_path, "--budget", "layers=0")
+    with monkeypatch.context() as patched:
+        patched.setattr(report, "choose", choose)
+        assert main(words) == 2
+    captured = capsys.readouterr()
+    assert "kept %" in captured.out
+    assert captured.err.splitlines()[-1] == (
+        "swaa tune: no recipe within the budget keeps enough; no recipe was written;"
+        f" {out} is an earlier one and stays as it was"
+    )
+    assert out.read_bytes() == before
+
+    assert main(words) == 0
+    replaced = "it replaces the one that was there: window 33, 0 sinks"
+    assert replaced in capsys.readouterr().out.splitlines()
+    assert main(words) == 0
+    assert "replaces" not in capsys.readouterr().out
+
+
+def test_a_file_that_is_no_recipe_is_never_replaced(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("swaa.models.load_model", lambda *_, **__: pytest.fail("loads the model"))
+    (tmp_path / "tuned.json").write_text('{"my": "notes"}')
+    assert main(_words("m", data, tmp_path)) == 2
+    error = capsys.readouterr().err
+    assert "tuned.json is there and is no recipe, so it will not be replaced: name" in error
+    assert (tmp_path / "tuned.json").read_text() == '{"my": "notes"}'
 
 
 def _point(name, flops, kv, scores):

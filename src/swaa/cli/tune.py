@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from swaa.cli.options import add_backend_option, add_config_options, config_from
 from swaa.cli.progress import ProgressBar, format_seconds
 from swaa.cli.table import format_table
+from swaa.config import SWAAConfig
 
 if TYPE_CHECKING:
     from swaa.evaluation.tasks import Task
-    from swaa.models import LoadedModel
     from swaa.selection.report import Point
     from swaa.selection.tuning import Tuned, Tuning
 
@@ -163,6 +163,8 @@ def run(args: argparse.Namespace) -> int:
     from swaa.selection.tuning import Tuning
 
     budgets = [Budget.parse(text) for text in args.budget or ()]
+    if args.out is not None:
+        _earlier(Path(args.out))
     task, report = _tasks(args)
     loaded = load_model(
         args.model,
@@ -170,6 +172,8 @@ def run(args: argparse.Namespace) -> int:
         device=args.device,
         trust_remote_code=args.trust_remote_code,
     )
+    out = Path(args.out or f"{loaded.name.lower()}-tuned.json")
+    _earlier(out)
     length = 4096 if args.length is None and task.needs_length else args.length
     tuning = Tuning(
         task=task,
@@ -193,21 +197,24 @@ def run(args: argparse.Namespace) -> int:
         tuned = tune(loaded, args.model, tuning, backend=args.backend, progress=bar.update)
     for note in tuned.notes:
         print(f"swaa tune: {note}", file=sys.stderr)
-    return _finish(args, loaded, tuning, tuned)
+    return _finish(args, loaded.name, tuning, tuned, out)
 
 
-def _finish(args: argparse.Namespace, loaded: LoadedModel, tuning: Tuning, tuned: Tuned) -> int:
+def _finish(args: argparse.Namespace, model: str, tuning: Tuning, tuned: Tuned, out: Path) -> int:
     """Show what was measured, then choose: where nothing keeps enough, the table still helps."""
-    from swaa.selection.report import choose, counts, doubt, recipe, write_recipe
+    from swaa.selection.report import counts, doubt, recipe, write_recipe
 
-    full, points = tuned.points[0], tuned.points[1:]
+    full = tuned.points[0]
     if (note := doubt(full)) is not None:
         print(f"swaa tune: {note}", file=sys.stderr)
-    found = [point for point in points if point.source == tuning.method]
-    if not args.json:
-        _print_points(tuned)
-    chosen = choose(found, full, tuning.keep)
-    out = Path(args.out or f"{loaded.name.lower()}-tuned.json")
+    before = _earlier(out)
+    try:
+        if not args.json:
+            _print_points(tuned)
+        chosen = _choose(tuning, tuned)
+    except ValueError as error:
+        left = "" if before is None else f"; {out} is an earlier one and stays as it was"
+        raise ValueError(f"{error}; no recipe was written{left}") from None
     content = recipe(
         chosen,
         full,
@@ -216,7 +223,7 @@ def _finish(args: argparse.Namespace, loaded: LoadedModel, tuning: Tuning, tuned
         provenance=tuned.provenance,
     )
     write_recipe(content, out)
-    plot = _draw(tuned, chosen, out.with_suffix(".png"), loaded.name)
+    plot = _draw(tuned, chosen, out.with_suffix(".png"), model)
     use = f'swaa generate {args.model} --recipe {out} --file report.txt --question "..."'
     if args.json:
         print(json.dumps({"recipe": content, "file": str(out), "use": use, **_as_json(tuned)}))
@@ -225,9 +232,31 @@ def _finish(args: argparse.Namespace, loaded: LoadedModel, tuning: Tuning, tuned
     for line in counts(chosen, full):
         print(f"held out, {line}")
     print(f"recipe: {out}" + (f", plot: {plot}" if plot else ""))
+    if before not in (None, chosen.config):
+        print(f"it replaces the one that was there: {before.describe()}")
     print(f"all that was measured: {tuned.path}")
     print(f"use it: {use}")
     return 0
+
+
+def _earlier(out: Path) -> SWAAConfig | None:
+    """The recipe that is there already, which this run may replace; other files it may not."""
+    if not out.exists():
+        return None
+    try:
+        return SWAAConfig.load(out)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{out} is there and is no recipe, so it will not be replaced: name another file by"
+            f" --out ({error})"
+        ) from None
+
+
+def _choose(tuning: Tuning, tuned: Tuned) -> Point:
+    from swaa.selection.report import choose
+
+    full, *points = tuned.points
+    return choose([point for point in points if point.source == tuning.method], full, tuning.keep)
 
 
 def _how(tuning: Tuning) -> str:

@@ -104,18 +104,50 @@ def split(
     )
 
 
-def require_reach(samples: Sequence[Sample], *, window: int, sink_tokens: int) -> None:
+def require_room(
+    samples: Sequence[Sample], prompt: Prompt, *, context: int | None, model: str
+) -> None:
+    """Refuse prompts that the model cannot see whole, together with the longest answer.
+
+    Args:
+        samples: of both parts.
+        prompt: says how long answers may be.
+        context: tokens that the model sees at once; ``None``: not known.
+        model: its name.
+
+    Raises:
+        ValueError: naming the first that is too long.
+    """
+    for sample in samples:
+        most = sample.length + prompt.max_new_tokens(sample)
+        if context is not None and most > context:
+            raise ValueError(
+                f"sample {sample.id} takes up to {most} tokens with its answer; {model} sees"
+                f" {context} at once: lower --length"
+            )
+
+
+def require_reach(
+    samples: Sequence[Sample], *, window: int, sink_tokens: int, length: int | None
+) -> None:
     """Refuse prompts that window and sinks show whole: every recipe answers them alike.
+
+    Args:
+        samples: to tune on.
+        window: keys a sliding row sees.
+        sink_tokens: first tokens that every row sees.
+        length: that was asked for, or the most of a file; ``None``: no limit.
 
     Raises:
         ValueError: when fewer than half of the samples are longer.
     """
     longer = sum(sample.length > window + sink_tokens for sample in samples)
     if 2 * longer < len(samples):
+        more = "give longer prompts" if length is None else f"raise --length (now {length})"
         raise ValueError(
             f"{len(samples) - longer} of {len(samples)} calibration prompts fit into {window} keys"
-            f" and {sink_tokens} sinks, where every layer sees everything: give longer prompts, or"
-            " lower --window"
+            f" and {sink_tokens} sinks, where every layer sees everything: {more}, or lower"
+            " --window or --sink-tokens"
         )
 
 

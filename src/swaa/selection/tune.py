@@ -12,7 +12,6 @@ from typing import Any
 from swaa import results
 from swaa.config import SWAAConfig
 from swaa.evaluation.comparison import Comparison
-from swaa.evaluation.sample import Sample
 from swaa.evaluation.samples_file import SamplesFile
 from swaa.evaluation.sources import LocalModel
 from swaa.evaluation.tasks import Task
@@ -157,9 +156,17 @@ class _Run:
             held_out=tuning.held_out if own else 0,
             seed=tuning.seed,
         )
-        self._check_context([*parts.calibration, *parts.held_out])
+        calibration.require_room(
+            [*parts.calibration, *parts.held_out],
+            prompt,
+            context=self.source.context,
+            model=self.source.model,
+        )
         calibration.require_reach(
-            parts.calibration, window=self.base.window, sink_tokens=self.base.sink_tokens
+            parts.calibration,
+            window=self.base.window,
+            sink_tokens=self.base.sink_tokens,
+            length=tuning.length,
         )
         gold = all(sample.answers for sample in samples)
         if gold:
@@ -188,16 +195,6 @@ class _Run:
             GivenSamples(own, parts.held_out) if task.name == own.name else task
             for task in self.tuning.report_on or (own,)
         ]
-
-    def _check_context(self, samples: Sequence[Sample]) -> None:
-        context = self.source.context
-        for sample in samples:
-            most = sample.length + self.tuning.prompt.max_new_tokens(sample)
-            if context is not None and most > context:
-                raise ValueError(
-                    f"sample {sample.id} takes up to {most} tokens with its answer;"
-                    f" {self.source.model} sees {context} at once: lower --length"
-                )
 
     # Search
 
