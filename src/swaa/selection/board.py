@@ -29,8 +29,8 @@ class Board:
         passes: entered; measures.
         file: entered; one line a candidate, so that an interrupted search resumes.
         objective: what :meth:`value` reads.
-        on_pass: called after each candidate measured, with the number measured so far, and with
-            what it took: 1 for a pass over whole prompts, else :data:`SHORT`.
+        on_pass: called after each candidate measured, with what it took: 1 for a pass over whole
+            prompts, else :data:`SHORT`.
         screen: measure full layers by their last rows only; 0: as they are.
         asked: candidates asked for so far.
     """
@@ -38,20 +38,14 @@ class Board:
     passes: SharedPasses
     file: SamplesFile
     objective: Objective = "nll"
-    on_pass: Callable[[int, float], None] | None = None
+    on_pass: Callable[[float], None] | None = None
     screen: int = 0
     asked: list[Candidate] = field(default_factory=list)
     _known: dict[str, Scores] = field(default_factory=dict, init=False)
-    _count: list[int] = field(default_factory=lambda: [0], init=False)
 
     def __post_init__(self) -> None:
         for record in self.file.samples:
             self._known[record["id"]] = Scores(record["nll"], record["kl"], record["exact"])
-
-    @property
-    def measured(self) -> int:
-        """Candidates measured so far, by this board and those beside it."""
-        return self._count[0]
 
     @property
     def able(self) -> tuple[int, ...]:
@@ -69,7 +63,7 @@ class Board:
     def screening(self, rows: int) -> Board:
         """A board beside this one, on the same passes and file, that screens."""
         beside = replace(self, screen=rows, asked=[])
-        beside._known, beside._count = self._known, self._count
+        beside._known = self._known
         return beside
 
     def full_scores(self) -> Scores:
@@ -99,10 +93,9 @@ class Board:
             )
             for candidate, scores in zip(missing, found, strict=True):
                 self._record(self._key(candidate), scores, _describe(candidate))
-                self._count[0] += 1
                 if self.on_pass is not None:
                     short = self.screen or not candidate.full
-                    self.on_pass(self.measured, SHORT if short else 1)
+                    self.on_pass(SHORT if short else 1)
         return sorted(wanted, key=self.value)
 
     def _plans(self, candidate: Candidate) -> tuple[LayerPlan, ...]:

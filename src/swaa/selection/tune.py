@@ -98,6 +98,7 @@ class _Run:
         self.base = Candidate.of(tuning.base, self.able, self.depth)
         given = tuning.budgets or [Budget.parse(text) for text in LADDER]
         self.budgets = [(budget, budget.whole_layers(len(self.able))) for budget in given]
+        self.sets = 0  # measured, under all budgets
         self.seconds: dict[str, float] = {}
         self.notes: list[str] = []
 
@@ -284,11 +285,12 @@ class _Run:
         if self.tuning.baselines:
             expected += 2 * len(self.able)
 
-        def report_pass(measured: int, took: float) -> None:
+        def report_pass(took: float) -> None:
             nonlocal done
             done += took
+            self.sets += 1
             share = min(1.0, done / expected)
-            self.progress(0.6 * (number + share) / parts, f"search, {measured} sets measured")
+            self.progress(0.6 * (number + share) / parts, f"search, {self.sets} sets measured")
 
         board.on_pass = report_pass
 
