@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import re
 import secrets
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -143,17 +142,6 @@ def arguments_of(run: ServeRun) -> list[str]:
         return given
     length = run.workload.input_tokens + run.workload.output_tokens
     return [*given, "--max-model-len", str(length)]
-
-
-def local_device() -> str:
-    """Name of this machine's GPU, or of its CPU; asked for without a context on the GPU."""
-    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
-        names = done.stdout.strip().splitlines()
-        if names:
-            return names[0] if len(names) == 1 else f"{len(names)} x {names[0]}"
-    return results.record_provenance(device="cpu").device
 
 
 @contextlib.contextmanager

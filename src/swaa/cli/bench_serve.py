@@ -181,7 +181,8 @@ def _workload(args: argparse.Namespace) -> Workload:
 
 
 def _source(args: argparse.Namespace, names: list[str]) -> Endpoint | Launcher:
-    from swaa.benchmark.serve import SERVED, Endpoint, Launcher, local_device
+    from swaa.benchmark.serve import SERVED, Endpoint, Launcher
+    from swaa.benchmark.serve_device import local_device
 
     if args.endpoint is None:
         for name in ("served_model", "device_name"):
