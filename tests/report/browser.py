@@ -220,3 +220,22 @@ class Browser:
         """The page as printed."""
         done = self.call("Page.printToPDF", printBackground=False)
         Path(path).write_bytes(base64.b64decode(done["data"]))
+
+
+def choose_group(page, start, panel="accuracy", place=0):
+    """Choose the option of a figure's select that starts with a text."""
+    value = page.run(
+        f"[...document.querySelectorAll('#{panel} select')[{place}].options]"
+        f".find((o) => o.value.startsWith({json.dumps(start)})).value"
+    )
+    page.run(
+        f"(() => {{ const s = document.querySelectorAll('#{panel} select')[{place}];"
+        f" s.value = {json.dumps(value)};"
+        " s.dispatchEvent(new Event('change', { bubbles: true })); })()"
+    )
+    page.settle()
+
+
+def marks(page, panel="accuracy"):
+    """How many points a figure shows."""
+    return page.count(f"#{panel} .chart .point .mark")

@@ -203,7 +203,7 @@ def test_a_tuning_names_the_task_of_its_outcome(tmp_path):
     report = write_report(tmp_path / "results", tmp_path / "report.html")
     assert report.problems == ()
     (run,) = content((tmp_path / "report.html").read_text("utf-8"))["runs"]
-    assert run["outcome"] == "found: 44 of 50 right in multikey"
+    assert run["outcome"] == "multikey: full attention 45, found 44 of 50 right"
 
 
 def test_vllm_engines_are_times_and_bytes(shown):
@@ -211,7 +211,7 @@ def test_vllm_engines_are_times_and_bytes(shown):
     ours, traffic = _of(items, chart="speed", series="full decode")
     assert ours["measure"] == "time to first token in vLLM, best of 2"
     assert (traffic["value"], traffic["unit"], traffic["more_is_better"]) == (300.0, "tok/s", True)
-    assert "4 requests of 128,000 + 512 tokens at once" in traffic["measure"]
+    assert "4 requests at once of 128,000 + 512 tokens" in traffic["measure"]
     assert (ours["value"], ours["tokens"], ours["ours"], ours["full"]) == (
         3.0,
         131_072,

@@ -14,15 +14,26 @@ from swaa.report.folder import Run
 def read(run: Run) -> Figures:
     """What a tuning shows."""
     rows = run.result.rows
-    best = _best(run)
     return Figures(
         subject=run.result.provenance.model or run.result.name,
         setting=f"{len({row['recipe'] for row in rows})} recipes",
         task=", ".join(dict.fromkeys(row["task"] for row in rows)),
-        outcome=f"{best['recipe']}: {best['right']} of {best['samples']} right in {best['task']}",
+        outcome=_outcome(run),
         answers=tuple(_answers(run)),
         configs={row["recipe"]: SWAAConfig.from_dict(row["swaa"]) for row in rows},
     )
+
+
+def _outcome(run: Run) -> str:
+    """Full attention's answers beside those of the best recipe, in one task."""
+    best = _best(run)
+    full = [
+        f"full attention {row['right']}, "
+        for row in run.result.rows
+        if row["swaa"]["window"] is None and row["task"] == best["task"] and row is not best
+    ]
+    said = f"{best['recipe']} {best['right']} of {best['samples']} right"
+    return f"{best['task']}: {''.join(full[:1])}{said}"
 
 
 def _best(run: Run) -> Mapping[str, Any]:

@@ -66,7 +66,7 @@ def _measurements(
         size = f"{setting['traffic_prompt']:,} + {setting['traffic_answer']} tokens"
         yield Measurement(
             chart="speed",
-            measure=f"throughput in vLLM, {setting['requests']} requests of {size} at once",
+            measure=f"throughput in vLLM, {_requests(setting['requests'])} of {size}",
             unit="tok/s",
             value=row["traffic_tokens"] / row["traffic_seconds"],
             more_is_better=True,
@@ -89,3 +89,7 @@ def _measurements(
             more_is_better=True,
             **own,
         )
+
+
+def _requests(count: int) -> str:
+    return "1 request" if count == 1 else f"{count} requests at once"

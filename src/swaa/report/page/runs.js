@@ -191,16 +191,9 @@ function runRows(run) {
 }
 
 function runDetails(run) {
-  const keys = distinct(run.rows.flatMap((row) => Object.keys(row)));
-  const text = (value) =>
-    value === undefined || value === null
-      ? "–"
-      : typeof value === "number" && !Number.isInteger(value)
-        ? digits(value, 5)
-        : typeof value === "object"
-          ? JSON.stringify(value)
-          : String(value);
   const versions = Object.entries(run.provenance.versions).filter(([, version]) => version);
+  // Rows that hold different things have a table each.
+  const alike = groupBy(run.rows, (row) => Object.keys(row).sort().join());
   return make(
     "div",
     {},
@@ -211,34 +204,11 @@ function runDetails(run) {
       run.provenance.seconds === null ? "" : ` · took ${whole(run.provenance.seconds)} s`,
       ` · ${versions.map(([name, version]) => `${name} ${version}`).join(" · ")}`,
     ),
-    make(
-      "div",
-      { class: "scroll", tabindex: "0", role: "region", "aria-label": `Rows of ${run.path}` },
+    [...alike.values()].map((rows) =>
       make(
-        "table",
-        {},
-        make(
-          "thead",
-          {},
-          make(
-            "tr",
-            {},
-            keys.map((key) => make("th", { scope: "col" }, key)),
-          ),
-        ),
-        make(
-          "tbody",
-          {},
-          run.rows.map((row) =>
-            make(
-              "tr",
-              {},
-              keys.map((key) =>
-                make("td", { class: typeof row[key] === "number" ? "num" : null }, text(row[key])),
-              ),
-            ),
-          ),
-        ),
+        "div",
+        { class: "scroll", tabindex: "0", role: "region", "aria-label": `Rows of ${run.path}` },
+        rowsTable(rows),
       ),
     ),
     make(
@@ -248,4 +218,47 @@ function runDetails(run) {
       make("pre", {}, JSON.stringify(run.config, null, 2)),
     ),
   );
+}
+
+/** Rows with the same keys; what names a row stands first, what is long last. */
+function rowsTable(rows) {
+  const long = (value) => value !== null && typeof value === "object" && !("p50" in value);
+  const rank = (key) =>
+    rows.some((row) => long(row[key])) ? 2 : rows.some((row) => typeof row[key] === "string") ? 0 : 1;
+  const keys = Object.keys(rows[0]).sort((a, b) => rank(a) - rank(b));
+  const cells = (row) =>
+    keys.map((key) =>
+      make(
+        "td",
+        { class: typeof row[key] === "number" ? "num" : long(row[key]) ? "long" : "text" },
+        cellText(row[key]),
+      ),
+    );
+  return make(
+    "table",
+    {},
+    make(
+      "thead",
+      {},
+      make(
+        "tr",
+        {},
+        keys.map((key) => make("th", { scope: "col" }, key)),
+      ),
+    ),
+    make(
+      "tbody",
+      {},
+      rows.map((row) => make("tr", {}, cells(row))),
+    ),
+  );
+}
+
+/** A value of a row as text; of a spread its median, and from where to where it lies. */
+function cellText(value) {
+  if (value === undefined || value === null) return "–";
+  if (typeof value === "number") return Number.isInteger(value) ? whole(value) : digits(value, 5);
+  if (typeof value !== "object") return String(value);
+  if (typeof value.p50 !== "number") return JSON.stringify(value);
+  return `${digits(value.p50, 4)} (${digits(value.p20, 4)} to ${digits(value.p80, 4)})`;
 }
