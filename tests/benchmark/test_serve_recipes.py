@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from swaa import results
-from swaa.benchmark import serve
+from swaa.benchmark import serve, serve_process
 from swaa.benchmark.serve import Endpoint, Launcher, ServeRun, arguments_of, execute, find
 from swaa.benchmark.serve_process import Server, launch_command, running
 from swaa.benchmark.serve_workload import Workload
@@ -117,6 +118,53 @@ def test_a_server_that_does_not_start(tmp_path):
     ):
         pytest.fail("the block runs without a server")
     assert "no such model" in log.read_text()
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """A port that listens, given out in the place of a free one; the number of times to do so."""
+    real, given = serve_process._free_port, []
+
+    def put(times):
+        def free_port():
+            given.append(port if len(given) < times else real())
+            return given[-1]
+
+        monkeypatch.setattr(serve_process, "_free_port", free_port)
+        return given
+
+    monkeypatch.chdir(ROOT)
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+        yield put
+
+
+def test_where_another_takes_the_port_the_next_one_is_tried(taken, tmp_path):
+    given = taken(1)
+    with running(STAND_IN, log=tmp_path / "log", timeout_s=120) as server:
+        assert server.url == f"http://127.0.0.1:{given[1]}/v1"
+        assert server.kv_tokens() == 12_345
+    assert len(given) == 2
+
+
+def test_ports_are_not_tried_for_ever(taken, tmp_path):
+    given = taken(99)
+    with (
+        pytest.raises(ConnectionError, match=r"code 1; its last words: .* Address already in use"),
+        running(STAND_IN, log=tmp_path / "log", timeout_s=120),
+    ):
+        pytest.fail("the block runs without a server")
+    assert len(given) == 3
+
+
+def test_what_fails_for_another_reason_is_not_tried_again(taken, tmp_path):
+    given = taken(0)
+    with (
+        pytest.raises(ConnectionError, match="ended with code 7"),
+        running([sys.executable, "-c", "exit(7)"], log=tmp_path / "log", timeout_s=120),
+    ):
+        pytest.fail("the block runs without a server")
+    assert len(given) == 1
 
 
 def test_a_server_that_takes_too_long_is_ended(tmp_path, monkeypatch):

@@ -18,6 +18,9 @@ from swaa.integrations.vllm.launch import end_with_parent
 
 POLL_SECONDS = 0.5
 END_SECONDS = 60
+PORTS = 3
+"""Ports that are tried, where others are faster to take them."""
+_TAKEN = re.compile("address already in use", re.IGNORECASE)
 _KV_TOKENS = re.compile(r"KV cache size: ([\d,]+) tokens")
 
 
@@ -109,9 +112,33 @@ def running(command: Sequence[str], *, log: Path, timeout_s: float) -> Iterator[
     Raises:
         ConnectionError: when it does not come up, or has ended when the block has.
     """
-    port = _free_port()
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as out, _terminated_by_exception():
+    with _terminated_by_exception(), contextlib.ExitStack() as ended:
+        yield _start(command, log, timeout_s, ended)
+    log.unlink()
+
+
+def _start(
+    command: Sequence[str],
+    log: Path,
+    timeout_s: float,
+    ended: contextlib.ExitStack,
+    *,
+    ports: int = PORTS,
+) -> Server:
+    try:
+        return ended.enter_context(_started(command, log, timeout_s))
+    except ConnectionError:
+        # Between the look for a free port and the server's start another may take it.
+        if ports == 1 or not _TAKEN.search(log.read_text("utf-8", "replace")):
+            raise
+    return _start(command, log, timeout_s, ended, ports=ports - 1)
+
+
+@contextlib.contextmanager
+def _started(command: Sequence[str], log: Path, timeout_s: float) -> Iterator[Server]:
+    port = _free_port()
+    with log.open("wb") as out:
         process = subprocess.Popen(
             [*command, "--host", "127.0.0.1", "--port", str(port)],
             stdin=subprocess.DEVNULL,
@@ -120,18 +147,17 @@ def running(command: Sequence[str], *, log: Path, timeout_s: float) -> Iterator[
             start_new_session=True,
             preexec_fn=end_with_parent,
         )
-        server = Server(process, port, log)
-        try:
-            server.wait_until_up(timeout_s)
-            yield server
-            server.check()
-        except ConnectionError:
-            # Where the server died, its last words say more than that it did not answer.
-            server.check(grace_s=2)
-            raise
-        finally:
-            server.end()
-    log.unlink()
+    server = Server(process, port, log)
+    try:
+        server.wait_until_up(timeout_s)
+        yield server
+        server.check()
+    except ConnectionError:
+        # Where the server died, its last words say more than that it did not answer.
+        server.check(grace_s=2)
+        raise
+    finally:
+        server.end()
 
 
 def launch_command(model: str, recipe: str, *, full: bool) -> list[str]:
