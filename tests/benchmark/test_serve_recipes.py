@@ -122,7 +122,7 @@ def test_a_server_that_does_not_start(tmp_path):
 
 @pytest.fixture
 def taken(monkeypatch):
-    """A port that listens, given out in the place of a free one; the number of times to do so."""
+    """Gives out a port that is bound already, so many times, in the place of a free one."""
     real, given = serve_process._free_port, []
 
     def put(times):
@@ -134,7 +134,8 @@ def taken(monkeypatch):
         return given
 
     monkeypatch.chdir(ROOT)
-    with socket.create_server(("127.0.0.1", 0)) as held:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
         port = held.getsockname()[1]
         yield put
 
