@@ -223,8 +223,8 @@ function runDetails(run) {
 /** Rows with the same keys; what names a row stands first, what is long last. */
 function rowsTable(rows) {
   const long = (value) => value !== null && typeof value === "object" && !("p50" in value);
-  const rank = (key) =>
-    rows.some((row) => long(row[key])) ? 2 : rows.some((row) => typeof row[key] === "string") ? 0 : 1;
+  const names = (key) => key === "tokens" || rows.some((row) => typeof row[key] === "string");
+  const rank = (key) => (rows.some((row) => long(row[key])) ? 2 : names(key) ? 0 : 1);
   const keys = Object.keys(rows[0]).sort((a, b) => rank(a) - rank(b));
   const cells = (row) =>
     keys.map((key) =>
