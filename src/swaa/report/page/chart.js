@@ -38,9 +38,10 @@ function drawChart(host, spec) {
 
 /** Above so many points whiskers fade, and a name stands only where it is clear whose it is. */
 const CROWD = 12;
+const NARROW = 520;
 
 function renderChart(spec, width, tip) {
-  const narrow = width < 520;
+  const narrow = width < NARROW;
   const height = Math.round(Math.min(460, Math.max(300, width * (narrow ? 0.95 : 0.52))));
   const right = narrow ? 10 : 18;
   const room = { left: spec.y.binary ? 66 : narrow ? 50 : 62, right, top: 14, bottom: 26 };
@@ -153,7 +154,9 @@ function placeLabels(points, { width, height, room, crowded }) {
     box[1] >= 2 &&
     box[3] <= height - room.bottom &&
     taken.every((t) => box[2] < t[0] || box[0] > t[2] || box[3] < t[1] || box[1] > t[3]);
-  const wanted = points.filter((point) => point.label);
+  // On a phone's crowded chart only what matters most is named.
+  const least = crowded && width < NARROW ? 2 : 0;
+  const wanted = points.filter((point) => point.label && (point.first ?? 0) >= least);
   for (const point of wanted.sort((a, b) => (b.first ?? 0) - (a.first ?? 0))) {
     const long = point.label.length * 6.4 + 2;
     const { left: x, top: y } = point;
