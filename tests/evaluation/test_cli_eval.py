@@ -1,11 +1,13 @@
+import dataclasses
 import json
 
 import pytest
 
-from swaa import cli, models
+from swaa import cli, load_recipe, models
 from swaa.config import SWAAConfig
 from swaa.evaluation import sources
 from swaa.evaluation.prompt import Prompt
+from swaa.plan import price
 from tests.evaluation.server import serve
 
 
@@ -43,6 +45,17 @@ def test_recipes_are_measured_on_the_same_samples_and_kept(tiny, capsys, tmp_pat
         (task, recipe) for task in ("needle", "recall") for recipe in ("full", "naive", "fast")
     ]
     assert [path.stat().st_mtime_ns for path in files] == times
+    for row in rows:
+        config = load_recipe(row["recipe"])
+        if config.window is not None:
+            config = dataclasses.replace(config, window=128)
+        ratios = price(tiny.model.config, config, prompt_length=600).ratios()
+        kept = row["rows"][0]
+        assert kept["flops_share"] == ratios["prefill_flops"]
+        assert kept["keys_share"] == ratios["prefill_attention_flops"]
+        assert kept["kv_share"] == ratios["kv_steady_bytes"]
+    naive = next(line for line in out.splitlines() if " naive " in line)
+    assert f" {100 * rows[1]['rows'][0]['flops_share']:.0f} " in naive
     prompts = [
         {json.loads(line)["prompt"] for line in path.read_text().splitlines()}
         for path in files

@@ -92,6 +92,19 @@ def test_times_spread_as_the_samples_say(tmp_path):
     assert (point["seconds_low"], point["seconds_high"]) == (2.0, 5.0)
 
 
+def test_costs_that_a_run_wrote_are_shown_though_layers_differ(tmp_path):
+    config = {**runs.SLIDING, "full_layers": "odd"}
+    result = runs.evaluation("odd", config, 8)
+    costs = {"flops_share": 0.75, "keys_share": 0.5, "kv_share": 0.25}
+    row, *others = result.rows
+    priced = dataclasses.replace(result, rows=({**row, **costs}, *others))
+    for one, expected in ((result, dict.fromkeys(costs)), (priced, costs)):
+        save(one, samples=[], folder=tmp_path / "results")
+        page = write_report(tmp_path / "results", tmp_path / "r.html").path.read_text("utf-8")
+        (point,) = content(page)["answers"]
+        assert {name: point[name] for name in costs} == expected
+
+
 def test_an_evaluation_tells_full_attention_beside_the_best_and_cheapest(shown):
     outcomes = {run["path"].rpartition("-")[0]: run["outcome"] for run in shown["runs"]}
     assert outcomes["eval/tiny-fast-multikey-1024"] == "mean score 85 %"

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _HEADERS = (
     "task", "tokens", "recipe", "samples", "right %", "95 % interval", "score %", "no answer",
-    "of full %", "p", "first token s",
+    "of full %", "p", "FLOPs %", "KV %", "first token s",
 )  # fmt: skip
 _PLACES = {"sinks": "in the sinks", "beyond": "between", "window": "in the window"}
 
@@ -74,8 +74,14 @@ def _cells(outcome: Outcome, pair: Mapping[str, Any]) -> tuple[Cell, ...]:
         row["no_answer"],
         None if pair["retention"] is None else f"{pair['retention']:.1f}",
         None if pair["p"] is None else f"{pair['p']:.3g}",
+        _percent(row.get("flops_share")),
+        _percent(row.get("kv_share")),
         None if row["first_token_s"] is None else f"{row['first_token_s']:.2f}",
     )
+
+
+def _percent(share: float | None) -> str | None:
+    return None if share is None else f"{100 * share:.0f}"
 
 
 def _print_places(outcomes: Sequence[Outcome], window: int, sink_tokens: int) -> None:

@@ -44,6 +44,10 @@ class Source(Protocol):
         """Make an engine ready for prompts, and undo that."""
         ...
 
+    def costs(self, config: SWAAConfig, length: int) -> Mapping[str, float] | None:
+        """Arithmetic costs of a prompt, divided by full attention's; ``None``: not known."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
@@ -133,6 +137,7 @@ class Comparison:
                 device=source.device,
                 progress=meter.of(len(samples), f"{run.setting}: {run.task.name}"),
                 requests=requests,
+                costs=None if run.length is None else source.costs(run.config, run.length),
             )
         meter.finish()
         return outcome

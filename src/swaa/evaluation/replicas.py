@@ -8,7 +8,7 @@ those of a single process, so that greedy answers are the same, token for token.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -72,6 +72,10 @@ class ReplicatedModel:
         """Adapt every copy, and restore it."""
         assert isinstance(engine, ReplicatedEngine)
         return engine
+
+    def costs(self, config: SWAAConfig, length: int) -> Mapping[str, float] | None:
+        """Those of every copy."""
+        return self.local.costs(config, length)
 
 
 class ReplicatedEngine:

@@ -167,6 +167,7 @@ def execute(
     packages: Sequence[str] = (),
     progress: Callable[[int], None] | None = None,
     requests: Sequence[Request] | None = None,
+    costs: Mapping[str, float] | None = None,
 ) -> Outcome:
     """Answer what is not answered yet, score, and write the result.
 
@@ -181,6 +182,7 @@ def execute(
         packages: more packages whose versions matter.
         progress: called with the number of samples done so far, at the start and after each.
         requests: of the samples, where other runs had them made already (:func:`make_requests`).
+        costs: of a prompt by arithmetic, divided by full attention's; kept with the answers.
 
     Raises:
         ValueError: when another process writes this run, or a prompt has changed under a sample
@@ -205,6 +207,8 @@ def execute(
                 by_id = {sample.id: sample for sample in samples}
                 records = apply_verdicts(judge, records, by_id, path.with_suffix(".judge.jsonl"))
             rows = summarize(records, run.config)
+            if costs is not None:
+                rows[0] |= costs
         result = results.Result(
             kind=KIND,
             name=run.name,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
@@ -16,6 +16,14 @@ from swaa.evaluation.engines.transformers import TransformersEngine
 from swaa.evaluation.revision import model_revision
 from swaa.evaluation.run import SERVED
 from swaa.models import LoadedModel, find_model, require_gguf
+from swaa.plan import price
+
+COSTS = {
+    "flops_share": "prefill_flops",
+    "keys_share": "prefill_attention_flops",
+    "kv_share": "kv_steady_bytes",
+}
+"""What is kept of a prompt's price, and what :meth:`swaa.plan.Price.ratios` calls it."""
 
 
 class LocalModel:
@@ -54,6 +62,23 @@ class LocalModel:
         assert isinstance(engine, TransformersEngine)
         return engine
 
+    def costs(self, config: SWAAConfig, length: int) -> Mapping[str, float] | None:
+        """Costs of a prompt by arithmetic (:mod:`swaa.plan`), divided by full attention's.
+
+        Args:
+            config: of the model.
+            length: of the prompt (tokens).
+
+        Returns:
+            ``flops_share``; ``keys_share``, of the keys that queries visit; ``kv_share``, of the
+            bytes held after the prompt. ``None``: the model cannot be priced.
+        """
+        try:
+            ratios = price(self._loaded.model.config, config, prompt_length=length).ratios()
+        except ValueError:  # it may still be asked as it is
+            return None
+        return {share: ratios[name] for share, name in COSTS.items() if name in ratios}
+
 
 class ServedModel:
     """An endpoint that runs one configuration, chosen where it was started.
@@ -91,6 +116,10 @@ class ServedModel:
     def running(self, engine: Engine) -> Iterator[Engine]:
         """Nothing to make ready."""
         yield engine
+
+    def costs(self, config: SWAAConfig, length: int) -> None:
+        """Not known: the server has the model's sizes."""
+        del config, length
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

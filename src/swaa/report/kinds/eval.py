@@ -104,11 +104,14 @@ def _answers(run: Run) -> Iterator[Answers]:
             seconds_high=high,
             time=_SHARED if shared else _TIME,
             full=config.window is None,
-            **_shares(result, config),
+            **_shares(result, config, row),
         )
 
 
-def _shares(result: Result, config: SWAAConfig) -> Mapping[str, Any]:
+def _shares(result: Result, config: SWAAConfig, row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the run wrote of its costs; of runs that wrote none, what is known of the model."""
+    if "keys_share" in row:
+        return {name: row.get(name) for name in ("keys_share", "flops_share", "kv_share")}
     length = result.config["length"]
     shares = None if length is None else shares_of(result.config["model"], config, length)
     if shares is None:
