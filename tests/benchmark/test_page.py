@@ -20,8 +20,8 @@ def row(setting, tokens, first, **values):
         "tokens": tokens,
         "batch": 1,
         "refused": None,
-        "first_token_s": {"p20": first, "p50": first, "p80": first},
-        "per_token_s": {"p20": 0.004, "p50": 0.004, "p80": 0.004},
+        "first_token_s": {"p20": first, "p50": first, "p80": first, "timings": 1},
+        "per_token_s": {"p20": 0.004, "p50": 0.004, "p80": 0.004, "timings": 127},
         "prefill_tokens_per_s": tokens / first,
         "decode_tokens_per_s": 250.0,
         "kv_bytes": 1000,
@@ -102,9 +102,8 @@ def test_the_page_shows_every_file(tmp_path):
     assert "| sliding | first token faster than stock, every layer sliding | 4.00x |" in page
     assert "| prefill | FA3 | not timed: not \\| here |  |" in page
     assert "| prefill | FA4 | 10.000 | taken |" in page
-    assert (
-        "| 131,072 | 1 | sliding | 2.200 | 2.200 to 2.200 | 4.50x | 5.00x | 90% | 59,578 |" in page
-    )
+    assert "| 131,072 | 1 | sliding | 2.200 | - | 1 | 4.50x | 5.00x | 90% | 59,578 |" in page
+    assert "| 131,072 | 1 | sliding | 4.00 | 4.00 to 4.00 | 127 | 1.40x |" in page
     assert "## Attention kernels" not in page
     write_page(tmp_path, tmp_path / "page.md")
     assert (tmp_path / "page.md").read_text("utf-8") == page

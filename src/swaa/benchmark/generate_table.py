@@ -54,11 +54,12 @@ def _speed(title: str, rows: Sequence[Row], what: str, value: tuple[str, float, 
         if f"{what}_speedup" in row:
             speed = [f"{row[f'{what}_speedup']:.2f}x", f"{row[f'{what}_limit']:.2f}x"]
             speed.append(f"{row[f'{what}_of_limit']:.0%}")
-        cells.append(
-            (*head, times[0], f"{times[1]} to {times[2]}", *speed, f"{row[throughput]:,.0f}")
-        )
-    headers = ("tokens", "batch", "setting", "median", "p20 to p80", "vs stock", "limit")
-    return Table(title, (*headers, "of limit", "tokens/s"), [cell[:9] for cell in cells])
+        count = row[key]["timings"]
+        spread = f"{times[1]} to {times[2]}" if count > 1 else "-"
+        rate = f"{row[throughput]:,.0f}"
+        cells.append((*head, times[0], spread, str(count), *speed, rate))
+    headers = ("tokens", "batch", "setting", "median", "p20 to p80", "timings", "vs stock")
+    return Table(title, (*headers, "limit", "of limit", "tokens/s"), cells)
 
 
 def _memory(rows: Sequence[Row]) -> Table:

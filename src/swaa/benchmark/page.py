@@ -22,14 +22,15 @@ END_TO_END = """## End to end
 - *stock*: the same model, full attention in every layer by the fastest stock kernels that run
   there. They are asked for, not assumed: every one that is installed and right is timed first.
 - *no attention*: the same run with attention replaced by a tensor that is there already. With `T0`
-  for its time, no attention kernel makes the run faster than
-  `limit = (T0 + stock attention) / (T0 + our attention)`, both attentions timed alone at the
-  sizes of the run. *of limit* is how much of that is reached; above 100 %, the stock run lost more
-  beside its attention than ours did.
+  for its time, `limit = (T0 + stock attention) / (T0 + our attention)` is what Amdahl's law leaves
+  to attention, both attentions timed alone at the sizes of the run. *of limit* is how much of that
+  is reached. The limit is an estimate, good to some percent: above 100 %, the stock run took
+  longer than `T0` and its attention timed alone make together, by more than ours did.
 
 All rows share the prompt in chunks, the static cache, the CUDA graph of a decoding step and the
 compiled layers; only what serves the attention calls differs. Shapes without weights are filled
-with random numbers: speed depends on sizes, not on values.
+with random numbers: speed depends on sizes, not on values. Long prompts are timed a few times, some
+once: *timings* says how often. `naive sink_tokens=128` is window and sinks, nothing else.
 """
 KERNELS = """## Attention kernels
 
@@ -97,7 +98,7 @@ def _stock_table(result: Result) -> Table:
                 timed = isinstance(seconds, float)
                 value = f"{1e3 * seconds:.3f}" if timed else f"not timed: {seconds}"
                 cells.append((phase, name, value, best))
-    title = "Stock kernels tried, one layer (ms)"
+    title = "Stock kernels tried: one layer at 32,768 tokens, or the longest prompt (ms)"
     if any(kernel == "FA4" and value.startswith("not timed") for _, kernel, value, _ in cells):
         title += "; without FA4, often the fastest, stock is slower than it could be"
     return Table(title, ("phase", "kernel", "ms", ""), cells)
