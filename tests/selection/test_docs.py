@@ -116,7 +116,10 @@ def test_what_the_page_says_of_answers_is_in_the_results(answered):
     )
     beyond = {sum(far[name]) - sum(far[PATTERN]) for name in searched if name in far}
     assert beyond == {29}
-    assert "by 29 at 7,500 (p 3e-08)" in words
+    assert "At 7,500 tokens the two of seed 0 are ahead by 29 (p 3e-08)" in words
+    late = [mcnemar(far["kl_out"], far[name]) for name in searched if name in far]
+    assert {sum(far[name]) - sum(far["kl_out"]) for name in searched if name in far} == {2}
+    assert f"ahead of it by 2 (p {min(late):.2g} and more)" in words
     least = min(mcnemar(near[name], near["full"]) for name in searched)
     assert f"none differs from full attention (p {least:.2g} at least)" in words
     common = set.intersection(*(set(layers[name]) for name in searched))
