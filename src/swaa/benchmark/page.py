@@ -31,6 +31,10 @@ All rows share the prompt in chunks, the static cache, the CUDA graph of a decod
 compiled layers; only what serves the attention calls differs. Shapes without weights are filled
 with random numbers: speed depends on sizes, not on values. Long prompts are timed a few times, some
 once: *timings* says how often. `naive sink_tokens=128` is window and sinks, nothing else.
+
+Of the stock kernels *aten varlen* is PyTorch's own for sequences of unequal length; *every slot* reads
+a static cache whole, as Transformers does, not only what is filled. Targets were set before anything
+was measured.
 """
 KERNELS = """## Attention kernels
 
