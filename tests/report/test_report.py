@@ -105,28 +105,47 @@ def test_costs_that_a_run_wrote_are_shown_though_layers_differ(tmp_path):
         assert {name: point[name] for name in costs} == expected
 
 
-def test_an_evaluation_tells_full_attention_beside_the_best_and_cheapest(shown):
+def test_an_evaluation_tells_full_attention_beside_what_slides(shown):
     outcomes = {run["path"].rpartition("-")[0]: run["outcome"] for run in shown["runs"]}
     assert outcomes["eval/tiny-fast-multikey-1024"] == "mean score 85 %"
     assert outcomes["eval/tiny-multikey-2048"] == (
-        f"full attention: mean score 95 %; {runs.EVIL}, best of 1: mean score 75 %"
+        f"full attention: mean score 95 %; {runs.EVIL}: mean score 75 %"
     )
 
 
-def test_of_equally_good_settings_the_cheapest_is_named(tmp_path):
+@pytest.mark.parametrize(
+    ("right", "outcome"),
+    [
+        (8, "highest of 3 settings here: 8 of 10 right (2 settings, fewest keys: cheap)"),
+        (7, "highest of 3 settings here: 8 of 10 right (cheap)"),
+    ],
+)
+def test_of_equally_good_settings_the_number_and_the_cheapest_are_named(tmp_path, right, outcome):
     one = runs.gathered()
     dearer = runs.SLIDING | {"window": 512}
     settings = {"dearer": dearer, "cheap": runs.SLIDING, "bad": runs.SLIDING, "full": runs.FULL}
     rows = tuple(
         row | {"setting": name, "right": right, "accuracy": right / 10, "score": right / 10}
-        for name, right in (("dearer", 8), ("cheap", 8), ("bad", 3), ("full", 9))
+        for name, right in (("dearer", right), ("cheap", 8), ("bad", 3), ("full", 9))
         for row in one.rows[:1]
     )
     several = dataclasses.replace(one, config=one.config | {"settings": settings}, rows=rows)
     runs.write([several], tmp_path / "results")
     page = write_report(tmp_path / "results", tmp_path / "r.html").path.read_text("utf-8")
     (run,) = content(page)["runs"]
-    assert run["outcome"] == "full attention: 9 of 10 right; cheap, best of 3: 8 of 10 right"
+    assert run["outcome"] == f"full attention: 9 of 10 right; {outcome}"
+
+
+def test_a_demo_tells_how_many_settings_answered_the_most(tmp_path):
+    one = runs.demo()
+    equal = dataclasses.replace(one, rows=tuple(row | {"answered": 8} for row in one.rows))
+    for at, (run, said) in enumerate(
+        ((one, "full, prefill 1.00x"), (equal, "2 settings, fastest: fast, prefill 4.00x"))
+    ):
+        runs.write([run], tmp_path / str(at))
+        page = write_report(tmp_path / str(at), tmp_path / "r.html").path.read_text("utf-8")
+        (shown,) = content(page)["runs"]
+        assert shown["outcome"] == f"highest of 2 settings here: 8 of 8 ({said})"
 
 
 def test_a_demo_is_points_times_and_bytes(shown):
@@ -216,7 +235,18 @@ def test_a_tuning_names_the_task_of_its_outcome(tmp_path):
     report = write_report(tmp_path / "results", tmp_path / "report.html")
     assert report.problems == ()
     (run,) = content((tmp_path / "report.html").read_text("utf-8"))["runs"]
-    assert run["outcome"] == "multikey: full attention 45, found 44 of 50 right"
+    said = "found (highest of 2 recipes here) 44 of 50 right"
+    assert run["outcome"] == f"multikey: full attention 45, {said}"
+
+
+def test_a_tuning_tells_how_many_recipes_are_equal(tmp_path):
+    one = runs.tune()
+    dearer = one.rows[1] | {"recipe": "dearer", "kv_bytes": 0.5}
+    runs.write([dataclasses.replace(one, rows=(one.rows[0], dearer, one.rows[1]))], tmp_path / "r")
+    page = write_report(tmp_path / "r", tmp_path / "r.html").path.read_text("utf-8")
+    (run,) = content(page)["runs"]
+    said = "found (highest of 2 recipes here, 2 equal, least KV) 44 of 50 right"
+    assert run["outcome"] == f"multikey: full attention 45, {said}"
 
 
 def test_vllm_engines_are_times_and_bytes(shown):

@@ -42,16 +42,26 @@ def read(run: Run) -> Figures:
 
 
 def _outcome(answers: Sequence[Answers]) -> str:
-    """Full attention's answers beside those of the best setting that slides."""
+    """Full attention's answers beside the highest of the settings that slide."""
     if len(answers) == 1:
         return _said(answers[0])
     sliding = [answer for answer in answers if not answer.full]
-    # Of equals, the one that visits the fewest keys.
-    best = max(sliding, key=lambda one: (_height(one), -_known(one.keys_share, 1.0)), default=None)
     parts = [f"full attention: {_said(answer)}" for answer in answers if answer.full]
-    if best is not None:
-        parts.append(f"{best.setting}, best of {len(sliding)}: {_said(best)}")
-    return "; ".join(parts)
+    return "; ".join([*parts, _highest(sliding)] if sliding else parts)
+
+
+def _highest(sliding: Sequence[Answers]) -> str:
+    """What the highest settings answered on these prompts: elsewhere others may be higher."""
+    if len(sliding) == 1:
+        return f"{sliding[0].setting}: {_said(sliding[0])}"
+    top = max(map(_height, sliding))
+    equal = [answer for answer in sliding if _height(answer) == top]
+    least = min(equal, key=lambda one: _known(one.keys_share, 1.0))
+    who = least.setting
+    if len(equal) > 1:
+        priced = all(one.keys_share is not None for one in equal)
+        who = f"{len(equal)} settings, {'fewest keys' if priced else 'one of them'}: {who}"
+    return f"highest of {len(sliding)} settings here: {_said(least)} ({who})"
 
 
 def _said(answer: Answers) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from swaa.config import SWAAConfig
@@ -25,29 +25,30 @@ def read(run: Run) -> Figures:
 
 
 def _outcome(run: Run) -> str:
-    """Full attention's answers beside those of the best recipe, in one task."""
-    best = _best(run)
-    full = [
-        f"full attention {row['right']}, "
-        for row in run.result.rows
-        if row["swaa"]["window"] is None and row["task"] == best["task"] and row is not best
-    ]
-    said = f"{best['recipe']} {best['right']} of {best['samples']} right"
-    return f"{best['task']}: {''.join(full[:1])}{said}"
-
-
-def _best(run: Run) -> Mapping[str, Any]:
-    """What the recipe that is best over all tasks, as its table ranks, makes of the hardest one."""
+    """Full attention's answers in one task beside those of the recipe that is highest over all."""
     rows = run.result.rows
     found = [row for row in rows if row["swaa"]["window"] is not None] or rows
+    means = {row["recipe"]: _mean(found, "recipe", row["recipe"]) for row in found}
+    top = [row for row in found if means[row["recipe"]] == max(means.values())]
+    name = min(top, key=lambda row: row["kv_bytes"])["recipe"]
+    own = [row for row in found if row["recipe"] == name]
+    hardest = min(own, key=lambda row: _mean(found, "task", row["task"]))
+    full = [
+        f"full attention {row['right']}, "
+        for row in rows
+        if row["swaa"]["window"] is None and row["task"] == hardest["task"] and row is not hardest
+    ]
+    equal = len({row["recipe"] for row in top})
+    tied = f", {equal} equal, least KV" if equal > 1 else ""
+    of = f" (highest of {len(means)} recipes here{tied})" if len(means) > 1 else ""
+    said = f"{name}{of} {hardest['right']} of {hardest['samples']} right"
+    return f"{hardest['task']}: {''.join(full[:1])}{said}"
 
-    def mean(name: str, value: str) -> float:
-        shares = [row["right"] / row["samples"] for row in found if row[name] == value]
-        return sum(shares) / len(shares)
 
-    best = max(found, key=lambda row: (mean("recipe", row["recipe"]), -row["kv_bytes"]))
-    same = [row for row in found if row["recipe"] == best["recipe"]]
-    return min(same, key=lambda row: mean("task", row["task"]))
+def _mean(rows: Sequence[Mapping[str, Any]], name: str, value: str) -> float:
+    """Share of right answers, over the rows of one recipe or of one task."""
+    shares = [row["right"] / row["samples"] for row in rows if row[name] == value]
+    return sum(shares) / len(shares)
 
 
 def _answers(run: Run) -> Iterator[Answers]:
