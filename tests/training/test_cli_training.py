@@ -104,6 +104,29 @@ def test_no_model_is_loaded_for_a_folder_that_holds_a_training(capsys, monkeypat
     assert errors[-1].endswith("out holds a training; give --resume, or another folder")
 
 
+def test_no_model_is_loaded_for_a_folder_that_holds_something_else(capsys, monkeypatch, tmp_path):
+    def load(*_, **__):
+        raise ValueError("loads the model")
+
+    monkeypatch.setattr("swaa.models.load_model", load)
+    data = write_lines(tmp_path / "d.jsonl", [conversation("a", "b")])
+    out = tmp_path / "out"
+    words = ("train", "m", "--data", data, "--device", "cpu", "--out")
+    (out / "checkpoints").mkdir(parents=True)
+    for folder in (out, tmp_path / "new"):  # what a process that died early leaves, and nothing
+        assert _run(capsys, *words, folder)[2][-1] == "swaa train: loads the model"
+    for name in ("a", "b", "c"):
+        (out / name).write_text("mine")
+    code, _, errors = _run(capsys, *words, out)
+    assert (code, len(errors)) == (2, 1)
+    assert errors[0].endswith(
+        "out holds other files (a, b, c, ...) and no training; name a new or empty folder by --out"
+    )
+    code, _, errors = _run(capsys, *words, out / "a")
+    assert (code, len(errors)) == (2, 1)
+    assert errors[0].endswith("a is a file; name a new or empty folder by --out")
+
+
 def test_skipped_lines_are_named(capsys, checkpoint, tmp_path):
     data = write_lines(tmp_path / "d.jsonl", [conversation("a" * 30, "b"), conversation("a", "")])
     words = ("train", checkpoint, "--data", data, "--out", tmp_path / "out", "--device", "cpu")

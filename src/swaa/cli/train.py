@@ -36,7 +36,7 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument("model", metavar="MODEL", help="folder, hub name, GGUF file, or smollm2")
     parser.add_argument("--data", required=True, metavar="FILE", help="chat-format JSONL")
-    parser.add_argument("--out", required=True, metavar="OUT", help="new folder for what comes out")
+    parser.add_argument("--out", required=True, metavar="OUT", help="new or empty folder")
     parser.add_argument(
         "--skip-bad",
         action="store_true",

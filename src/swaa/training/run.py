@@ -78,7 +78,7 @@ def train(
         loaded: the model; it is changed.
         config: the recipe.
         data: chat-format JSONL; see :mod:`swaa.training.conversations`.
-        out: folder for everything; must be new unless ``resume``.
+        out: folder for everything; must be new or empty unless ``resume``.
         settings: how.
         name: of the model, as typed.
         reload: loads the model again, in float32, to merge the adapter into; ``None``: no merging.
@@ -194,6 +194,7 @@ def _prepare(out: Path, record: dict[str, Any], *, resume: bool) -> None:
     if not resume:
         if known is not None:
             raise ValueError(f"{out} holds a training; give --resume, or another folder")
+        _require_empty(out)
         return
     if not list((out / "checkpoints").glob("checkpoint-*")):
         raise FileNotFoundError(
@@ -204,6 +205,22 @@ def _prepare(out: Path, record: dict[str, Any], *, resume: bool) -> None:
         raise ValueError(
             f"the training in {out} was started with other {', '.join(changed)}; resume it with the"
             f" same command, see {RECORD}"
+        )
+
+
+def _require_empty(out: Path) -> None:
+    """Nothing that is not this training's is written into, or over."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; name a new or empty folder by --out")
+    # A process that is ahead, or one that died early, may have left an empty folder in it.
+    begun = out / "checkpoints"
+    there = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    if there == [begun.name] and begun.is_dir() and not any(begun.iterdir()):
+        return
+    if there:
+        raise ValueError(
+            f"{out} holds other files ({', '.join(there[:3])}{', ...' if there[3:] else ''}) and no"
+            " training; name a new or empty folder by --out"
         )
 
 
