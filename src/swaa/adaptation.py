@@ -269,4 +269,5 @@ def _install(
 
 def _summary(config: SWAAConfig, plans: tuple[LayerPlan, ...], backend: str) -> str:
     sliding = sum(not plan.full for plan in plans)
-    return f"adapted {sliding} of {len(plans)} layers: {config.describe()}, backend {backend}"
+    active = config.within(len(plans)).describe()
+    return f"adapted {sliding} of {len(plans)} layers: {active}, backend {backend}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +176,19 @@ class SWAAConfig:
             return cls.from_dict(_select(values, str(path)))
         except (TypeError, ValueError) as error:
             raise ValueError(f"{name}: {error}") from None
+
+    def within(self, num_layers: int) -> SWAAConfig:
+        """The same without listed layers that a model of so many layers does not have.
+
+        >>> SWAAConfig(window=8, full_layers=[1, 99]).within(30).full_layers
+        (1,)
+        """
+        listed = {
+            name: tuple(index for index in layers if index < num_layers)
+            for name in ("full_layers", "full_decode")
+            if isinstance(layers := getattr(self, name), tuple)
+        }
+        return replace(self, **listed)
 
     def describe(self) -> str:
         """One line for people: ``window 2048, 64 sinks, full layers odd, full decode``."""

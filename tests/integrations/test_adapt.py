@@ -91,6 +91,21 @@ def test_the_summary_says_what_is_active(capsys):
     assert [plan.full for plan in adaptation.plans] == [False, True, False, False]
 
 
+@pytest.mark.filterwarnings("ignore:.*dropped")
+def test_the_summary_leaves_out_layers_that_the_model_lacks():
+    summary = swaa.adapt(
+        tiny_model("llama"),
+        SWAAConfig(window=8, full_layers=[1, 99], full_decode=[0, 98]),
+        quiet=True,
+    ).summary
+    shown = "adapted 3 of 4 layers: window 8, 0 sinks, full layers 1, full decode in layers 0,"
+    assert summary.startswith(shown)
+    summary = swaa.adapt(
+        tiny_model("llama"), SWAAConfig(window=8, full_layers=[99]), quiet=True
+    ).summary
+    assert summary.startswith("adapted 4 of 4 layers: window 8, 0 sinks, backend")
+
+
 def test_linear_and_native_layers_stay_as_they_are():
     plans = swaa.adapt(tiny_model("qwen3_next"), SWAAConfig(window=8), quiet=True).plans
     assert [plan.full for plan in plans] == [True, False, True, False]
