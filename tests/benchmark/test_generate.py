@@ -280,6 +280,34 @@ def test_what_takes_minutes_is_said_before_it_begins(tmp_path, capsys, monkeypat
     ]
 
 
+def test_recipes_that_are_full_attention_at_a_length_are_named():
+    near = SWAAConfig(window=90, sink_tokens=14)  # 104 keys: the answer's last ones don't fit
+    recipes = {"full": SWAAConfig(window=None), **TINY.recipes, "near": near}
+    assert generate.seen_whole(replace(TINY, recipes=recipes)) is None
+    recipes |= {"near": replace(near, full_decode=True), "wide": replace(near, window=91)}
+    assert generate.seen_whole(replace(TINY, recipes=recipes)) == (
+        "near and wide see everything at 100 tokens: it is full attention there, and ratios to"
+        " stock are noise"
+    )
+    recipes["wide"] = SWAAConfig(window=2048)
+    assert generate.seen_whole(replace(TINY, recipes=recipes)) == (
+        "near sees everything at 100 tokens; wide sees everything at 100 and 300 tokens: it is full"
+        " attention there, and ratios to stock are noise"
+    )
+
+
+def test_a_window_that_never_binds_is_said_before_it_begins(tmp_path, capsys, monkeypatch):
+    def measure(*_, **__):
+        raise ValueError("measures")
+
+    monkeypatch.setattr(generate, "measure", measure)
+    words = ["bench", "generate", "tiny", "--lengths", "256,1024", "--output", str(tmp_path)]
+    assert cli.main([*words, "--recipes", "fast"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith("swaa bench generate: fast sees everything at 256 and 1,024 tokens")
+    assert len(said) == 2
+
+
 def test_a_checkpoint_is_loaded_not_built(monkeypatch):
     def make_model(name, **_):
         raise ValueError("no such folder")

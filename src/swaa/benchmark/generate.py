@@ -103,6 +103,30 @@ class Options:
         return re.sub(r"[^a-z0-9._-]+", "-", self.model.lower().rstrip("/").rpartition("/")[2])
 
 
+def seen_whole(options: Options) -> str | None:
+    """Where recipes differ from full attention in nothing, in one line; ``None``: nowhere."""
+    by_lengths: dict[tuple[int, ...], list[str]] = {}
+    for name, config in options.recipes.items():
+        seen = (config.window or 0) + config.sink_tokens
+        answer = 0 if config.full_decode is True else options.new_tokens
+        lengths = tuple(n for n in sorted(set(options.lengths)) if n + answer <= seen)
+        if config.window is not None and lengths:
+            by_lengths.setdefault(lengths, []).append(name)
+    if not by_lengths:
+        return None
+    parts = [
+        f"{_listed(names)} {'sees' if len(names) == 1 else 'see'} everything at"
+        f" {_listed([f'{n:,}' for n in lengths])} tokens"
+        for lengths, names in by_lengths.items()
+    ]
+    return f"{'; '.join(parts)}: it is full attention there, and ratios to stock are noise"
+
+
+def _listed(words: list[str]) -> str:
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last
+
+
 class Setting(NamedTuple):
     """What serves the attention calls of a row."""
 

@@ -82,12 +82,14 @@ def run(args: argparse.Namespace) -> int:
     options = _options(args)
 
     from swaa import results
-    from swaa.benchmark.generate import measure
+    from swaa.benchmark.generate import measure, seen_whole
     from swaa.benchmark.generate_plot import plot_generate
 
     name, config = options.file_name(), options.config()
     path = results.result_path("generate", name, config, folder=args.output)
     result = None if args.again else results.find("generate", name, config, folder=args.output)
+    if (note := seen_whole(options)) is not None:
+        _say(note)
     if result is None:
         beside = path.with_suffix(".jsonl")
         beside.unlink(missing_ok=True)
