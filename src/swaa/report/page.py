@@ -17,7 +17,7 @@ from swaa.report.kinds import figures_of
 from swaa.report.paper import read_paper
 
 SCRIPTS = (
-    *("format", "mask"),
+    *("format", "looks", "mask"),
     *("scale", "pointer", "chart", "bars"),
     *("figure", "cost", "pareto", "curves"),
     *("layer", "explorer", "runs"),

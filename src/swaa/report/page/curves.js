@@ -3,6 +3,7 @@
 function showCurves(host, data, chart, hint) {
   const all = data.measurements.filter((item) => item.chart === chart);
   if (!all.length) return noData(host, ...hint);
+  const looks = looksOf(data);
   const measures = groupBy(all, (item) => item.measure);
   // What was measured at the most lengths first; of equals, what has the most numbers.
   const order = [...measures.keys()].sort(
@@ -30,7 +31,7 @@ function showCurves(host, data, chart, hint) {
     const full = fullByLength(items);
     const relative = state.y === "relative" && full.size > 0;
     const lengths = distinct(items.map((item) => item.tokens)).sort((a, b) => a - b);
-    const shown = curveSeries(items, full, relative);
+    const shown = curveSeries(items, full, relative, looks);
     // Bars have no room for the sign of what others ship.
     if (lengths.length === 1) for (const series of shown) series.hollow = false;
     const visible = shown.filter((series) => !state.hidden.has(series.name));
@@ -120,10 +121,8 @@ function fullByLength(items) {
 
 const gain = (item, value, full) => (item.more_is_better ? value / full : full / value);
 
-function curveSeries(items, full, relative) {
+function curveSeries(items, full, relative, looks) {
   const names = distinct(items.map((item) => item.series));
-  const fulls = distinct(items.filter((item) => item.full).map((item) => item.series));
-  const style = looks(names, (name) => fulls.length === 1 && fulls[0] === name);
   return names
     .map((name) => {
       const own = items.filter((item) => item.series === name);
@@ -133,7 +132,7 @@ function curveSeries(items, full, relative) {
       return {
         name,
         ours: own[0].ours,
-        ...style.get(name),
+        ...looks.get(name),
         line: true,
         dashed: !own[0].ours,
         hollow: !own[0].ours,

@@ -1,4 +1,4 @@
-// Numbers, elements, colours and marks: what every part of the page uses.
+// Numbers, elements and marks: what every part of the page uses.
 
 const byId = (id) => document.getElementById(id);
 
@@ -103,22 +103,6 @@ function groupBy(items, key) {
 /** Tell those who cannot see the page what changed. */
 function say(text) {
   byId("say").textContent = text;
-}
-
-const SHAPES = ["circle", "square", "diamond", "up", "down", "cross", "plus", "bar"];
-
-/** Colour and shape of each of some series; full attention is always ink, and a circle. */
-function looks(names, isFull) {
-  let next = 0;
-  return new Map(
-    names.map((name) => {
-      if (isFull(name)) return [name, { colour: "var(--full)", shape: "circle" }];
-      const at = next++;
-      // Each round of colours gets other shapes: 64 series differ in one or the other.
-      const mark = SHAPES[(at + 1 + Math.floor(at / 8) * 3) % SHAPES.length];
-      return [name, { colour: `var(--s${at % 8})`, shape: mark }];
-    }),
-  );
 }
 
 /** A mark of a series, so that colour is never the only sign. */

@@ -2,6 +2,7 @@
 
 function showPareto(host, data) {
   const own = groupBy(data.answers, (answer) => answer.group);
+  const looks = looksOf(data);
   const recipes = new Set(data.recipes.map((recipe) => recipe.name));
   const paper = groupBy(data.paper.answers, (answer) => answer.group);
   const bySize = [...own.keys()].sort(
@@ -32,7 +33,7 @@ function showPareto(host, data) {
     const notes = [];
     const scored = ours.some(hasScore);
     const up = state.y === "score" && !scored ? "accuracy" : state.y;
-    const view = { ...state, x, y: up, scored, timed, recipes, of: cost[x]?.of ?? (() => null) };
+    const view = { ...state, x, y: up, scored, timed, recipes, looks, of: cost[x]?.of ?? (() => null) };
     const shown = paretoSeries(ours, theirs, view, notes);
     const visible = shown.filter((series) => !state.hidden.has(series.name));
     host.replaceChildren(
@@ -115,10 +116,6 @@ const hasScore = (answer) =>
   answer.score !== null && Math.abs(answer.score - answer.accuracy) > 1e-9;
 
 function paretoSeries(ours, theirs, state, notes) {
-  const style = looks(
-    ours.map((answer) => answer.setting),
-    (name) => ours.some((a) => a.full && a.setting === name),
-  );
   const make1 = (answers, from, hollow) => {
     const full = answers.find((answer) => answer.full && answer.seconds) ?? fullOf(answers);
     const missing = [];
@@ -136,7 +133,7 @@ function paretoSeries(ours, theirs, state, notes) {
       }
       const looked = hollow
         ? { colour: "var(--paper)", shape: answer.trained ? "diamond" : "circle" }
-        : style.get(answer.setting);
+        : state.looks.get(answer.setting);
       return [
         {
           answer,
