@@ -110,7 +110,7 @@ def test_two_models_of_one_kind_never_share_a_picture(browser, tmp_path):
 def test_two_runs_of_one_model_are_told_apart(browser, tmp_path):
     """Their lines would run to and fro between the runs' values."""
     again = runs.generate()
-    again = dataclasses.replace(again, config=again.config | {"repeats": 9})
+    again = dataclasses.replace(again, config={**again.config, "repeats": 9})
     runs.write([runs.generate(), again], tmp_path / "results")
     browser.open(write_report(tmp_path / "results", tmp_path / "page.html").path)
     options = browser.run(
@@ -119,6 +119,45 @@ def test_two_runs_of_one_model_are_told_apart(browser, tmp_path):
     names = {path.name for path in (tmp_path / "results").rglob("*.json")}
     assert {option.rpartition(", ")[2] for option in options} == names
     assert marks(browser, "speed") == 6  # three series at two lengths, of one run
+
+
+def _series(name, values, ours=True):
+    points = [{"x": 1024 * 2**at, "y": value} for at, value in enumerate(values)]
+    return {"name": name, "ours": ours, "points": points}
+
+
+@pytest.mark.parametrize(
+    ("others", "said"),
+    [
+        ([_series("stock", [1, 100], ours=False)], "stock lies under a: the same values."),
+        (
+            [_series("stock", [1, 100], ours=False), _series("b", [1, 101]), _series("c", [1])],
+            "b, c and stock lie under a: at most 1.0 % apart.",
+        ),
+        ([_series("longer", [1, 100, 100])], None),
+        ([_series("other", [1, 50])], None),
+    ],
+)
+def test_lines_that_another_hides_are_named(page, others, said):
+    series = [_series("a", [1, 100]), *others]
+    shown = page.run(f"coveredList({json.dumps(series)}, true)?.textContent ?? null")
+    assert shown == said
+
+
+def test_what_is_hidden_depends_on_the_scale(page):
+    series = json.dumps([_series("a", [1, 1000]), _series("b", [2, 1000])])
+    assert page.run(f"coveredList({series}, true)") is None
+    said = page.run(f"coveredList({series}, false).textContent")
+    assert said == "b lies under a: at most 100 % apart."
+
+
+def test_a_line_that_is_switched_off_hides_nothing(browser, pages):
+    browser.open(pages["committed"])
+    choose_group(browser, "qwen3-4b", "memory", 1)
+    assert "fast" in browser.text("#memory .covered")
+    assert browser.text("#memory .covered").endswith("lie under balanced: the same values.")
+    browser.click("#memory .legend button", "balanced")
+    assert browser.text("#memory .covered").endswith("lies under fast: the same values.")
 
 
 def test_a_single_length_is_drawn_as_bars(page):

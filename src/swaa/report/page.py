@@ -19,7 +19,8 @@ from swaa.report.paper import read_paper
 SCRIPTS = (
     *("format", "looks", "mask"),
     *("scale", "pointer", "chart", "bars"),
-    *("figure", "cost", "pareto", "curves"),
+    *("figure", "cost", "pareto"),
+    *("covered", "curves"),
     *("layer", "explorer", "runs"),
 )
 """Parts of the page's script, in order; ``main`` comes last."""

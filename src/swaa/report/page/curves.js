@@ -72,7 +72,9 @@ function showCurves(host, data, chart, hint) {
     const spec = curveSpec(visible, items[0], lengths, relative, state);
     (lengths.length > 1 || !visible.length ? drawChart : drawBars)(host, spec);
     const runs = distinct(items.map((item) => item.run)).map((index) => data.runs[index]);
+    const covered = lengths.length > 1 ? coveredList(visible, state.scale === "log") : null;
     host.append(
+      ...[covered].filter(Boolean),
       legend(shown, state.hidden, () => redraw(host, draw)),
       provenance(runs),
       curveNumbers(items, full),
