@@ -141,6 +141,18 @@ def test_bar_on_a_terminal_redraws_and_leaves_a_clean_line():
     assert lines[4] == ""
 
 
+def test_a_line_is_said_above_the_bar():
+    stream = io.StringIO()
+    stream.isatty = lambda: True
+    with ProgressBar(4, "reading", stream=stream) as bar:
+        bar.say("two files")
+        bar.update(2)
+    lines = stream.getvalue().split("\r")
+    assert lines[2].strip() == ""
+    assert lines[3] == "two files\n"
+    assert lines[4].startswith("reading [############............] 50 %")
+
+
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59, "59 s"), (125, "2 min 05 s")])
 def test_seconds(seconds, text):
     assert format_seconds(seconds) == text

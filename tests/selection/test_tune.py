@@ -174,6 +174,27 @@ def test_progress_never_goes_back(loaded, data, tmp_path):
     assert counts == list(range(1, len(counts) + 1))
 
 
+@pytest.mark.parametrize("method", ["kl_out", "answer_nll", "lazy_ratio"])
+def test_a_ranking_knows_how_many_sets_it_measures(checkpoint, data, tmp_path, capsys, method):
+    budgets = ("layers=1/4", "layers=1/2", "decode=1/2")
+    given = [word for budget in budgets for word in ("--budget", budget)]
+    words = _words(checkpoint, data, tmp_path, *given, "--method", method)
+    assert main(words) == 0
+    err = capsys.readouterr().err
+    (most,) = re.findall(
+        r"^swaa tune: 4 samples to tune on, 5 others held out, \d+ to \d+ tokens; budgets: 3,"
+        r" at most (\d+) sets of layers to measure$",
+        err,
+        re.MULTILINE,
+    )
+    (scores,) = (tmp_path / "results" / "tune").glob("*-scores-*.jsonl")
+    measured = len(scores.read_text().splitlines()) - 1  # full attention is no set
+    # Of a budget's two spaces each chooses a set, which may be one that is measured already.
+    assert measured <= int(most) <= measured + 4
+    assert main(words) == 0
+    assert f" sets of layers to measure; {measured} found measured\n" in capsys.readouterr().err
+
+
 def test_an_interrupted_tuning_resumes_where_it_stopped(
     checkpoint, data, tmp_path, capsys, monkeypatch
 ):
@@ -191,12 +212,16 @@ def test_an_interrupted_tuning_resumes_where_it_stopped(
 
     stop_after(6)
     assert main(words) == 130
+    err = capsys.readouterr().err
+    assert err.endswith("swaa tune: interrupted; the same command goes on where it stopped\n")
+    assert "; budgets: 1, about " in err
     first = len(done)
     (scores,) = (tmp_path / "results" / "tune").glob("*-scores-*.jsonl")
     kept = scores.read_text().splitlines()
     assert 0 < len(kept) < first
     stop_after(10_000)
     assert main(words) == 0
+    assert f"; {len(kept) - 1} found measured\n" in capsys.readouterr().err
     assert scores.read_text().splitlines()[: len(kept)] == kept
     ids = [json.loads(line)["id"] for line in scores.read_text().splitlines()]
     assert len(ids) == len(set(ids))
@@ -239,6 +264,21 @@ def test_mistakes_are_one_line_and_exit_code_2(checkpoint, data, tmp_path, capsy
     err = [line for line in capsys.readouterr().err.splitlines() if line.startswith("swaa tune:")]
     assert len(err) == 1
     assert message in err[0]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--keep", "0"], "--keep 0.0: expected a share above 0"),
+        (["--method", "magic"], "unknown method 'magic'; give search, or one of answer_nll"),
+        (["--out", "no/such/tuned.json"], "--out no/such/tuned.json: there is no folder no/such;"),
+    ],
+)
+def test_no_model_is_loaded_for_a_mistake(data, tmp_path, capsys, monkeypatch, more, message):
+    monkeypatch.setattr("swaa.models.load_model", lambda *_, **__: pytest.fail("loads the model"))
+    assert main(_words("m", data, tmp_path, *more)) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert message in error
 
 
 def test_a_model_that_cannot_be_adapted_is_refused(checkpoint, data, tmp_path, capsys):

@@ -44,6 +44,15 @@ class ProgressBar:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._clear()
+
+    def say(self, line: str) -> None:
+        """Print a line above the bar."""
+        self._clear()
+        self._stream.write(f"{line}\n")
+        self._stream.flush()
+
+    def _clear(self) -> None:
         if self._tty:
             # What follows starts on a clean line.
             self._stream.write("\r" + " " * self._width + "\r")

@@ -160,9 +160,10 @@ def run(args: argparse.Namespace) -> int:
     from swaa.models import load_model
     from swaa.selection.budget import Budget
     from swaa.selection.tune import tune
-    from swaa.selection.tuning import Tuning
+    from swaa.selection.tuning import Tuning, check_method
 
     budgets = [Budget.parse(text) for text in args.budget or ()]
+    check_method(args.method)
     if args.out is not None:
         _earlier(Path(args.out))
     task, report = _tasks(args)
@@ -193,8 +194,19 @@ def run(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         folder=args.results,
     )
-    with ProgressBar(1, "tune") as bar:
-        tuned = tune(loaded, args.model, tuning, backend=args.backend, progress=bar.update)
+    try:
+        with ProgressBar(1, "tune") as bar:
+            tuned = tune(
+                loaded,
+                args.model,
+                tuning,
+                backend=args.backend,
+                progress=bar.update,
+                say=lambda line: bar.say(f"swaa tune: {line}"),
+            )
+    except KeyboardInterrupt:
+        print("swaa tune: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 130
     for note in tuned.notes:
         print(f"swaa tune: {note}", file=sys.stderr)
     return _finish(args, loaded.name, tuning, tuned, out)
@@ -241,6 +253,8 @@ def _finish(args: argparse.Namespace, model: str, tuning: Tuning, tuned: Tuned, 
 
 def _earlier(out: Path) -> SWAAConfig | None:
     """The recipe that is there already, which this run may replace; other files it may not."""
+    if not out.parent.is_dir():
+        raise ValueError(f"--out {out}: there is no folder {out.parent}; make it, or name another")
     if not out.exists():
         return None
     try:

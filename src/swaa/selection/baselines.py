@@ -10,7 +10,7 @@ from swaa.selection.board import Objective
 from swaa.selection.candidate import Candidate
 from swaa.selection.search import Search
 from swaa.selection.signals import SIGNALS, top
-from swaa.selection.signals.flips import importance
+from swaa.selection.signals.flips import Direction, importance
 from swaa.selection.signals.periodic import patterns
 
 
@@ -40,8 +40,15 @@ def ranking(search: Search, signal: str, lazy: Mapping[int, float]) -> Mapping[i
         sign = 1 if signal.endswith("reversed") else -1
         return {layer: sign * value for layer, value in lazy.items()}
     objective: Objective = "kl" if signal.startswith("kl") else "nll"
-    direction = "leave-one-out" if signal.endswith("_out") else "add-one"
-    return importance(search.board, search.knobs, search.role, objective, direction)
+    flipped = direction(signal) or "add-one"
+    return importance(search.board, search.knobs, search.role, objective, flipped)
+
+
+def direction(signal: str) -> Direction | None:
+    """How one of :data:`SIGNALS` flips layers; ``None``: it flips none."""
+    if signal.startswith("lazy_ratio"):
+        return None
+    return "leave-one-out" if signal.endswith("_out") else "add-one"
 
 
 def baselines(search: Search, lazy: Mapping[int, float]) -> list[Baseline]:

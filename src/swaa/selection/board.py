@@ -86,7 +86,7 @@ class Board:
         """
         wanted = list(dict.fromkeys(candidates))
         self.asked += wanted
-        missing = [c for c in wanted if self._key(c) not in self._known]
+        missing = self.missing(wanted)
         if missing:
             found = self.passes.measure(
                 self._plans(near), [self._plans(c) for c in missing], kl=True
@@ -94,9 +94,16 @@ class Board:
             for candidate, scores in zip(missing, found, strict=True):
                 self._record(self._key(candidate), scores, _describe(candidate))
                 if self.on_pass is not None:
-                    short = self.screen or not candidate.full
-                    self.on_pass(SHORT if short else 1)
+                    self.on_pass(self.price(candidate))
         return sorted(wanted, key=self.value)
+
+    def missing(self, candidates: Iterable[Candidate]) -> list[Candidate]:
+        """Those that are not measured yet."""
+        return [c for c in candidates if self._key(c) not in self._known]
+
+    def price(self, candidate: Candidate) -> float:
+        """What measuring a candidate takes: 1 for a pass over whole prompts, else :data:`SHORT`."""
+        return SHORT if self.screen or not candidate.full else 1
 
     def _plans(self, candidate: Candidate) -> tuple[LayerPlan, ...]:
         if self.screen:

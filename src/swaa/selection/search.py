@@ -115,15 +115,24 @@ class Search:
 
     def expected(self) -> float:
         """About how many passes over whole prompts the search takes."""
+        short, whole = self._expected()
+        return SHORT * short + whole
+
+    def expected_sets(self) -> int:
+        """About how many sets the search measures."""
+        return sum(self._expected())
+
+    def _expected(self) -> tuple[int, int]:
+        """Sets that take a pass over last rows only, and sets that take one over whole prompts."""
         depth = len(self.board.able)
         if not self.capacity():
-            return 1
+            return 0, 1
         if self.role == "decode":
-            return SHORT * 9 * depth
+            return 9 * depth, 0
         if not self.effort.screen:
-            return 9 * depth
+            return 0, 9 * depth
         out = depth + 3 if self.effort.leave_one_out else 0
-        return SHORT * 10 * depth + out + self.effort.finalists + 2 * self.effort.pairs**2
+        return 10 * depth, out + self.effort.finalists + 2 * self.effort.pairs**2
 
     def _screened(self, none: Candidate, count: int) -> dict[str, Candidate]:
         """Search by the last prompt rows, then measure what did best there as it is.

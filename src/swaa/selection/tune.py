@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,18 @@ from swaa.integrations.transformers.support import find_layers
 from swaa.models import LoadedModel
 from swaa.selection import calibration, report
 from swaa.selection.baselines import Baseline, baselines, ranking
-from swaa.selection.board import Board, Objective, mean
+from swaa.selection.board import FULL, Board, Objective, mean
 from swaa.selection.budget import Budget, Cost, Prices
 from swaa.selection.calibration import FULL_ATTENTION, GivenSamples, Split
 from swaa.selection.candidate import Candidate
+from swaa.selection.expected import expected, how_many, watch
 from swaa.selection.passes import SharedPasses, TeacherForced
 from swaa.selection.report import Point
 from swaa.selection.search import Search
-from swaa.selection.signals import SIGNALS, top
+from swaa.selection.signals import top
 from swaa.selection.signals.lazy_ratio import lazy_ratio
 from swaa.selection.spaces import Space, least, spaces
-from swaa.selection.tuning import HELD_OUT, KIND, LADDER, Progress, Tuned, Tuning
+from swaa.selection.tuning import HELD_OUT, KIND, LADDER, Progress, Say, Tuned, Tuning, check_method
 from swaa.shapes import shape_of
 
 
@@ -56,6 +57,7 @@ def tune(
     *,
     backend: str = "auto",
     progress: Progress | None = None,
+    say: Say | None = None,
 ) -> Tuned:
     """Search, then measure what was found on samples held out.
 
@@ -67,12 +69,13 @@ def tune(
         tuning: what is to be found.
         backend: attention backend.
         progress: see :data:`Progress`.
+        say: see :data:`Say`.
 
     Raises:
         ValueError: for a model that cannot be adapted, too few samples, answers that are missing,
             or a budget that cannot be met.
     """
-    return _Run(loaded, name, tuning, backend, progress).execute()
+    return _Run(loaded, name, tuning, backend, progress, say).execute()
 
 
 class _Run:
@@ -85,20 +88,18 @@ class _Run:
         tuning: Tuning,
         backend: str,
         progress: Progress | None,
+        say: Say | None,
     ) -> None:
-        if tuning.method != "search" and tuning.method not in SIGNALS:
-            raise ValueError(
-                f"unknown method {tuning.method!r}; give search, or one of {', '.join(SIGNALS)}"
-            )
+        check_method(tuning.method)
         self.tuning, self.loaded, self.backend = tuning, loaded, backend
         self.source = LocalModel(loaded, name, backend=backend)
         self.progress = progress or (lambda _share, _label: None)
+        self.say = say or (lambda _line: None)
         self.able = tuple(sorted(find_layers(loaded.model).full))
         self.depth = loaded.model.config.num_hidden_layers
         self.base = Candidate.of(tuning.base, self.able, self.depth)
         given = tuning.budgets or [Budget.parse(text) for text in LADDER]
         self.budgets = [(budget, budget.whole_layers(len(self.able))) for budget in given]
-        self.sets = 0  # measured, under all budgets
         self.seconds: dict[str, float] = {}
         self.notes: list[str] = []
 
@@ -232,12 +233,13 @@ class _Run:
         with SamplesFile(file.with_suffix(".jsonl")) as opened, passes:
             objective: Objective = tuning.objective or ("nll" if data.gold else "kl")
             board = Board(passes, opened, objective)
+            groups = [self._searches(board, prices, budget) for _, budget in self.budgets]
+            watched = self._announce(data, groups, sum(s["id"] != FULL for s in opened.samples))
             full = board.full_scores()
             points = [_point("full", "full", FULL_ATTENTION, prices.full(), full)]
             looked: list[tuple[str, list[Search], list[Baseline]]] = []
-            for number, (typed, budget) in enumerate(self.budgets):
-                searches = self._searches(board, prices, budget)
-                self._watch(board, number, searches)
+            for (typed, _), searches in zip(self.budgets, groups, strict=True):
+                board.on_pass = next(watched)
                 # First what searches start from too.
                 others = self._baselines(searches[0], typed, lazy)
                 looked.append((str(typed).replace("/", "of"), searches, others))
@@ -278,21 +280,21 @@ class _Run:
                 found.setdefault(candidate, []).append((f"{name} {label}", source))
         return found
 
-    def _watch(self, board: Board, number: int, searches: Sequence[Search]) -> None:
-        """Show passes as a share of what searches of this size take; none knows it exactly."""
-        parts, done = len(self.budgets), 0.0
-        expected = sum(search.expected() for search in searches)
-        if self.tuning.baselines:
-            expected += 2 * len(self.able)
-
-        def report_pass(took: float) -> None:
-            nonlocal done
-            done += took
-            self.sets += 1
-            share = min(1.0, done / expected)
-            self.progress(0.6 * (number + share) / parts, f"search, {self.sets} sets measured")
-
-        board.on_pass = report_pass
+    def _announce(
+        self, data: _Data, groups: Sequence[Sequence[Search]], known: int
+    ) -> Iterator[Callable[[float], None]]:
+        """Say what there is to do; what boards call for each budget then shows how it goes."""
+        method, parts = self.tuning.method, data.split
+        amounts = expected(groups, method, baselines=self.tuning.baselines)
+        lengths = [sample.length for sample in (*parts.calibration, *parts.held_out)]
+        others = len(parts.held_out) or "no"
+        found = f"; {known:,} found measured" if known else ""
+        self.say(
+            f"{len(parts.calibration)} samples to tune on, {others} others held out,"
+            f" {min(lengths):,} to {max(lengths):,} tokens; budgets: {len(groups)},"
+            f" {how_many(amounts, method)} sets of layers to measure{found}"
+        )
+        return watch(amounts, method, lambda share, label: self.progress(0.6 * share, label))
 
     def _best(self, searches: Sequence[Search], lazy: dict[int, float]) -> Candidate:
         """The best candidate over all spaces of a budget."""

@@ -16,6 +16,7 @@ from swaa.selection.board import Objective
 from swaa.selection.budget import Budget
 from swaa.selection.report import Point
 from swaa.selection.search import Effort
+from swaa.selection.signals import SIGNALS
 
 KIND = "tune"
 """Folder of these results."""
@@ -28,6 +29,20 @@ LADDER = ("layers=0,kv=1/4", "layers=0,kv=1/2", "layers=0", "layers=1/4", "layer
 
 Progress = Callable[[float, str], None]
 """Called with the share of the work that is done, 0 to 1, and what is going on."""
+
+
+Say = Callable[[str], None]
+"""Called with one line for people, once what is to be done is known."""
+
+
+def check_method(method: str) -> None:
+    """Refuse what is neither ``search`` nor a signal.
+
+    Raises:
+        ValueError: naming the known ones.
+    """
+    if method != "search" and method not in SIGNALS:
+        raise ValueError(f"unknown method {method!r}; give search, or one of {', '.join(SIGNALS)}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -27,16 +28,7 @@ def importance(
         objective: what is compared.
         direction: from nothing, or from everything.
     """
-    everything = frozenset(board.able)
-    adding = direction == "add-one"
-    base = knobs.with_layers(role, () if adding else everything)
-    flipped = {layer: base.with_layers(role, base.layers(role) ^ {layer}) for layer in board.able}
-    if not adding and role == "full":
-        # A layer that is full decodes in full; made to slide, it does as the knobs say.
-        flipped = {
-            layer: replace(candidate, decode=knobs.decode & {layer})
-            for layer, candidate in flipped.items()
-        }
+    base, flipped = flips(board.able, knobs, role, direction)
     # Screened, everything is a few rows away from all layers sliding.
     near = base.with_layers("full", ()) if board.screen else base
     board.ask([base, *flipped.values()], near=near)
@@ -44,5 +36,28 @@ def importance(
     def value(candidate: Candidate) -> float:
         return mean(getattr(board.scores(candidate), objective))
 
-    sign = 1 if adding else -1
+    sign = 1 if direction == "add-one" else -1
     return {layer: sign * (value(base) - value(c)) for layer, c in flipped.items()}
+
+
+def flips(
+    able: Sequence[int], knobs: Candidate, role: Role, direction: Direction
+) -> tuple[Candidate, dict[int, Candidate]]:
+    """The set that flips begin with, and that with each layer flipped.
+
+    Args:
+        able: layers that can slide.
+        knobs: this and the others as of :func:`importance`.
+        role: what is given to a layer, or taken from it.
+        direction: from nothing, or from everything.
+    """
+    adding = direction == "add-one"
+    base = knobs.with_layers(role, () if adding else frozenset(able))
+    flipped = {layer: base.with_layers(role, base.layers(role) ^ {layer}) for layer in able}
+    if not adding and role == "full":
+        # A layer that is full decodes in full; made to slide, it does as the knobs say.
+        flipped = {
+            layer: replace(candidate, decode=knobs.decode & {layer})
+            for layer, candidate in flipped.items()
+        }
+    return base, flipped
