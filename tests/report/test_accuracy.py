@@ -70,7 +70,7 @@ def test_runs_that_may_have_shared_a_machine_are_priced_by_arithmetic(page):
 def test_the_front_is_named_in_words_and_in_the_chart(browser, pages):
     for width, length in itertools.product((1200, 390), ("4,096", "7,500")):
         browser.open(pages["committed"], width=width, phone=width < 500)
-        choose_group(browser, f"SmolLM2-135M-Instruct.Q4_1.gguf, multikey, {length}")
+        choose_group(browser, f"SmolLM2-135M-Instruct.Q4_1, multikey, {length}")
         assert browser.text('#accuracy .segmented [aria-pressed="true"]') == "FLOPs, full = 1"
         named = "[...document.querySelectorAll('#accuracy .front-list strong')].map(textOf)"
         drawn = "[...document.querySelectorAll('#accuracy .labels text')].map(textOf)"

@@ -1,5 +1,7 @@
 """The page as people use it, in a headless Chromium without a network."""
 
+import dataclasses
+
 import pytest
 
 from swaa.report import write_report
@@ -57,6 +59,29 @@ def test_all_series_can_be_hidden(page):
         while page.count(f"#{panel} .legend button[aria-pressed=true]"):
             page.click(f"#{panel} .legend button[aria-pressed=true]")
         assert page.text(f"#{panel} .empty").startswith("Every series is hidden")
+
+
+def test_each_model_is_named_once(browser, tmp_path):
+    named = [
+        dataclasses.replace(
+            run,
+            config={**run.config, "model": name},
+            provenance=runs.provenance(model=name),
+        )
+        for run, name in (
+            (runs.demo(), "small.Q4_1"),
+            (runs.evaluation("fast", runs.SLIDING, 8), "small.Q4_1.gguf"),
+            (runs.vllm(), "a shape, random weights"),
+        )
+    ]
+    runs.write(named, tmp_path / "results")
+    browser.open(write_report(tmp_path / "results", tmp_path / "page.html").path)
+    assert "\nsmall.Q4_1; a shape, random weights\n" in browser.text("#facts")
+    subjects = "[...document.querySelectorAll('#runs select')[1].options].map((o) => o.text)"
+    assert browser.run(subjects) == ["all", "a shape, random weights", "small.Q4_1"]
+    assert ".gguf" not in browser.run(
+        "[...document.querySelectorAll('option')].map((o) => o.text).join()"
+    )
 
 
 def test_problems_are_listed(browser, tmp_path):

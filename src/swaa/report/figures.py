@@ -116,3 +116,8 @@ class Figures:
     answers: tuple[Answers, ...] = ()
     measurements: tuple[Measurement, ...] = ()
     configs: Mapping[str, SWAAConfig] = field(default_factory=dict)
+
+
+def model_name(name: str) -> str:
+    """A model as the page calls it: results name it with or without its file's ``.gguf``."""
+    return name.removesuffix(".gguf")

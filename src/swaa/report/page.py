@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from swaa.recipes import list_recipes
-from swaa.report.figures import Figures
+from swaa.report.figures import Figures, model_name
 from swaa.report.folder import Folder, Problem, Run, read_folder
 from swaa.report.kinds import figures_of
 from swaa.report.paper import read_paper
@@ -75,7 +75,9 @@ def _content(
         for name, config in figures.configs.items():
             settings[f"{name}: {config.describe()}"] = config.to_dict()
     paper = read_paper()
+    models = [run["provenance"]["model"] for run in runs]
     return {
+        "models": list(dict.fromkeys(model_name(model) for model in models if model)),
         "runs": runs,
         "answers": answers,
         "measurements": measurements,

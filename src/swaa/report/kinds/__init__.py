@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from swaa.report.figures import Figures
+from swaa.report.figures import Figures, model_name
 from swaa.report.folder import Problem, Run
 from swaa.report.kinds import demo, eval, generate, kernels, serve, train, tune, vllm
 
@@ -24,7 +24,7 @@ READERS: dict[str, Callable[[Run], Figures]] = {
 def figures_of(run: Run) -> tuple[Figures, Problem | None]:
     """What a run shows, and what kept it from showing more."""
     result = run.result
-    subject = result.provenance.model or result.name
+    subject = model_name(result.provenance.model or result.name)
     reader = READERS.get(result.kind)
     if reader is None:
         reason = f"kind {result.kind!r} has no figure in this swaa; its rows are in the table"

@@ -7,7 +7,7 @@ from typing import Any
 
 from swaa.config import SWAAConfig
 from swaa.evaluation.statistics import wilson
-from swaa.report.figures import Answers, Figures, Measurement
+from swaa.report.figures import Answers, Figures, Measurement, model_name
 from swaa.report.folder import Run
 from swaa.results import Result
 
@@ -16,7 +16,7 @@ def read(run: Run) -> Figures:
     """What a demo shows."""
     result, config = run.result, run.result.config
     return Figures(
-        subject=config["model"],
+        subject=model_name(config["model"]),
         setting=f"{len(result.rows)} settings",
         task="needle; timed prefill",
         tokens=(config["needle_tokens"], config["prefill_tokens"]),
@@ -46,7 +46,8 @@ def _answers(result: Result) -> Iterator[Answers]:
         setting = SWAAConfig.from_dict(config["settings"][row["setting"]])
         low, high = wilson(row["answered"], row["needles"])
         yield Answers(
-            group=f"{config['model']}, needle in {config['needle_tokens']:,} tokens, {device}",
+            group=f"{model_name(config['model'])}, needle in {config['needle_tokens']:,} tokens,"
+            f" {device}",
             setting=row["setting"],
             detail=setting.describe(),
             accuracy=row["answered"] / row["needles"],
@@ -63,7 +64,7 @@ def _answers(result: Result) -> Iterator[Answers]:
 def _measurements(result: Result) -> Iterator[Measurement]:
     config, provenance = result.config, result.provenance
     shared: Mapping[str, Any] = {
-        "group": f"{config['model']}, {provenance.dtype}, {provenance.device}",
+        "group": f"{model_name(config['model'])}, {provenance.dtype}, {provenance.device}",
         "tokens": config["prefill_tokens"],
     }
     for row in result.rows:

@@ -10,7 +10,7 @@ from typing import Any
 from swaa.config import SWAAConfig
 from swaa.evaluation.gathered import is_gathered
 from swaa.report.cost import shares_of
-from swaa.report.figures import Answers, Figures, Measurement
+from swaa.report.figures import Answers, Figures, Measurement, model_name
 from swaa.report.folder import Run
 from swaa.results import Result, read_samples
 
@@ -25,7 +25,7 @@ def read(run: Run) -> Figures:
     answers = tuple(_answers(run))
     settings = _settings(result)
     figures: dict[str, Any] = {
-        "subject": config["model"],
+        "subject": model_name(config["model"]),
         "setting": next(iter(settings)) if len(settings) == 1 else f"{len(settings)} settings",
         "task": config["task"]["task"],
         "tokens": () if config["length"] is None else (config["length"],),
@@ -165,7 +165,7 @@ def _group(result: Result, length: int | None) -> str:
     config = result.config
     prompt, engine = config["prompt"], config["engine"]
     parts = [
-        config["model"],
+        model_name(config["model"]),
         config["task"]["task"],
         *([] if length is None else [f"{length:,} tokens"]),
         "all samples" if config["samples"] is None else f"{config['samples']} samples",

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from swaa.config import SWAAConfig
-from swaa.report.figures import Figures
+from swaa.report.figures import Figures, model_name
 from swaa.report.folder import Run
 
 
@@ -17,7 +17,7 @@ def read(run: Run) -> Figures:
     answers = [row for row in result.rows if "right" in row]
     tasks = tuple(dict.fromkeys(row["task"] for row in answers))
     return Figures(
-        subject=result.provenance.model or result.name,
+        subject=model_name(result.provenance.model or result.name),
         setting=f"trained by {', '.join(_objectives(result.config))}",
         task=", ".join(tasks),
         outcome="; ".join(f"{task}: {_states(answers, task)}" for task in tasks),

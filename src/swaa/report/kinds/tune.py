@@ -7,7 +7,7 @@ from typing import Any
 
 from swaa.config import SWAAConfig
 from swaa.report.cost import shares_of
-from swaa.report.figures import Answers, Figures
+from swaa.report.figures import Answers, Figures, model_name
 from swaa.report.folder import Run
 
 
@@ -15,7 +15,7 @@ def read(run: Run) -> Figures:
     """What a tuning shows."""
     rows = run.result.rows
     return Figures(
-        subject=run.result.provenance.model or run.result.name,
+        subject=model_name(run.result.provenance.model or run.result.name),
         setting=f"{len({row['recipe'] for row in rows})} recipes",
         task=", ".join(dict.fromkeys(row["task"] for row in rows)),
         outcome=_outcome(run),

@@ -6,7 +6,7 @@ function showFacts(host, data) {
   const facts = [
     ["Runs", `${data.runs.length}`],
     ["Kinds", distinct(data.runs.map((run) => run.kind)).join(", ") || "none"],
-    ["Models", distinct(from.map((one) => one.model).filter(Boolean)).join(", ") || "none"],
+    ["Models", data.models.join("; ") || "none"],
     ["Machines", distinct(from.map((one) => one.device)).join("; ") || "none"],
     ["Dates", dates.length ? distinct([dates[0], dates[dates.length - 1]]).join(" to ") : "none"],
     ["With uncommitted changes", `${from.filter((one) => one.dirty).length} of ${from.length}`],
