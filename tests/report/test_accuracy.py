@@ -147,3 +147,27 @@ def test_many_marks_are_folded_away_on_a_phone(browser, pages):
     browser.click("#accuracy .legend button", "full")
     assert marks(browser) == before - 1
     assert browser.run("document.querySelector('#accuracy .marks').open")  # drawn anew, still open
+
+
+def test_tunings_are_told_apart_by_what_they_asked_for(browser, tmp_path):
+    one = runs.tune()
+    tunings = [
+        dataclasses.replace(one, config=config, provenance=runs.provenance(created=created))
+        for config, created in (
+            ({"objective": "kl", "budgets": ["layers=1/4"]}, "2026-11-22T12:00:00+00:00"),
+            ({"objective": "nll", "budgets": ["layers=1/4"]}, "2026-11-22T12:00:00+00:00"),
+            ({"budgets": ["layers=1/4", "kv=1/2"], "baselines": True}, "2026-11-23T13:14:15+00:00"),
+        )
+    ]
+    runs.write(tunings, tmp_path / "results")
+    browser.open(write_report(tmp_path / "results", tmp_path / "page.html").path)
+    groups = browser.run(
+        "[...document.querySelector('#accuracy select optgroup').children].map((o) => o.text)"
+    )
+    end = "multikey, 50 samples held out"
+    both = "budgets layers=1/4 and kv=1/2, beside baselines"
+    assert sorted(groups) == [
+        f"tiny, tuned by kl, budgets layers=1/4, {end}, 2026-11-22 12:00:00",
+        f"tiny, tuned by nll, budgets layers=1/4, {end}, 2026-11-22 12:00:00",
+        f"tiny, tuned by the default objective, {both}, {end}, 2026-11-23 13:14:15",
+    ]

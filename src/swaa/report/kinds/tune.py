@@ -58,9 +58,8 @@ def _answers(run: Run) -> Iterator[Answers]:
         config = SWAAConfig.from_dict(row["swaa"])
         shares = None if length is None else shares_of(model, config, length)
         yield Answers(
-            # Each tuning splits and prices its samples anew.
-            group=f"{model}, tuned, {row['task']}, {row['samples']} samples held out,"
-            f" {run.path.rpartition('-')[2].removesuffix('.json')}",
+            group=f"{model_name(model)}, {_told_apart(run)}, {row['task']},"
+            f" {row['samples']} samples held out, {_when(run)}",
             setting=row["recipe"],
             detail=config.describe(),
             accuracy=row["right"] / row["samples"],
@@ -72,3 +71,21 @@ def _answers(run: Run) -> Iterator[Answers]:
             keys_share=None if shares is None else shares.keys,
             full=config.window is None,
         )
+
+
+def _told_apart(run: Run) -> str:
+    """What one tuning asked for, and others may not."""
+    config = run.result.config
+    objective = config.get("objective") or "the default objective"
+    budgets = config.get("budgets")
+    parts = [
+        f"tuned by {objective}",
+        *([f"budgets {' and '.join(budgets)}"] if budgets else []),
+        *(["beside baselines"] if config.get("baselines") else []),
+    ]
+    return ", ".join(parts)
+
+
+def _when(run: Run) -> str:
+    """To the second: each tuning splits and prices its samples anew, so none share a picture."""
+    return run.result.provenance.created[:19].replace("T", " ")
