@@ -53,9 +53,9 @@ def test_calibration_and_held_out_share_no_sample():
 def test_too_few_samples_are_refused():
     with pytest.raises(ValueError, match="needle has 20 usable samples, too few to tune on 18 and"):
         split(Needle(), SAMPLES, calibration=18, held_out=None, seed=0)
-    with pytest.raises(ValueError, match="3 calibration samples; a split needs at least 4"):
+    with pytest.raises(ValueError, match="--samples 3: expected at least 4 samples"):
         split(Needle(), SAMPLES, calibration=3, held_out=None, seed=0)
-    with pytest.raises(ValueError, match="2 held-out samples; a split needs at least 4"):
+    with pytest.raises(ValueError, match="--held-out 2: expected at least 4 samples"):
         split(Needle(), SAMPLES, calibration=8, held_out=2, seed=0)
 
 
@@ -129,7 +129,16 @@ def test_own_prompts_are_read_with_and_without_answers(tmp_path, prompt):
     ("rows", "message"),
     [
         ([{"prompt": "a", "answer": "b"}, {"prompt": "c"}], "line 2: there is no 'answer', and"),
-        ([{"answer": "b"}], "line 1: there is no column 'prompt'"),
+        (
+            [{"answer": "b", "id": 3}],
+            "line 1: there is no column 'prompt'; expected 'prompt' and, if known, 'answer'; the"
+            " columns are answer, id",
+        ),
+        (
+            [{"context": "a", "question": "b?", "answers": ["c"]}],
+            "line 1: there is no column 'prompt' but a 'context', as 'swaa eval' reads it; give"
+            " --data jsonl:my.jsonl, or",
+        ),
         ([{"prompt": " "}], "line 1: 'prompt' is empty"),
         ([{"prompt": "a", "answer": ""}], "line 1: 'answer' must be a text or a list of texts"),
         ([{"prompt": "a", "max_new_tokens": 0}], "line 1: 'max_new_tokens' is 0"),

@@ -243,7 +243,11 @@ def test_a_signal_can_choose_the_layers(checkpoint, data, tmp_path, capsys):
     [
         (["--keep", "1.5"], "--keep 1.5: expected a share above 0"),
         (["--samples", "7"], "9 usable samples, too few to tune on 7 and report on 4 others"),
-        (["--samples", "2"], "2 calibration samples; a split needs at least 4"),
+        (
+            ["--length", "20"],
+            "has 0 usable samples, too few to tune on 4 and report on 4 others: 9 more are longer"
+            " than --length: raise it, give more lines, or lower",
+        ),
         (["--budget", "kv=1/100"], "the budget kv=1/100 cannot be met: without any full layer"),
         (["--budget", "size=1"], "budget 'size=1': expected layers=SHARE"),
         (["--window", "400"], "give longer prompts, or lower --window or --sink-tokens"),
@@ -269,6 +273,8 @@ def test_mistakes_are_one_line_and_exit_code_2(checkpoint, data, tmp_path, capsy
 @pytest.mark.parametrize(
     ("more", "message"),
     [
+        (["--samples", "2"], "--samples 2: expected at least 4 samples"),
+        (["--held-out", "0"], "--held-out 0: expected at least 4 samples"),
         (["--keep", "0"], "--keep 0.0: expected a share above 0"),
         (["--method", "magic"], "unknown method 'magic'; give search, or one of answer_nll"),
         (["--out", "no/such/tuned.json"], "--out no/such/tuned.json: there is no folder no/such;"),
@@ -417,3 +423,30 @@ def test_tables_compare_with_the_best_pattern_that_steps_through_all_layers():
     assert table[3] == ("| tuned = kl | none | 40 | 50 | 75 (30 to 95) | +25 (p 1) |")
     assert table[4].endswith("| the best |")
     assert len(markdown(result).splitlines()) == 7
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            {"prompt": "a", "answer": "b"},
+            "swaa {verb}: q.jsonl, line 1: there is no column 'context'; expected 'context',"
+            " 'question' and 'answers'; the columns are prompt, answer; whole prompts are read by"
+            " 'swaa tune --data FILE'",
+        ),
+        (
+            {"text": "a"},
+            "swaa {verb}: q.jsonl, line 1: there is no column 'context'; expected 'context',"
+            " 'question' and 'answers'; the columns are text",
+        ),
+    ],
+)
+def test_a_file_of_the_other_format_is_named_before_a_model_is_loaded(
+    tmp_path, capsys, monkeypatch, line, message
+):
+    monkeypatch.setattr("swaa.models.load_model", lambda *_, **__: pytest.fail("loads the model"))
+    file = tmp_path / "q.jsonl"
+    file.write_text(json.dumps(line))
+    for verb, flag in (("eval", "--tasks"), ("tune", "--data")):
+        assert main([verb, "m", flag, f"jsonl:{file}"]) == 2
+        assert capsys.readouterr().err == f"{message.format(verb=verb)}\n"

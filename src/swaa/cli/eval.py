@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from swaa.cli.endpoints import add_endpoint_options, judge_from
@@ -166,6 +167,7 @@ def run(args: argparse.Namespace) -> int:
     from swaa.evaluation.tasks import find_tasks
 
     tasks = find_tasks([name.strip() for name in args.tasks.split(",")])
+    check_columns(tasks)
     judge = _judge(args, tasks)
 
     from swaa.cli.eval_tables import print_tables, to_json
@@ -217,6 +219,25 @@ def _settings(args: argparse.Namespace) -> list[tuple[str, SWAAConfig]]:
     if len(set(names)) < len(names):
         raise ValueError(f"--recipes {','.join(names)} names one twice")
     return settings
+
+
+def check_columns(tasks: Sequence[Task]) -> None:
+    """Tell a file of questions from one of whole prompts, before a model is loaded.
+
+    Raises:
+        ValueError: naming file, line, and the columns expected.
+    """
+    from swaa.evaluation.tasks.jsonl import OwnQuestions
+
+    for task in tasks:
+        row = next(task.file.rows(), None) if isinstance(task, OwnQuestions) else None
+        if row is not None and "context" not in row.values:
+            there = ", ".join(map(str, row.values)) or "none"
+            whole = "; whole prompts are read by 'swaa tune --data FILE'"
+            raise row.error(
+                "there is no column 'context'; expected 'context', 'question' and 'answers'; the"
+                f" columns are {there}{whole if 'prompt' in row.values else ''}"
+            )
 
 
 def _lengths(text: str) -> list[int | None]:

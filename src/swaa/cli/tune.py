@@ -159,11 +159,14 @@ def run(args: argparse.Namespace) -> int:
     from swaa.evaluation.prompt import Prompt
     from swaa.models import load_model
     from swaa.selection.budget import Budget
+    from swaa.selection.calibration import require_counts
     from swaa.selection.tune import tune
     from swaa.selection.tuning import Tuning, check_method
 
     budgets = [Budget.parse(text) for text in args.budget or ()]
     check_method(args.method)
+    # Of other tasks that are reported on, any number will do.
+    require_counts(args.samples, None if args.report else args.held_out)
     if args.out is not None:
         _earlier(Path(args.out))
     task, report = _tasks(args)
@@ -333,6 +336,7 @@ def _draw(tuned: Tuned, chosen: Point, path: Path, model: str) -> Path | None:
 
 
 def _tasks(args: argparse.Namespace) -> tuple[Task, list[Task]]:
+    from swaa.cli.eval import check_columns
     from swaa.evaluation.tasks import find_tasks
     from swaa.evaluation.tasks.rows import FORMATS, DataFile
     from swaa.selection.own_prompts import OwnPrompts
@@ -341,6 +345,7 @@ def _tasks(args: argparse.Namespace) -> tuple[Task, list[Task]]:
         tasks: list[Task] = [OwnPrompts(DataFile.find("swaa tune", args.data))]
     else:
         tasks = find_tasks([args.data])
+        check_columns(tasks)
     report = find_tasks(args.report.split(",")) if args.report else []
     for task in (*tasks, *report):
         if task.needs_judge:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -70,8 +70,29 @@ class GivenSamples:
         return self.task.score(sample, answer)
 
 
+def require_counts(samples: int, held_out: int | None) -> None:
+    """Refuse splits that say nothing.
+
+    Args:
+        samples: to tune on.
+        held_out: to report on; ``None``: as many as there are.
+
+    Raises:
+        ValueError: naming the flag, below :data:`FEWEST`.
+    """
+    for flag, count in (("--samples", samples), ("--held-out", held_out)):
+        if count is not None and count < FEWEST:
+            raise ValueError(f"{flag} {count}: expected at least {FEWEST} samples")
+
+
 def split(
-    task: Task, samples: Sequence[Sample], *, calibration: int, held_out: int | None, seed: int
+    task: Task,
+    samples: Sequence[Sample],
+    *,
+    calibration: int,
+    held_out: int | None,
+    seed: int,
+    too_long: Callable[[], int] = int,
 ) -> Split:
     """Part samples by a seeded shuffle.
 
@@ -81,19 +102,21 @@ def split(
         calibration: samples to tune on.
         held_out: samples to report on; ``None``: all others; 0: none, others are reported on.
         seed: of the shuffle.
+        too_long: counts the samples that were left out for their length; asked when too few.
 
     Raises:
         ValueError: when there are too few.
     """
-    for name, count in (("calibration", calibration), ("held-out", held_out)):
-        if count is not None and count < FEWEST and (name, count) != ("held-out", 0):
-            raise ValueError(f"{count} {name} samples; a split needs at least {FEWEST}")
+    require_counts(calibration, held_out or None)
     wanted = calibration + (FEWEST if held_out is None else held_out)
     if len(samples) < wanted:
+        longer = too_long()
+        more = "give more lines"
+        if longer:
+            more = f"{longer} more are longer than --length: raise it, give more lines"
         raise ValueError(
             f"{task.name} has {len(samples)} usable samples, too few to tune on {calibration} and"
-            f" report on {wanted - calibration} others: give more lines, or lower --samples and"
-            " --held-out"
+            f" report on {wanted - calibration} others: {more}, or lower --samples and --held-out"
         )
     shuffled = list(samples)
     random.Random(f"swaa tune {seed}").shuffle(shuffled)
@@ -102,6 +125,20 @@ def split(
         calibration=tuple(shuffled[:calibration]),
         held_out=tuple(rest if held_out is None else rest[:held_out]),
     )
+
+
+def count_longer(task: Task, prompt: Prompt, length: int | None) -> int:
+    """The samples of a file that are left out for their length.
+
+    Args:
+        task: they are of.
+        prompt: counts tokens.
+        length: the most tokens of a prompt; ``None``: no limit.
+    """
+    if length is None or task.needs_length:
+        return 0
+    every = task.samples(prompt, length=None, count=None, seed=0)
+    return sum(sample.length > length for sample in every)
 
 
 def require_room(

@@ -100,6 +100,17 @@ def _answers(row: Row) -> tuple[str, ...]:
 
 
 def _sample(row: Row) -> Sample:
+    if "prompt" not in row.values and "context" in row.values:
+        raise row.error(
+            "there is no column 'prompt' but a 'context', as 'swaa eval' reads it; give"
+            f" --data jsonl:{row.file}, or one 'prompt' a line"
+        )
+    if row.values.get("prompt") is None:
+        there = ", ".join(map(str, row.values)) or "none"
+        raise row.error(
+            f"there is no column 'prompt'; expected 'prompt' and, if known, 'answer'; the columns"
+            f" are {there}"
+        )
     answers = _answers(row)
     text = row.text("prompt")
     if not text.strip():

@@ -13,7 +13,9 @@ from swaa.config import SWAAConfig
 from swaa.evaluation.run import Outcome
 from swaa.evaluation.statistics import mcnemar, retention, wilson
 from swaa.results import Provenance
+from swaa.selection.board import mean
 from swaa.selection.budget import Cost
+from swaa.selection.passes import Scores
 
 ENOUGH = 20
 """Samples held out below which what is kept deserves a warning: all right is 84 % or more there."""
@@ -55,6 +57,19 @@ class Point:
     def spent(self) -> float:
         """One number to order recipes by: the mean of prefill FLOPs and KV bytes."""
         return (self.cost.flops + self.cost.kv) / 2
+
+
+def point(name: str, source: str, config: SWAAConfig, cost: Cost, scores: Scores) -> Point:
+    """A point with what a board measured on the samples tuned on; attributes are as of Point."""
+    return Point(
+        name=name,
+        source=source,
+        config=config,
+        cost=cost,
+        nll=mean(scores.nll),
+        kl=mean(scores.kl),
+        exact=mean([float(value) for value in scores.exact]),
+    )
 
 
 def with_scores(point: Point, outcomes: Iterable[Outcome]) -> Point:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from swaa import results
-from swaa.config import SWAAConfig
 from swaa.evaluation.comparison import Comparison
 from swaa.evaluation.samples_file import SamplesFile
 from swaa.evaluation.sources import LocalModel
@@ -19,8 +18,8 @@ from swaa.integrations.transformers.support import find_layers
 from swaa.models import LoadedModel
 from swaa.selection import calibration, report
 from swaa.selection.baselines import Baseline, baselines, ranking
-from swaa.selection.board import FULL, Board, Objective, mean
-from swaa.selection.budget import Budget, Cost, Prices
+from swaa.selection.board import FULL, Board, Objective
+from swaa.selection.budget import Budget, Prices
 from swaa.selection.calibration import FULL_ATTENTION, GivenSamples, Split
 from swaa.selection.candidate import Candidate
 from swaa.selection.expected import expected, how_many, watch
@@ -157,6 +156,7 @@ class _Run:
             calibration=tuning.samples,
             held_out=tuning.held_out if own else 0,
             seed=tuning.seed,
+            too_long=lambda: calibration.count_longer(tuning.task, prompt, tuning.length),
         )
         calibration.require_room(
             [*parts.calibration, *parts.held_out],
@@ -236,7 +236,7 @@ class _Run:
             groups = [self._searches(board, prices, budget) for _, budget in self.budgets]
             watched = self._announce(data, groups, sum(s["id"] != FULL for s in opened.samples))
             full = board.full_scores()
-            points = [_point("full", "full", FULL_ATTENTION, prices.full(), full)]
+            points = [report.point("full", "full", FULL_ATTENTION, prices.full(), full)]
             looked: list[tuple[str, list[Search], list[Baseline]]] = []
             for (typed, _), searches in zip(self.budgets, groups, strict=True):
                 board.on_pass = next(watched)
@@ -252,7 +252,7 @@ class _Run:
                 (name, source), *others = sorted(names, key=lambda n: n[1] != self.tuning.method)
                 config = candidate.config(self.able)
                 scores = board.scores(candidate)
-                point = _point(name, source, config, prices.of(candidate), scores)
+                point = report.point(name, source, config, prices.of(candidate), scores)
                 also = tuple(other for other, _ in others)
                 points.append(dataclasses.replace(point, also=also))
         return points
@@ -385,15 +385,3 @@ class _Run:
             "baselines": tuning.baselines,
             "report": [task.describe() for task in data.report],
         }
-
-
-def _point(name: str, source: str, config: SWAAConfig, cost: Cost, scores: Any) -> Point:
-    return Point(
-        name=name,
-        source=source,
-        config=config,
-        cost=cost,
-        nll=mean(scores.nll),
-        kl=mean(scores.kl),
-        exact=mean([float(value) for value in scores.exact]),
-    )
