@@ -121,6 +121,13 @@ def test_kept_accuracy_and_other_costs_can_be_chosen(page):
     assert "KV, full = 1" in page.text('#accuracy .segmented [aria-pressed="true"]')
 
 
+def test_the_choices_of_the_axes_are_named(page):
+    legends = (
+        "[...document.querySelectorAll('#accuracy .segmented legend')].map((n) => n.innerText)"
+    )
+    assert page.run(legends) == ["Cost (x axis)", "Quality (y axis)"]
+
+
 def test_tasks_that_count_parts_of_answers_have_a_mean_score(page):
     choose_group(page, "tiny, multikey, 2,048 tokens")
     page.click("#accuracy .segmented button", "mean score")

@@ -50,13 +50,13 @@ function showPareto(host, data) {
             )
           : null,
         segmented(
-          "Across",
+          "Cost (x axis)",
           Object.entries(cost).map(([key, c]) => [key, c.text, c.off]),
           x,
           set("x"),
         ),
         segmented(
-          "Up",
+          "Quality (y axis)",
           [
             ["accuracy", "right answers"],
             ...(scored ? [["score", "mean score"]] : []),
