@@ -183,6 +183,28 @@ def test_generation_is_times_rates_limits_and_bytes(shown):
     assert run["outcome"] == "at 16,384, first token vs stock: fast 3.00x"
 
 
+def test_of_one_timing_there_is_no_spread(tmp_path):
+    one = runs.generate()
+    rows = tuple(
+        {**row, "first_token_s": row["first_token_s"] | {"timings": 1}}
+        if "first_token_s" in row
+        else row
+        for row in one.rows
+    )
+    runs.write([dataclasses.replace(one, rows=rows)], tmp_path / "results")
+    page = write_report(tmp_path / "results", tmp_path / "r.html").path.read_text("utf-8")
+    items = content(page)["measurements"]
+    first = _of(items, measure="time to first token", tokens=16384)
+    assert len(first) == 3
+    assert {(item["low"], item["high"]) for item in first} == {(None, None)}
+    assert {item["series"].partition(":")[0]: item["note"] for item in first} == {
+        "no attention at all": "one timing",
+        "stock": "one timing",
+        "fast": "one timing; Amdahl's limit 3.33x, 90 % of it reached",
+    }
+    assert all(item["low"] for item in _of(items, measure="time per output token"))
+
+
 def test_served_recipes_are_times_and_throughput(shown):
     items = [one for one in shown["measurements"] if one["measure"].endswith("served")]
     assert {one["measure"].partition(",")[0]: one["value"] for one in items} == {

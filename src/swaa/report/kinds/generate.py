@@ -67,9 +67,7 @@ def _measurements(result: Result, row: Row) -> Iterator[Measurement]:
         "full": row["setting"] == "stock",
     }
     for name, measure in _TIMES.items():
-        p20, p50, p80 = (row[name][rank] for rank in ("p20", "p50", "p80"))
-        spread = {"low": p20, "high": p80, "note": _limit(row, name.removesuffix("_s"))}
-        yield _of("speed", measure, "s", p50, own | spread)
+        yield _of("speed", measure, "s", row[name]["p50"], own | _spread(row, name))
     more = own | {"more_is_better": True}
     for name, measure in _RATES.items():
         yield _of("speed", measure, "tok/s", row[name], more)
@@ -84,6 +82,18 @@ def _measurements(result: Result, row: Row) -> Iterator[Measurement]:
 
 def _of(chart: Any, measure: str, unit: Unit, value: float, rest: Mapping[str, Any]) -> Measurement:
     return Measurement(chart=chart, measure=measure, unit=unit, value=value, **rest)
+
+
+def _spread(row: Row, name: str) -> Mapping[str, Any]:
+    """Percentiles of a time, and a note; of one timing there are none."""
+    once = row[name].get("timings") == 1
+    notes = ["one timing"] if once else []
+    limit = _limit(row, name.removesuffix("_s"))
+    return {
+        "low": None if once else row[name]["p20"],
+        "high": None if once else row[name]["p80"],
+        "note": "; ".join([*notes, limit] if limit else notes),
+    }
 
 
 def _limit(row: Row, name: str) -> str:
