@@ -84,7 +84,7 @@ def _of(chart: Any, measure: str, unit: Unit, value: float, rest: Mapping[str, A
     return Measurement(chart=chart, measure=measure, unit=unit, value=value, **rest)
 
 
-def _spread(row: Row, name: str) -> Mapping[str, Any]:
+def _spread(row: Row, name: str) -> dict[str, Any]:
     """Percentiles of a time, and a note; of one timing there are none."""
     once = row[name].get("timings") == 1
     notes = ["one timing"] if once else []
