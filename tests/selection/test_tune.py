@@ -138,7 +138,22 @@ def test_baselines_fill_what_a_budget_of_bytes_pays_for(checkpoint, data, tmp_pa
     named = {name for row in rows for name in (row["recipe"], *row["also"])}
     assert {"answer_nll layers=0,kv=19of20", "kl_out layers=0,kv=19of20"} <= named
     assert any(name.startswith(("every:", "odd")) for name in named)
-    assert all(row["kv_bytes"] <= 0.95 for row in rows if row["source"] != "full")
+    assert all(row["kv_bytes"] <= 0.95 for row in rows if row["source"] not in ("full", "base"))
+
+
+@pytest.mark.parametrize("budget", ["layers=1/4", "layers=0", "decode=1/4"])
+def test_the_recipe_without_full_layers_is_there_to_compare_with(
+    checkpoint, data, tmp_path, capsys, budget
+):
+    words = _words(checkpoint, data, tmp_path, "--budget", budget, "--full-layers", "odd", "--json")
+    assert main([*words, "--method", "kl"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    (row,) = [row for row in rows if "no full layers" in (row["recipe"], *row["also"])]
+    base = SWAAConfig(window=70, sink_tokens=2, full_decode=True, dense_tail=4)
+    assert SWAAConfig.from_dict(row["swaa"]) == base
+    chosen = [row for row in rows if row["source"] == "kl"]
+    assert [row["recipe"] for row in chosen] == [f"tuned {budget.replace('/', 'of')}"]
+    assert (row["source"] == "base") == (budget != "layers=0")
 
 
 def test_baselines_say_where_they_add_nothing(checkpoint, data, tmp_path, capsys):
@@ -190,7 +205,8 @@ def test_a_ranking_knows_how_many_sets_it_measures(checkpoint, data, tmp_path, c
     (scores,) = (tmp_path / "results" / "tune").glob("*-scores-*.jsonl")
     measured = len(scores.read_text().splitlines()) - 1  # full attention is no set
     # Of a budget's two spaces each chooses a set, which may be one that is measured already.
-    assert measured <= int(most) <= measured + 4
+    assert measured <= int(most) + 1  # that without full layers is measured beside
+    assert int(most) <= measured + 4
     assert main(words) == 0
     assert f" sets of layers to measure; {measured} found measured\n" in capsys.readouterr().err
 

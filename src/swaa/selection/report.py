@@ -27,7 +27,7 @@ class Point:
 
     Attributes:
         name: what it is called in tables.
-        source: ``search``, a signal, ``periodic``, or ``full``.
+        source: ``search``, a signal, ``periodic``, ``base`` or ``full``.
         config: the recipe.
         cost: as shares of full attention's.
         nll: of the calibration answers (nats a token).

@@ -96,7 +96,9 @@ class _Run:
         self.say = say or (lambda _line: None)
         self.able = tuple(sorted(find_layers(loaded.model).full))
         self.depth = loaded.model.config.num_hidden_layers
-        self.base = Candidate.of(tuning.base, self.able, self.depth)
+        # Layers that the recipe leaves full decode as it says of all once they slide.
+        bare = dataclasses.replace(tuning.base, full_layers=())
+        self.base = Candidate.of(bare, self.able, self.depth)
         given = tuning.budgets or [Budget.parse(text) for text in LADDER]
         self.budgets = [(budget, budget.whole_layers(len(self.able))) for budget in given]
         self.seconds: dict[str, float] = {}
@@ -236,6 +238,8 @@ class _Run:
             groups = [self._searches(board, prices, budget) for _, budget in self.budgets]
             watched = self._announce(data, groups, sum(s["id"] != FULL for s in opened.samples))
             full = board.full_scores()
+            # To compare with: what layers add to the recipe's other knobs.
+            board.ask([self.base], near=self.base)
             points = [report.point("full", "full", FULL_ATTENTION, prices.full(), full)]
             looked: list[tuple[str, list[Search], list[Baseline]]] = []
             for (typed, _), searches in zip(self.budgets, groups, strict=True):
@@ -247,7 +251,9 @@ class _Run:
                     for search in searches:
                         search.run()
                 self._best(searches, lazy)
-            for candidate, names in self._named(looked, lazy).items():
+            named = self._named(looked, lazy)
+            named.setdefault(self.base, []).append(("no full layers", "base"))
+            for candidate, names in named.items():
                 # Of those that named a set, the method is what a user asked for.
                 (name, source), *others = sorted(names, key=lambda n: n[1] != self.tuning.method)
                 config = candidate.config(self.able)
