@@ -343,7 +343,7 @@ def test_columns_say_what_the_rows_hold(result):
     row = next(row for row in result.rows if row.get("setting") == "sliding")
     cells = next(cells for cells in made["Seconds"].cells if cells[2] == "sliding")
     assert cells[3] == f"{row['first_token_s']['p50']:.3f}"
-    assert cells[7] == f"{row['first_token_of_limit']:.0%}"
+    assert cells[8] == f"{row['first_token_of_limit']:.0%}"
     rest = {**row, "kind": "t0", "matmul_s": 0.25, "weights_s": 0.001}
     rest |= {"first_token_s": {"p50": 0.5}, "per_token_s": {"p50": 0.002}}
     (table,) = tables([rest])
