@@ -32,9 +32,9 @@ compiled layers; only what serves the attention calls differs. Shapes without we
 with random numbers: speed depends on sizes, not on values. Long prompts are timed a few times, some
 once: *timings* says how often. `naive sink_tokens=128` is window and sinks, nothing else.
 
-Of the stock kernels *aten varlen* is PyTorch's own for sequences of unequal length; *every slot* reads
-a static cache whole, slots of tokens to come included, which spares a mask. Targets were set before
-anything was measured.
+Of the stock kernels *aten varlen* is PyTorch's own for sequences of unequal length; *every slot*
+reads a static cache whole, slots of tokens to come included, which spares a mask. Targets were set
+before anything was measured.
 """
 KERNELS = """## Attention kernels
 
