@@ -24,6 +24,12 @@ DEFAULT_DTYPE = "bfloat16"
 DEFAULT_PROMPT = 32_768
 """Prompt tokens when none are given, unless the model was trained to see fewer."""
 
+_SHARES = {
+    "flops_share": "prefill_flops",
+    "keys_share": "prefill_attention_flops",
+    "kv_share": "kv_steady_bytes",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class LayerCost:
@@ -114,6 +120,16 @@ class Price:
             for name in [*names, "prefill_flops", "decode_flops"]
             if getattr(self.full, name)
         }
+
+    def shares(self) -> dict[str, float]:
+        """What the prompt takes, divided by what the unadapted model takes for it.
+
+        Returns:
+            ``flops_share``; ``keys_share``, of the keys that queries visit; ``kv_share``, of the
+            bytes held after the prompt.
+        """
+        ratios = self.ratios()
+        return {share: ratios[name] for share, name in _SHARES.items() if name in ratios}
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""

@@ -18,13 +18,6 @@ from swaa.evaluation.run import SERVED
 from swaa.models import LoadedModel, find_model, require_gguf
 from swaa.plan import price
 
-COSTS = {
-    "flops_share": "prefill_flops",
-    "keys_share": "prefill_attention_flops",
-    "kv_share": "kv_steady_bytes",
-}
-"""What is kept of a prompt's price, and what :meth:`swaa.plan.Price.ratios` calls it."""
-
 
 class LocalModel:
     """A loaded model, adapted anew for each configuration.
@@ -63,21 +56,19 @@ class LocalModel:
         return engine
 
     def costs(self, config: SWAAConfig, length: int) -> Mapping[str, float] | None:
-        """Costs of a prompt by arithmetic (:mod:`swaa.plan`), divided by full attention's.
+        """What a prompt costs (:meth:`swaa.plan.Price.shares`).
 
         Args:
             config: of the model.
             length: of the prompt (tokens).
 
         Returns:
-            ``flops_share``; ``keys_share``, of the keys that queries visit; ``kv_share``, of the
-            bytes held after the prompt. ``None``: the model cannot be priced.
+            The shares; ``None``: the model cannot be priced.
         """
         try:
-            ratios = price(self._loaded.model.config, config, prompt_length=length).ratios()
+            return price(self._loaded.model.config, config, prompt_length=length).shares()
         except ValueError:  # it may still be asked as it is
             return None
-        return {share: ratios[name] for share, name in COSTS.items() if name in ratios}
 
 
 class ServedModel:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 from swaa.config import LayerPlan, SWAAConfig
 from swaa.plan import price, visible_pairs
@@ -27,22 +27,7 @@ SHAPES = {"SmolLM2-135M-Instruct.Q4_1": _SMOLLM2}
 """Sizes of models, which no result holds, by the name in results, ``.gguf`` left out."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Shares:
-    """A setting's cost, divided by full attention's.
-
-    Attributes:
-        keys: that the prompt's queries visit.
-        flops: of the prompt; ``None``: the model's sizes are not known.
-        kv: bytes of keys and values held after the prompt.
-    """
-
-    keys: float
-    flops: float | None
-    kv: float
-
-
-def shares_of(model: str, config: SWAAConfig, prompt_length: int) -> Shares | None:
+def shares_of(model: str, config: SWAAConfig, prompt_length: int) -> Mapping[str, float] | None:
     """The cost of a setting on a model, from its configuration and the prompt's length alone.
 
     Args:
@@ -51,26 +36,21 @@ def shares_of(model: str, config: SWAAConfig, prompt_length: int) -> Shares | No
         prompt_length: tokens.
 
     Returns:
-        The shares; ``None`` when they depend on sizes that the result does not tell. A model of
-        unknown sizes is priced where all its layers do the same: then no size matters.
+        Those of :meth:`swaa.plan.Price.shares`; ``None`` when they depend on sizes that the result
+        does not tell. A model of unknown sizes is priced where all its layers do the same: then no
+        size matters but for ``flops_share``, which is left out.
     """
     shape = SHAPES.get(model.removesuffix(".gguf"))
     if shape is not None:
-        ratios = price(shape, config, prompt_length=prompt_length).ratios()
-        return Shares(
-            keys=ratios["prefill_attention_flops"],
-            flops=ratios["prefill_flops"],
-            kv=ratios["kv_steady_bytes"],
-        )
+        return price(shape, config, prompt_length=prompt_length).shares()
     if config.window is None:
-        return Shares(keys=1.0, flops=1.0, kv=1.0)
+        return {"keys_share": 1.0, "flops_share": 1.0, "kv_share": 1.0}
     if config.full_layers or not isinstance(config.full_decode, bool):
         return None
     (plan,) = config.layers(1)
     full = visible_pairs(LayerPlan(window=None), prompt_length, 0, prompt_length)
     kept = prompt_length if plan.keeps_all_keys else config.window + config.sink_tokens
-    return Shares(
-        keys=visible_pairs(plan, prompt_length, 0, prompt_length) / full,
-        flops=None,
-        kv=min(1.0, kept / prompt_length),
-    )
+    return {
+        "keys_share": visible_pairs(plan, prompt_length, 0, prompt_length) / full,
+        "kv_share": min(1.0, kept / prompt_length),
+    }

@@ -123,10 +123,7 @@ def _shares(result: Result, config: SWAAConfig, row: Mapping[str, Any]) -> Mappi
     if "keys_share" in row:
         return {name: row.get(name) for name in ("keys_share", "flops_share", "kv_share")}
     length = result.config["length"]
-    shares = None if length is None else shares_of(result.config["model"], config, length)
-    if shares is None:
-        return {}
-    return {"keys_share": shares.keys, "flops_share": shares.flops, "kv_share": shares.kv}
+    return (length and shares_of(result.config["model"], config, length)) or {}
 
 
 def _times(samples: Sequence[Mapping[str, Any]]) -> list[float]:

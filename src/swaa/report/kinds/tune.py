@@ -56,7 +56,7 @@ def _answers(run: Run) -> Iterator[Answers]:
     model, length = result.provenance.model or result.name, result.config.get("length")
     for row in result.rows:
         config = SWAAConfig.from_dict(row["swaa"])
-        shares = None if length is None else shares_of(model, config, length)
+        shares = (length and shares_of(model, config, length)) or {}
         yield Answers(
             group=f"{model_name(model)}, {_told_apart(run)}, {row['task']},"
             f" {row['samples']} samples held out, {_when(run)}",
@@ -68,7 +68,7 @@ def _answers(run: Run) -> Iterator[Answers]:
             count=f"{row['right']} of {row['samples']}",
             kv_share=row["kv_bytes"],
             flops_share=row["prefill_flops"],
-            keys_share=None if shares is None else shares.keys,
+            keys_share=shares.get("keys_share"),
             full=config.window is None,
         )
 
