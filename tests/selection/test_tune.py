@@ -400,6 +400,21 @@ def test_counts_of_answers_that_are_partly_right_show_the_mean_too():
     ]
 
 
+@pytest.mark.parametrize(
+    ("scores", "share", "low", "high"),
+    [
+        ([1, 1, 1, 1], 2, 1.0202, 2),  # of a full attention that answers half
+        ([0, 0, 0, 0], 0, 0, 0.9798),
+        ([1, 0.5, 0, 1], 1.25, 0.4389, 1.8162),
+    ],
+)
+def test_the_interval_of_what_is_kept(scores, share, low, high):
+    full = dataclasses.replace(FULL, scores={"needle": [1, 1, 0, 0]})
+    ours = _point("ours", 0.2, 0.2, scores)
+    assert report.kept(ours, full) == share
+    assert report.kept_between(ours, full) == pytest.approx((low, high), abs=1e-4)
+
+
 def test_few_samples_are_doubted_and_enough_are_not():
     assert report.doubt(_point("full", 1, 1, [1] * 20)) is None
     some = dataclasses.replace(FULL, scores={"needle": [1] * 10, "multikey": [1] * 9})

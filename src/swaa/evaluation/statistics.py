@@ -17,7 +17,7 @@ class Interval(NamedTuple):
     high: float
 
 
-def wilson(right: int, count: int) -> Interval:
+def wilson(right: float, count: int) -> Interval:
     """The 95 % confidence interval of a share by Wilson's score.
 
     >>> low, high = wilson(8, 10)
@@ -25,7 +25,8 @@ def wilson(right: int, count: int) -> Interval:
     (0.49, 0.943)
 
     Args:
-        right: samples answered rightly.
+        right: samples answered rightly; where answers may be right in part, the sum of their
+            scores, for which the interval is wider than need be.
         count: all samples.
 
     Raises:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from swaa.selection.report import Point, kept, pareto
+from swaa.selection.report import Point, kept, kept_between, pareto
 
 
 def draw(points: Sequence[Point], chosen: Point | None, path: Path, *, title: str) -> None:
-    """Write a PNG: retention over prefill FLOPs, and over KV bytes.
+    """Write a PNG: retention with its 95 % interval over prefill FLOPs, and over KV bytes.
 
     Args:
         points: full attention first; each with scores.
@@ -34,11 +34,19 @@ def draw(points: Sequence[Point], chosen: Point | None, path: Path, *, title: st
     ):
         for source in sources:
             group = [point for point in points if point.source == source]
-            axis.scatter(
+            shares = [kept(point, points[0]) for point in group]
+            bounds = [kept_between(point, points[0]) for point in group]
+            axis.errorbar(
                 [100 * getattr(point.cost, name) for point in group],
-                [100 * kept(point, points[0]) for point in group],
+                [100 * share for share in shares],
+                [
+                    [100 * (share - low) for share, (low, _) in zip(shares, bounds, strict=True)],
+                    [100 * (high - share) for share, (_, high) in zip(shares, bounds, strict=True)],
+                ],
+                fmt="o",
+                markersize=5,
+                elinewidth=0.5,
                 label=source,
-                s=28,
             )
         for point in front:
             place = (100 * getattr(point.cost, name), 100 * kept(point, points[0]))
@@ -49,7 +57,7 @@ def draw(points: Sequence[Point], chosen: Point | None, path: Path, *, title: st
             )  # fmt: skip
         axis.set_xlabel(label)
         axis.grid(alpha=0.3)
-    left.set_ylabel("kept of full attention's score, %")
+    left.set_ylabel("kept, % of full attention's score (bars: 95 % interval)")
     left.legend(fontsize=7)
     figure.suptitle(title, fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)

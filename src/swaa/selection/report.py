@@ -11,7 +11,7 @@ from typing import Any
 
 from swaa.config import SWAAConfig
 from swaa.evaluation.run import Outcome
-from swaa.evaluation.statistics import mcnemar, retention, wilson
+from swaa.evaluation.statistics import Interval, mcnemar, retention, wilson
 from swaa.results import Provenance
 from swaa.selection.board import mean
 from swaa.selection.budget import Cost
@@ -128,6 +128,13 @@ def kept(point: Point, full: Point) -> float:
             " keep: give questions that the model can answer"
         )
     return point.score / full.score
+
+
+def kept_between(point: Point, full: Point) -> Interval:
+    """The 95 % interval of :func:`kept`, with full attention's score taken as it is."""
+    values = [value for scores in point.scores.values() for value in scores]
+    low, high = wilson(sum(values), len(values))
+    return Interval(low / full.score, high / full.score)
 
 
 def counts(point: Point, full: Point) -> list[str]:
