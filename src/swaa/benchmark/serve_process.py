@@ -119,20 +119,17 @@ def running(command: Sequence[str], *, log: Path, timeout_s: float) -> Iterator[
 
 
 def _start(
-    command: Sequence[str],
-    log: Path,
-    timeout_s: float,
-    ended: contextlib.ExitStack,
-    *,
-    ports: int = PORTS,
+    command: Sequence[str], log: Path, timeout_s: float, ended: contextlib.ExitStack
 ) -> Server:
-    try:
-        return ended.enter_context(_started(command, log, timeout_s))
-    except ConnectionError:
-        # Between the look for a free port and the server's start another may take it.
-        if ports == 1 or not _TAKEN.search(log.read_text("utf-8", "replace")):
-            raise
-    return _start(command, log, timeout_s, ended, ports=ports - 1)
+    ports = PORTS
+    while True:
+        ports -= 1
+        try:
+            return ended.enter_context(_started(command, log, timeout_s))
+        except ConnectionError:
+            # Between the look for a free port and the server's start another may take it.
+            if not ports or not _TAKEN.search(log.read_text("utf-8", "replace")):
+                raise
 
 
 @contextlib.contextmanager
