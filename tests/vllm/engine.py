@@ -1,5 +1,6 @@
 """A real vLLM engine in this process, and the judge of its tokens: a model under loop masks."""
 
+import contextlib
 import copy
 import gc
 import os
@@ -14,6 +15,7 @@ BLOCK = 32
 CHUNK = 64
 VOCABULARY = 97
 ON_GPU = os.environ.get("SWAA_TEST_DEVICE") == "cuda"
+V2 = ON_GPU or os.environ.get("SWAA_TEST_RUNNER") == "v2"
 # Decode batches replay CUDA graphs; the rest is not compiled, which would take minutes.
 GPU_OPTIONS = {
     "enforce_eager": False,
@@ -152,18 +154,20 @@ class Judge:
         """
         ids = list(answer.token_ids)
         said = [chosen[token].logprob for chosen, token in zip(answer.logprobs, ids, strict=True)]
-        readings = self.readings(prompt, ids)
-        try:
-            self._compare(ids, said, next(readings), greedy)
-        except AssertionError:
-            if not any(self._agrees(ids, said, logits, greedy) for logits in readings):
-                raise
+        # Closed, because a reading that is left half read leaves its row where it was sent.
+        with contextlib.closing(self.readings(prompt, ids)) as readings:
+            try:
+                self._compare(ids, said, next(readings), greedy)
+            except AssertionError:
+                if not any(self._agrees(ids, said, logits, greedy) for logits in readings):
+                    raise
 
     def readings(self, prompt, answer):
         """Logits as the model has them; on a GPU also with each near tie of a router reversed."""
         if ON_GPU:
-            return as_routed(self.model, lambda: self.logits(prompt, answer))
-        return iter([self.logits(prompt, answer)])
+            yield from as_routed(self.model, lambda: self.logits(prompt, answer))
+        else:
+            yield self.logits(prompt, answer)
 
     def _agrees(self, *compared):
         try:

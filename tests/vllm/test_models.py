@@ -1,9 +1,13 @@
 """Every dense family, and torch.compile, against the judge."""
 
+import contextlib
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from swaa.config import SWAAConfig
+from tests.vllm import engine
 from tests.vllm.engine import Engine, Judge, prompts_of
 from tests.vllm.routers import as_routed, near_ties
 
@@ -53,3 +57,24 @@ def test_near_ties_of_routers_are_found_and_reversed(checkpoint, family):
         moved = (others[tie] - plain).abs().amax(-1)
         assert moved[0] > 0.1  # the prompt's last row is of the dense tail and sees row 74
         assert moved[1] < 1e-4
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_the_judge_of_gpus_allows_one_near_tie_and_forgets_it(checkpoint, monkeypatch, family):
+    monkeypatch.setattr(engine, "ON_GPU", True)
+    monkeypatch.setattr(engine, "STOCK_TOLERANCE", 5e-2)
+    judge = Judge(checkpoint(family), CONFIG)
+    prompt, short = prompts_of(129, 40)
+    ids = [1, 2]
+    plain, *others = as_routed(judge.model, lambda: judge.logits(prompt, ids))
+    moved = max(others, key=lambda other: float((other - plain).abs().max()))
+    for off in (0, 2):
+        scores = moved.log_softmax(-1)[range(2), ids] + off
+        said = [{token: SimpleNamespace(logprob=p)} for token, p in zip(ids, scores, strict=True)]
+        answer = SimpleNamespace(token_ids=ids, logprobs=said)
+        with pytest.raises(AssertionError) if off else contextlib.nullcontext() as refused:
+            judge.check(prompt, answer, greedy=False)
+        # While a traceback lives, so does what was left unread.
+        assert bool(refused) == bool(off)
+        torch.testing.assert_close(judge.logits(prompt, ids), plain)
+        judge.logits(short, ids)
