@@ -25,7 +25,7 @@ test: lint  ## set up, then lint, types and every test that needs no GPU
 	@echo "== tests"
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
-test-vllm:  ## vLLM on the CPU in a venv of its own (built once), then its tests (about 13 minutes)
+test-vllm:  ## vLLM on the CPU in a venv of its own (built once), then its tests (about 17 minutes)
 	PYTHON=$(PYTHON) VLLM_VENV=$(VENV)/vllm tests/vllm/lane.sh
 
 lint: $(VENV)/.tools  ## set up, then ruff (lint and format) and types

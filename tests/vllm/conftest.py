@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-from types import SimpleNamespace
 
 import pytest
 
@@ -21,13 +20,11 @@ if not MISSING:
         HF_HUB_OFFLINE="1",
     )
 if os.environ.get("SWAA_TEST_RUNNER") == "v2" and not MISSING and not ON_GPU:
-    # The V2 model runner is made of Triton kernels, which a CPU has only the interpreter for; vLLM
-    # looks for a CPU backend by this name, and asks nothing else of it.
     os.environ.update(TRITON_INTERPRET="1", VLLM_USE_V2_MODEL_RUNNER="1")
-    from triton.backends import backends
-
-    driver = SimpleNamespace(is_active=lambda: False)
-    backends["cpu"] = SimpleNamespace(driver=driver, compiler=None)
+    # Here, and in processes that vLLM starts.
+    importlib.import_module("tests.vllm.interpreted.sitecustomize")
+    paths = [os.path.join(HERE, "interpreted"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
 
 
 def pytest_configure(config):

@@ -53,6 +53,6 @@ else
   echo "== random traffic, in a process of its own: in used ones it takes several times as long"
   "$bin/python" -m pytest tests/vllm/test_scheduling.py -k random
   echo "== the same under vLLM's V2 model runner, its kernels interpreted"
-  SWAA_TEST_RUNNER=v2 test tests/vllm/test_{features,scheduling,drafts}.py \
-    -k '(all_kinds or sliding or in_flight or no_room) and not (random or faint or strong-long)'
+  SWAA_TEST_RUNNER=v2 test tests/vllm/test_{features,scheduling,drafts,ranks}.py \
+    -k '(all_kinds or sliding or in_flight or no_room or dealt_out) and not (random or faint or strong-long)'
 fi

@@ -1,14 +1,13 @@
 """A draft model beside the served one: proposals accepted and rejected, in one cache."""
 
 import importlib
-import os
 from types import SimpleNamespace
 
 import pytest
 
 from swaa.config import SWAAConfig
 from tests.integrations.families import tiny_model
-from tests.vllm.engine import BLOCK, CHUNK, ON_GPU, Engine, Judge, prompts_of, sampling
+from tests.vllm.engine import BLOCK, CHUNK, ON_GPU, V2, Engine, Judge, prompts_of, sampling
 from tests.vllm.test_features import CONFIGS, live_blocks
 from tests.vllm.test_start import KNOBS, attempt, unhook
 
@@ -171,10 +170,7 @@ def test_preempted_while_drafts_are_in_flight(models, monkeypatch):
         judge.check(prompt, answer)
 
 
-@pytest.mark.skipif(
-    ON_GPU or os.environ.get("SWAA_TEST_RUNNER") == "v2",
-    reason="the V2 runner asks for the group of each layer",
-)
+@pytest.mark.skipif(V2, reason="the V2 runner asks for the group of each layer")
 def test_draft_in_another_group_stops_the_engine(models, monkeypatch):
     from swaa.integrations.vllm import hooks
 
@@ -223,9 +219,7 @@ def test_speculation_that_is_refused(changes, reason):
     assert reason in said
 
 
-@pytest.mark.skipif(
-    not ON_GPU and os.environ.get("SWAA_TEST_RUNNER") != "v2", reason="a limit of the V2 runner"
-)
+@pytest.mark.skipif(not V2, reason="a limit of the V2 runner")
 @pytest.mark.usefixtures("_profiled")
 @pytest.mark.parametrize("requests", [CHUNK, CHUNK // 2 + 1])
 def test_requests_that_leave_the_first_step_no_room_are_refused(checkpoint, requests):

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -153,17 +154,20 @@ def test_server(checkpoint, tmp_path, judge):
 
 
 @pytest.mark.slow
-def test_two_tensor_parallel_ranks(checkpoint, tmp_path, judge):
+@pytest.mark.parametrize("split", ["tensor", "data"])
+def test_two_processes_serve_one_model(checkpoint, tmp_path, judge, split):
     folder, log = checkpoint(), tmp_path / "log"
-    prompts = prompts_of(65, 200)
+    prompts = prompts_of(65, 200, 120, 33)
     binding = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
-    with server(folder, log, "--tensor-parallel-size", "2", **binding) as (process, address):
+    with server(folder, log, f"--{split}-parallel-size", "2", **binding) as (process, address):
         wait_until_up(process, address, log)
         for prompt in prompts:
             assert judge.agrees(prompt, answer(address, folder, prompt))
     text = log.read_text()
-    assert "rank 0: swaa adapted" in text
-    assert "rank 1: swaa adapted" in text
+    reports = re.findall(r"rank (\d): swaa adapted 3 of 4 layers", text)
+    # Engines that share the requests number their ranks from 0, each for itself.
+    assert sorted(reports) == (["0", "1"] if split == "tensor" else ["0", "0"])
+    assert "every worker confirms the recipe" in text
 
 
 def test_server_whose_plugin_is_filtered_out(checkpoint, tmp_path):
