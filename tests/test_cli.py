@@ -10,6 +10,7 @@ import transformers
 
 import swaa
 from swaa import cli
+from swaa.cli import options
 from swaa.cli.options import add_config_options, config_from, name_from
 from swaa.config import SWAAConfig
 from swaa.recipes import load_recipe
@@ -241,3 +242,16 @@ def test_the_reference_shape_is_that_of_qwen3_4b():
     shape = shape_of(config)
     ours = reference_shape()
     assert (ours.layers, ours.head_weights) == (shape.layers, shape.head_weights)
+
+
+def test_parts_with_commas():
+    assert options.words("needle, multikey ", "--tasks") == ("needle", "multikey")
+    assert options.whole_numbers("4_096, 8192", "--lengths") == (4096, 8192)
+    for text, reason in (
+        ("needle,", "expected names or numbers"),
+        ("needle,recall, needle", "names needle twice"),
+    ):
+        with pytest.raises(ValueError, match=f"--tasks .*{reason}"):
+            options.words(text, "--tasks")
+    with pytest.raises(ValueError, match=r"--lengths 0,8: expected whole numbers of at least 1"):
+        options.whole_numbers("0,8", "--lengths")

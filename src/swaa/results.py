@@ -157,9 +157,36 @@ def save(
     path.parent.mkdir(parents=True, exist_ok=True)
     if samples is not None:
         lines = [json.dumps(_as_json(sample, "samples")) + "\n" for sample in samples]
-        _write(path.with_suffix(".jsonl"), "".join(lines))
-    _write(path, json.dumps(result.to_dict(), indent=2) + "\n")
+        write_whole(path.with_suffix(".jsonl"), "".join(lines))
+    write_whole(path, json.dumps(result.to_dict(), indent=2) + "\n")
     return path
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write beside, then rename: a reader sees the old file or the new one, never half of it.
+
+    Raises:
+        OSError: naming the file; the old one stays.
+    """
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
+        ) as file:
+            try:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            except BaseException:
+                Path(file.name).unlink()
+                raise
+        Path(file.name).chmod(0o644)  # temporary files are private, results are not
+        Path(file.name).replace(path)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"cannot write {path}: {error.strerror or error}; make room, or write elsewhere, and"
+            " run the same command again",
+        ) from None
 
 
 def load(path: str | Path) -> Result:
@@ -295,29 +322,6 @@ def _check_paths(value: object, name: str) -> None:
     elif isinstance(value, (list, tuple)):
         for item in value:
             _check_paths(item, name)
-
-
-def _write(path: Path, text: str) -> None:
-    """Write beside, then rename: a reader sees the old file or the new one, never half of it."""
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            try:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            except BaseException:
-                Path(file.name).unlink()
-                raise
-        Path(file.name).chmod(0o644)  # temporary files are private, results are not
-        Path(file.name).replace(path)
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"cannot write {path}: {error.strerror or error}; make room, or write elsewhere, and"
-            " run the same command again",
-        ) from None
 
 
 def _version(package: str) -> str | None:

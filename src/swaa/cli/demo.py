@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swaa.cli.generate import add_model_options
+from swaa.cli.options import add_model_options
 from swaa.cli.progress import ProgressBar, format_seconds
 from swaa.cli.table import format_table
 
@@ -53,7 +53,6 @@ def register(subparsers: Any) -> None:
     )
     add_model_options(parser)
     parser.add_argument("--json", action="store_true", help="print the result file, no table")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

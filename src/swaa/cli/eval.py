@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from swaa.cli.endpoints import add_endpoint_options, judge_from
 from swaa.cli.eval_source import check_processes, follow, open_source
-from swaa.cli.options import add_backend_option, add_config_options, config_from
+from swaa.cli.options import (
+    add_backend_option,
+    add_config_options,
+    add_model_options,
+    config_from,
+)
 from swaa.config import SWAAConfig
 
 if TYPE_CHECKING:
@@ -119,8 +124,6 @@ def _add_prompt_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_local_options(parser: argparse.ArgumentParser) -> None:
-    from swaa.cli.generate import add_model_options
-
     group = parser.add_argument_group("a model loaded here")
     group.add_argument(
         "--batch-size",

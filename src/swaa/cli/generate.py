@@ -13,7 +13,14 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swaa.cli.options import DEFAULT_RECIPE, add_config_options, config_from, name_from
+from swaa.cli.options import (
+    DEFAULT_RECIPE,
+    add_backend_option,
+    add_config_options,
+    add_model_options,
+    config_from,
+    name_from,
+)
 from swaa.cli.progress import ProgressBar
 from swaa.cli.table import Cell, format_table
 from swaa.config import SWAAConfig
@@ -66,35 +73,8 @@ def register(subparsers: Any) -> None:
         help="prompt tokens per forward pass; 0: all in one (default: %(default)s)",
     )
     add_model_options(parser)
-    parser.add_argument(
-        "--backend",
-        default="auto",
-        metavar="B",
-        help="attention: auto, fa4, triton, sdpa or reference (default: %(default)s)",
-    )
+    add_backend_option(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
-    parser.set_defaults(run=run)
-
-
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say how a model is loaded."""
-    parser.add_argument(
-        "--dtype",
-        default="auto",
-        metavar="T",
-        help="float32, bfloat16, float16 or auto, the checkpoint's own (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--device",
-        default="auto",
-        metavar="D",
-        help="cpu, cuda, cuda:1, or auto, a GPU if there is one (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--trust-remote-code",
-        action="store_true",
-        help="run Python code that comes with the checkpoint (default: off)",
-    )
 
 
 def run(args: argparse.Namespace) -> int:

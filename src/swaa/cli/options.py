@@ -99,6 +99,25 @@ def name_from(args: argparse.Namespace, *, default: str = DEFAULT_RECIPE) -> str
     return " ".join([args.recipe if args.recipe is not None else default, *given])
 
 
+def words(text: str, flag: str) -> tuple[str, ...]:
+    """The parts of a flag that takes several with commas, spaces around them or not.
+
+    Args:
+        text: what was given.
+        flag: for the message.
+
+    Raises:
+        ValueError: naming the flag, when one is empty or is there twice.
+    """
+    parts = tuple(part.strip() for part in text.split(","))
+    if not all(parts):
+        raise ValueError(f"{flag} {text!r}: expected names or numbers, with commas between them")
+    twice = next((part for part in parts if parts.count(part) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{flag} {text} names {twice} twice")
+    return parts
+
+
 def whole_numbers(text: str, flag: str, *, least: int = 1) -> tuple[int, ...]:
     """The numbers of a flag that takes several with commas: ``8192,32768``.
 
@@ -110,23 +129,46 @@ def whole_numbers(text: str, flag: str, *, least: int = 1) -> tuple[int, ...]:
     Raises:
         ValueError: naming the flag, for anything else.
     """
-    words = [word.strip() for word in text.split(",")]
-    if not all(word.isdecimal() and int(word) >= least for word in words):
+    numbers = [word.replace("_", "") for word in words(text, flag)]
+    if not all(number.isdecimal() and int(number) >= least for number in numbers):
         raise ValueError(f"{flag} {text}: expected whole numbers of at least {least}, with commas")
-    return tuple(int(word) for word in words)
+    return tuple(map(int, numbers))
 
 
-def add_backend_option(parser: Any) -> None:
+def add_backend_option(parser: Any, *, names: str = "fa4, triton, sdpa or reference") -> None:
     """Add ``--backend``, of the attention of a model that is loaded here.
 
     Args:
         parser: of a verb, or a group of its flags.
+        names: of the backends that serve there, for the help.
+    """
+    said = f"attention: auto, {names} (default: %(default)s)"
+    parser.add_argument("--backend", default="auto", metavar="B", help=said)
+
+
+def add_model_options(parser: Any, *, auto: str = "the checkpoint's own") -> None:
+    """Add the flags that say how a model is loaded.
+
+    Args:
+        parser: of a verb, or a group of its flags.
+        auto: what ``--dtype auto`` means there, for the help.
     """
     parser.add_argument(
-        "--backend",
+        "--dtype",
         default="auto",
-        metavar="B",
-        help="attention: auto, fa4, triton, sdpa or reference (default: %(default)s)",
+        metavar="T",
+        help=f"float32, bfloat16, float16 or auto, {auto} (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--device",
+        default="auto",
+        metavar="D",
+        help="cpu, cuda, cuda:1, or auto, a GPU if there is one (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run Python code that comes with the checkpoint (default: off)",
     )
 
 

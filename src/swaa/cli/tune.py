@@ -10,7 +10,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swaa.cli.options import add_backend_option, add_config_options, config_from
+from swaa.cli.options import (
+    add_backend_option,
+    add_config_options,
+    add_model_options,
+    config_from,
+)
 from swaa.cli.progress import ProgressBar, format_seconds
 from swaa.cli.table import format_table
 from swaa.config import SWAAConfig
@@ -139,8 +144,6 @@ def _add_search_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_local_options(parser: argparse.ArgumentParser) -> None:
-    from swaa.cli.generate import add_model_options
-
     group = parser.add_argument_group("how it runs")
     group.add_argument(
         "--batch-size", type=int, default=1, metavar="N", help="(default: %(default)s)"
