@@ -163,6 +163,34 @@ def test_distill_checks_its_flags(capsys, checkpoint, tmp_path, words, message):
     assert not out.exists()
 
 
+def test_distill_overwrites_no_file_but_its_own(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("swaa.models.load_model", lambda *_, **__: pytest.fail("loads the model"))
+    monkeypatch.chdir(tmp_path)
+    data = write_lines(tmp_path / "q.jsonl", [QUESTION])
+    (tmp_path / "soft.jsonl").symlink_to(data)
+    (tmp_path / "hard.jsonl").hardlink_to(data)
+    (tmp_path / "x.answers.jsonl").hardlink_to(data)
+    (tmp_path / "y.judge.jsonl").symlink_to(data)
+    (tmp_path / "mine.jsonl").write_text("mine")
+    lost = "holds the questions (--data) and would be overwritten; choose another --out"
+    cases = {
+        "q.jsonl": lost,
+        str(data): lost,
+        "soft.jsonl": lost,
+        "hard.jsonl": lost,
+        "x.jsonl": f"x.answers.jsonl {lost}",
+        "y.jsonl": f"y.judge.jsonl {lost}",
+        "mine.jsonl": "is there already, and no distillation wrote it: mine.answers.jsonl is not",
+        "s.json": "--out s.json: expected a file that ends in .jsonl",
+    }
+    for out, message in cases.items():
+        code, _, errors = _run(capsys, "distill", "m", "--data", "q.jsonl", "--out", out)
+        assert (code, len(errors)) == (2, 1), out
+        assert message in errors[0]
+    assert json.loads(data.read_text()) == QUESTION
+    assert (tmp_path / "mine.jsonl").read_text() == "mine"
+
+
 def test_each_process_has_a_gpu_of_its_own(monkeypatch):
     from swaa.cli.train import _device
 

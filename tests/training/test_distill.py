@@ -138,6 +138,15 @@ def test_answers_drawn_in_another_way_are_not_mixed_in(ask):
         ask(questions=changed)
 
 
+def test_a_file_that_no_distillation_wrote_is_kept(ask, tmp_path):
+    (tmp_path / "sft.jsonl").write_text("mine")
+    idle = Script(ANSWERS)
+    with pytest.raises(ValueError, match=r"sft.jsonl is there already, and no distillation wrote"):
+        ask(idle)
+    assert (tmp_path / "sft.jsonl").read_text() == "mine"
+    assert idle.asked == []
+
+
 def test_a_judge_may_filter(ask, tmp_path):
     def verdict(body):
         return "CORRECT" if "decide about: no" in body["messages"][0]["content"] else "hm"

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 _EPILOG = """\
 Each line of the questions is an object with context, question and answers, as the task jsonl of
 `swaa eval` reads it; an answer is right when it holds theirs, or when the judge says so. The same
-command resumes what was interrupted. Every answer drawn is kept in OUT.answers.jsonl.
+command resumes what was interrupted. Every answer drawn is kept beside OUT: for --out sft.jsonl in
+sft.answers.jsonl.
 """
 
 
@@ -33,7 +34,7 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument("model", metavar="MODEL", help="folder, hub name, GGUF file, or smollm2")
     parser.add_argument("--data", required=True, metavar="FILE", help="questions: .jsonl and so on")
-    parser.add_argument("--out", required=True, metavar="OUT", help="chat-format JSONL to write")
+    parser.add_argument("--out", required=True, metavar="OUT", help="chat-format .jsonl to write")
     _add_drawing_options(parser)
     _add_model_options(parser)
     add_endpoint_options(parser)
@@ -95,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     from swaa.evaluation.engines import Sampling
     from swaa.evaluation.tasks.jsonl import OwnQuestions
     from swaa.evaluation.tasks.rows import DataFile
-    from swaa.training.distill import DistillSettings, distill
+    from swaa.training.distill import DistillSettings, check_out, distill
 
     settings = DistillSettings(
         answers=args.answers,
@@ -106,6 +107,7 @@ def run(args: argparse.Namespace) -> int:
     sampling = Sampling(temperature=args.temperature, seed=args.seed)
     judge = judge_from(args)
     task = OwnQuestions(DataFile.find("distill --data", args.data))
+    check_out(args.out, task.file.path)
     engine, prompt, name = _engine(args, sampling)
     questions = task.samples(prompt, length=args.max_length, count=None, seed=0)
     if not questions:

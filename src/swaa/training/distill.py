@@ -87,24 +87,26 @@ def distill(
 ) -> Distilled:
     """Draw answers, filter them, write the conversations; resumes what was interrupted.
 
-    Every answer is kept beside, in ``OUT.answers.jsonl``, with its score.
+    Every answer is kept beside ``sft.jsonl``, in ``sft.answers.jsonl``, and what a judge said of it
+    in ``sft.judge.jsonl``.
 
     Args:
         questions: of the task.
         task: says which answers are right.
         prompt: puts the questions, without beginning the answers.
         engine: draws.
-        out: the file to write.
+        out: the file to write, a ``.jsonl``; see :func:`check_out`.
         settings: how many are drawn and kept.
         draws: what tells these draws from others: temperature, seed, engine, model.
         judge: says which answers are right, instead of the task.
         progress: called with the number of answers that are there.
 
     Raises:
-        ValueError: when the answers beside ``out`` were drawn in another way.
+        ValueError: when the answers beside ``out`` were drawn in another way, or ``out`` is no
+            file of a distillation.
         OSError: when the disk is full, or an endpoint fails for good. What was done is kept.
     """
-    out = Path(out)
+    out = check_out(out)
     requests = _requests(questions, prompt, settings)
     setup = _fingerprint({**draws, "prompt": prompt.describe()})
     with SamplesFile(_answers_path(out)) as file:
@@ -127,8 +129,45 @@ def distill(
     return _write(questions, scored, prompt, out, settings)
 
 
+def check_out(out: str | Path, data: str | Path | None = None) -> Path:
+    """Refuse to write where a file would be lost, before a model is loaded.
+
+    Args:
+        out: as of :func:`distill`. Without its ending it names the files beside it, so it has one
+            ending only: files that differed in that alone would share their answers.
+        data: file of the questions; ``None``: they come from none.
+
+    Returns:
+        The path of ``out``.
+
+    Raises:
+        ValueError: for a file that is no ``.jsonl``, is the questions' or, as far as can be seen,
+            is somebody else's.
+    """
+    out = Path(out).expanduser()
+    if out.suffix != ".jsonl":
+        raise ValueError(f"--out {out}: expected a file that ends in .jsonl")
+    answers = _answers_path(out)
+    for path in (out, answers, _verdicts_path(out)):
+        if data is not None and path.exists() and path.samefile(Path(data).expanduser()):
+            raise ValueError(
+                f"{path} holds the questions (--data) and would be overwritten; choose another"
+                " --out"
+            )
+    if out.exists() and not answers.is_file():
+        raise ValueError(
+            f"{out} is there already, and no distillation wrote it: {answers.name} is not beside"
+            " it; choose another --out, or move that file away"
+        )
+    return out
+
+
 def _answers_path(out: Path) -> Path:
     return out.with_suffix(".answers.jsonl")
+
+
+def _verdicts_path(out: Path) -> Path:
+    return out.with_suffix(".judge.jsonl")
 
 
 def _answer_id(question: Sample, number: int) -> str:
@@ -209,7 +248,7 @@ def _score(
         scored.append({**record, "extracted": final or "", "score": value})
     if judge is None:
         return scored
-    return apply_verdicts(judge, scored, by_id, out.with_suffix(".judge.jsonl"))
+    return apply_verdicts(judge, scored, by_id, _verdicts_path(out))
 
 
 def _write(
