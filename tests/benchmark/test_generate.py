@@ -10,9 +10,10 @@ import swaa
 from swaa import SWAAConfig, cli, results
 from swaa.attention.api import make_call
 from swaa.benchmark import generate
-from swaa.benchmark.generate import NOTHING, STOCK, Options, describe, limits, measure
-from swaa.benchmark.generate_limit import attention_seconds, random_call
+from swaa.benchmark.generate import measure
+from swaa.benchmark.generate_limit import attention_seconds, limits, random_call
 from swaa.benchmark.generate_models import SHAPES, make_model
+from swaa.benchmark.generate_options import NOTHING, STOCK, Options, seen_whole
 from swaa.benchmark.generate_plot import plot_generate
 from swaa.benchmark.generate_run import (
     NoAttention,
@@ -29,7 +30,7 @@ from swaa.benchmark.generate_stock import (
     find_best,
     prefill_stocks,
 )
-from swaa.benchmark.generate_table import tables
+from swaa.benchmark.generate_table import describe, tables
 from swaa.integrations.transformers.fast import plans_of, prefill
 from swaa.integrations.transformers.static_cache import StaticSWAACache
 from swaa.plan import price
@@ -283,14 +284,14 @@ def test_what_takes_minutes_is_said_before_it_begins(tmp_path, capsys, monkeypat
 def test_recipes_that_are_full_attention_at_a_length_are_named():
     near = SWAAConfig(window=90, sink_tokens=14)  # 104 keys: the answer's last ones don't fit
     recipes = {"full": SWAAConfig(window=None), **TINY.recipes, "near": near}
-    assert generate.seen_whole(replace(TINY, recipes=recipes)) is None
+    assert seen_whole(replace(TINY, recipes=recipes)) is None
     recipes |= {"near": replace(near, full_decode=True), "wide": replace(near, window=91)}
-    assert generate.seen_whole(replace(TINY, recipes=recipes)) == (
+    assert seen_whole(replace(TINY, recipes=recipes)) == (
         "near and wide see everything at 100 tokens: it is full attention there, and ratios to"
         " stock are noise"
     )
     recipes["wide"] = SWAAConfig(window=2048)
-    assert generate.seen_whole(replace(TINY, recipes=recipes)) == (
+    assert seen_whole(replace(TINY, recipes=recipes)) == (
         "near sees everything at 100 tokens; wide sees everything at 100 and 300 tokens: it is full"
         " attention there, and ratios to stock are noise"
     )
@@ -317,17 +318,6 @@ def test_a_checkpoint_is_loaded_not_built(monkeypatch):
     with pytest.raises(ValueError, match="no such folder"):
         measure(replace(TINY, model="my-model"), progress=said.append)
     assert said[-1] == "loading my-model"
-
-
-def test_an_interrupted_run_keeps_its_rows(tmp_path, monkeypatch):
-    def measure(options, on_row, **_):
-        on_row({"kind": "ceiling"})
-        raise ValueError("pulled the plug")
-
-    monkeypatch.setattr(generate, "measure", measure)
-    words = ["bench", "generate", "tiny", "--output", str(tmp_path)]
-    assert cli.main(words) == 2
-    assert results.read_samples(next(tmp_path.glob("generate/*.jsonl"))) == [{"kind": "ceiling"}]
 
 
 def test_a_plot_of_nothing_is_an_error(tmp_path):

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from swaa import SWAAConfig, results
-from swaa.benchmark.generate import NOTHING, STOCK
+from swaa.benchmark.generate_options import NOTHING, STOCK
 from swaa.benchmark.generate_targets import TOKENS, targets_table
 from swaa.benchmark.page import make_page, write_page
 

@@ -23,6 +23,7 @@ COLD_BYTES = 512 << 20
 """Bytes that rotating inputs must exceed, so that no cache holds them."""
 
 Run = Callable[[AttentionCall], Tensor]
+Row = Mapping[str, Any]
 
 
 @torch.inference_mode()
@@ -81,3 +82,23 @@ def random_call(kind: tuple[Any, ...], dtype: torch.dtype, device: torch.device)
     )
     assert kind_of(call) == kind
     return call
+
+
+def limits(row: Row, nothing: Row, stock: Row) -> dict[str, Any]:
+    """Speed against stock, the limit that Amdahl sets, and how much of it is reached."""
+    if row["refused"] or nothing["refused"] or stock["refused"]:
+        return {}
+    found: dict[str, Any] = {}
+    for name, timed, alone in (
+        ("first_token", "first_token_s", "attention_s"),
+        ("per_token", "per_token_s", "attention_step_s"),
+    ):
+        rest = nothing[timed]["p50"]
+        speedup = stock[timed]["p50"] / row[timed]["p50"]
+        limit = (rest + stock[alone]) / (rest + row[alone])
+        found |= {
+            f"{name}_speedup": speedup,
+            f"{name}_limit": limit,
+            f"{name}_of_limit": speedup / limit,
+        }
+    return found

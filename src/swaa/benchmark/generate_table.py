@@ -1,4 +1,4 @@
-"""Tables of a ``generate`` result: speed and its limit, memory, and what the rest costs."""
+"""A ``generate`` result as lines and tables: speed and its limit, memory, what the rest costs."""
 
 from __future__ import annotations
 
@@ -34,6 +34,25 @@ def tables(rows: Sequence[Row]) -> list[Table]:
         _rest([row for row in rows if row["kind"] == "t0"]),
     ]
     return [table for table in made if table.cells]
+
+
+def describe(row: Row) -> str:
+    """One measured row as a line."""
+    head = f"{row['tokens']:>7} x {row['batch']:<3} {row['setting']:<24}"
+    if row["refused"]:
+        return f"{head} not measured: {row['refused']}"
+    first, token = row["first_token_s"]["p50"], row["per_token_s"]["p50"]
+    line = f"{head} first token {first:.3f} s, then {1e3 * token:.2f} ms each"
+    if "first_token_speedup" in row:
+        line += (
+            f"; {row['first_token_speedup']:.2f}x of {row['first_token_limit']:.2f}x,"
+            f" {row['per_token_speedup']:.2f}x of {row['per_token_limit']:.2f}x"
+        )
+    elif "matmul_s" in row:
+        line += (
+            f"; matrix products {row['matmul_s']:.3f} s, weights {1e3 * row['weights_s']:.2f} ms"
+        )
+    return line
 
 
 def _size(row: Row) -> tuple[str, str]:

@@ -14,7 +14,9 @@ from swaa.cli.table import format_table
 from swaa.config import SWAAConfig
 
 if TYPE_CHECKING:
-    from swaa.benchmark.generate import Options
+    from pathlib import Path
+
+    from swaa.benchmark.generate_options import Options
     from swaa.results import Result
 
 _SEVERAL = {
@@ -60,7 +62,8 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "--time-limit",
         metavar="N",
-        help="seconds after which no other row is begun (default: none)",
+        help="seconds after which no other row is begun; the same command then goes on with the"
+        " sizes that lack a row (default: none)",
     )
     parser.add_argument(
         "--dtype",
@@ -82,41 +85,57 @@ def run(args: argparse.Namespace) -> int:
     options = _options(args)
 
     from swaa import results
-    from swaa.benchmark.generate import measure, seen_whole
-    from swaa.benchmark.generate_plot import plot_generate
+    from swaa.benchmark.generate import measure
+    from swaa.benchmark.generate_options import seen_whole
+    from swaa.benchmark.generate_unfinished import not_begun
 
     name, config = options.file_name(), options.config()
     path = results.result_path("generate", name, config, folder=args.output)
-    result = None if args.again else results.find("generate", name, config, folder=args.output)
+    found = results.find("generate", name, config, folder=args.output)
+    finished = found is not None and not not_begun(found.rows)
     if (note := seen_whole(options)) is not None:
         _say(note)
-    if result is None:
-        beside = path.with_suffix(".jsonl")
-        beside.unlink(missing_ok=True)
-        # Rows go to the file beside as they come: an interruption after minutes keeps them.
+    if found is not None and finished and not args.again:
+        result = found
+        print(f"measured on {result.provenance.created[:10]}; --again measures anew")
+    else:
+
+        def keep(result: Result) -> None:
+            # A finished run is only replaced by another.
+            if not (finished and not_begun(result.rows)):
+                results.save(result, folder=args.output)
+
         result = measure(
             options,
             report=functools.partial(print, flush=True),
-            on_row=lambda row: results.append_sample(path, row),
             progress=_say,
+            unfinished=None if args.again else found,
+            keep=keep,
         )
-        results.save(result, folder=args.output)
-        beside.unlink(missing_ok=True)
-    else:
-        print(f"measured on {result.provenance.created[:10]}; --again measures anew")
     _print(result)
-    try:
-        title = f"{result.provenance.model}, {result.provenance.device}"
-        plot_generate(result.rows, path.with_suffix(".png"), title=title)
-    except ValueError as error:  # the numbers are there all the same
-        print(f"no plot: {error}")
-    print(f"kept in {path}")
+    left = not_begun(result.rows)
+    if left and finished:
+        print(f"not kept: {left} rows were not begun, and {path} holds a finished run")
+    else:
+        _plot(result, path)
+        rest = f"; {left} rows are not begun, the same command goes on" if left else ""
+        print(f"kept in {path}{rest}")
     print(json.dumps(result.to_dict()))
     return 0
 
 
 def _say(line: str) -> None:
     print(f"swaa bench generate: {line}", file=sys.stderr, flush=True)
+
+
+def _plot(result: Result, path: Path) -> None:
+    from swaa.benchmark.generate_plot import plot_generate
+
+    try:
+        title = f"{result.provenance.model}, {result.provenance.device}"
+        plot_generate(result.rows, path.with_suffix(".png"), title=title)
+    except ValueError as error:  # the numbers are there all the same
+        print(f"no plot: {error}")
 
 
 def _print(result: Result) -> None:
@@ -128,7 +147,7 @@ def _print(result: Result) -> None:
 
 
 def _options(args: argparse.Namespace) -> Options:
-    from swaa.benchmark.generate import Options
+    from swaa.benchmark.generate_options import Options
 
     single = {}
     for flag in (*_NUMBERS, "time-limit"):
