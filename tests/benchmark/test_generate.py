@@ -253,6 +253,22 @@ def test_results_are_kept_drawn_and_printed_with_json_last(tmp_path, capsys):
     assert "measured on" in capsys.readouterr().out
 
 
+def test_knobs_take_lists_of_layers(tmp_path, monkeypatch):
+    def measure(options, **_):
+        measured.update(options.recipes)
+        raise ValueError("measures")
+
+    measured = {}
+    monkeypatch.setattr(generate, "measure", measure)
+    words = ["bench", "generate", "tiny", "--output", str(tmp_path), "--recipes"]
+    cli.main([*words, "fast full_layers=1, 3 window=512,full, fast full_decode=0,2,balanced"])
+    layers = "fast full_layers=1,3 window=512"
+    assert list(measured) == [layers, "full", "fast full_decode=0,2", "balanced"]
+    assert measured[layers].full_layers == (1, 3)
+    assert measured[layers].window == 512
+    assert measured["fast full_decode=0,2"].full_decode == (0, 2)
+
+
 def test_what_takes_minutes_is_said_before_it_begins(tmp_path, capsys, monkeypatch):
     def make_model(name, **_):
         said = capsys.readouterr().err.splitlines()
@@ -349,6 +365,9 @@ def test_columns_say_what_the_rows_hold(result):
     [
         (["--recipes", "fsat"], "unknown recipe 'fsat'"),
         (["--recipes", "fast widow=3"], "'widow=3' is no knob; write one of window"),
+        (["--recipes", "fast widow=3,5"], "'widow=3,5' is no knob"),
+        (["--recipes", "3,fast"], "unknown recipe '3'"),
+        (["--recipes", "fast, fast"], "--recipes fast, fast names one twice"),
         (["--recipes", "stock"], "unknown recipe"),
         (["--lengths", "8k"], "--lengths 8k: expected whole numbers"),
         (["--chunk", "1,2"], "--chunk takes one number, got 2"),

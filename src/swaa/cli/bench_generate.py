@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import functools
 import json
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -49,8 +50,9 @@ def register(subparsers: Any) -> None:
         "--recipes",
         default="full,fast,balanced",
         metavar="R",
-        help="names or files, with commas; knobs may follow a name: 'fast full_decode=none'"
-        " (default: full,fast,balanced)",
+        help="names or files, with commas; knobs may follow a name:"
+        " 'fast full_decode=none window=512' or 'fast full_layers=1,3,5'; a number behind a comma"
+        " belongs to the list before it (default: full,fast,balanced)",
     )
     for flag, (default, text) in _SEVERAL.items():
         help_text = f"{text}; several with commas (default: {default})"
@@ -159,7 +161,7 @@ def _options(args: argparse.Namespace) -> Options:
         if len(numbers) != 1:
             raise ValueError(f"--{flag} takes one number, got {len(numbers)}")
         single[name] = numbers[0]
-    recipes = {spec.strip(): _config(spec) for spec in args.recipes.split(",")}
+    recipes = {spec: _config(spec) for spec in _specs(args.recipes)}
     return Options(
         model=args.model,
         recipes=recipes,
@@ -171,6 +173,19 @@ def _options(args: argparse.Namespace) -> Options:
     )
 
 
+def _specs(text: str) -> list[str]:
+    """Recipes with their knobs, split at commas; but a number goes on with the list before it."""
+    specs: list[str] = []
+    for part in text.split(","):
+        if specs and re.match(r"\s*-?\d+(\s|$)", part):
+            specs[-1] += f",{part.strip()}"
+        else:
+            specs.append(part.strip())
+    if len(set(specs)) < len(specs):
+        raise ValueError(f"--recipes {text} names one twice")
+    return specs
+
+
 def _config(spec: str) -> SWAAConfig:
     """``fast full_decode=none window=4096``: a recipe, and knobs on top of it."""
     knobs = [field.name for field in dataclasses.fields(SWAAConfig)]
@@ -180,7 +195,7 @@ def _config(spec: str) -> SWAAConfig:
         knob, equals, value = change.partition("=")
         if knob not in knobs or not equals:
             raise ValueError(
-                f"--recipes {spec.strip()!r}: {change!r} is no knob;"
+                f"--recipes {spec!r}: {change!r} is no knob;"
                 f" write one of {', '.join(knobs)} as knob=value"
             )
         values[knob] = value
