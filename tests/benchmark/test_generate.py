@@ -367,7 +367,7 @@ def test_columns_say_what_the_rows_hold(result):
         (["--recipes", "fast widow=3"], "'widow=3' is no knob; write one of window"),
         (["--recipes", "fast widow=3,5"], "'widow=3,5' is no knob"),
         (["--recipes", "3,fast"], "unknown recipe '3'"),
-        (["--recipes", "fast, fast"], "--recipes fast, fast names one twice"),
+        (["--recipes", "fast, fast"], "--recipes fast, fast names fast twice"),
         (["--recipes", "stock"], "unknown recipe"),
         (["--lengths", "8k"], "--lengths 8k: expected whole numbers"),
         (["--chunk", "1,2"], "--chunk takes one number, got 2"),

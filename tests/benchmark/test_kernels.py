@@ -91,6 +91,15 @@ def test_results_are_kept_drawn_and_printed_with_json_last(tmp_path, monkeypatch
     assert json.loads(last)["rows"] == list(results.load(next(tmp_path.glob("*/*.json"))).rows)
 
 
+def test_lists_take_spaces_behind_commas(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(kernels, "measure", lambda options: asked.append(options) or fake_result())
+    flags = ["--phases", "prefill, decode", "--backends", "fa4 , triton"]
+    assert cli.main(["bench", "kernels", *flags, "--output", str(tmp_path), "--again"]) == 0
+    assert asked[0].phases == ("prefill", "decode")
+    assert asked[0].backends == ("fa4", "triton")
+
+
 def test_a_plot_of_nothing_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="nothing was measured"):
         plot_kernels([{"phase": "prefill", "refused": "x"}], tmp_path / "x.png", title="")
@@ -100,12 +109,14 @@ def test_a_plot_of_nothing_is_an_error(tmp_path):
     ("flags", "message"),
     [
         (["--phases", "prefil"], "unknown phase 'prefil'"),
+        (["--phases", "prefill,"], "--phases 'prefill,': expected names"),
+        (["--backends", "fa4,fa4"], "--backends fa4,fa4 names fa4 twice"),
         (["--heads", "30"], "30 heads are no multiple of 8"),
         (["--dtype", "float64"], "dtype is 'float64'"),
         (["--lengths", "1k"], "--lengths 1k: expected whole numbers"),
         (["--windows", "0"], "--windows 0"),
     ],
-    ids=lambda value: value[0] if isinstance(value, list) else None,
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_a_mistake_is_one_line_and_exit_code_2(flags, message, capsys):
     assert cli.main(["bench", "kernels", *flags]) == 2

@@ -277,7 +277,7 @@ def test_an_endpoint_that_answers_nothing(tmp_path):
     ("words", "message"),
     [
         (["--workload", "papr"], "unknown workload 'papr'; choose from paper, single, long"),
-        (["--recipes", "fast,fast"], "--recipes fast,fast names one twice"),
+        (["--recipes", "fast,fast"], "--recipes fast,fast names fast twice"),
         (["--recipes", "fst"], "unknown recipe 'fst'"),
         (["--device-name", "x"], "--device-name would do nothing without --endpoint"),
         (["--served-model", "x"], "--served-model would do nothing without --endpoint"),

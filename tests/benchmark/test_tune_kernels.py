@@ -117,7 +117,7 @@ def test_the_table_is_written_under_the_name_of_the_card(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--kernels", "decode"], "unknown kernel 'decode'"),
+        (["--kernels", "dq, decode"], "unknown kernel 'decode'"),
         (["--dtype", "float32"], "choose float16 or bfloat16"),
         (["--head-dims", "512"], "each must be 1 to 256"),
         (["--head-dims", "x"], "--head-dims x: expected whole numbers"),

@@ -181,8 +181,9 @@ def _specs(text: str) -> list[str]:
             specs[-1] += f",{part.strip()}"
         else:
             specs.append(part.strip())
-    if len(set(specs)) < len(specs):
-        raise ValueError(f"--recipes {text} names one twice")
+    twice = next((spec for spec in specs if specs.count(spec) > 1), None)
+    if twice is not None:
+        raise ValueError(f"--recipes {text} names {twice} twice")
     return specs
 
 

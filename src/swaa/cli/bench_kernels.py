@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from swaa.cli.options import add_measured_options, whole_numbers
+from swaa.cli.options import add_measured_options, whole_numbers, words
 
 if TYPE_CHECKING:
     from swaa.benchmark.kernels import Options
@@ -91,7 +91,7 @@ def _options(args: argparse.Namespace) -> Options:
     from swaa.benchmark.kernels import Options
 
     return Options(
-        phases=tuple(args.phases.split(",")),
+        phases=words(args.phases, "--phases"),
         lengths=whole_numbers(args.lengths, "--lengths"),
         backward_lengths=whole_numbers(args.backward_lengths, "--backward-lengths"),
         windows=whole_numbers(args.windows, "--windows"),
@@ -101,6 +101,6 @@ def _options(args: argparse.Namespace) -> Options:
         head_dim=args.head_dim,
         batch=args.batch,
         dtype=args.dtype,
-        backends=tuple(args.backends.split(",")),
+        backends=words(args.backends, "--backends"),
         stock=not args.no_stock,
     )

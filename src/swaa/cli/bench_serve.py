@@ -8,6 +8,7 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
+from swaa.cli.options import words
 from swaa.cli.progress import ProgressBar
 from swaa.cli.table import Cell, format_table
 
@@ -151,9 +152,7 @@ def _runs(args: argparse.Namespace) -> list[ServeRun]:
     from swaa.benchmark.serve import ServeRun
     from swaa.recipes import resolve
 
-    names = [name.strip() for name in args.recipes.split(",")]
-    if len(set(names)) < len(names):
-        raise ValueError(f"--recipes {args.recipes} names one twice")
+    names = words(args.recipes, "--recipes")
     settings = [(name, resolve(name)) for name in names]
     workload = _workload(args)
     source = _source(args, names)
@@ -180,7 +179,7 @@ def _workload(args: argparse.Namespace) -> Workload:
     return dataclasses.replace(PRESETS[args.workload], **changes)
 
 
-def _source(args: argparse.Namespace, names: list[str]) -> Endpoint | Launcher:
+def _source(args: argparse.Namespace, names: tuple[str, ...]) -> Endpoint | Launcher:
     from swaa.benchmark.serve import SERVED, Endpoint, Launcher
     from swaa.benchmark.serve_device import local_device
 

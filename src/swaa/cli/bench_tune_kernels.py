@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from swaa.cli.options import whole_numbers
+from swaa.cli.options import whole_numbers, words
 
 
 def register(subparsers: Any) -> None:
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     from swaa.benchmark import tune_kernels
 
     options = tune_kernels.Options(
-        kernels=tuple(args.kernels.split(",")),
+        kernels=words(args.kernels, "--kernels"),
         head_dims=whole_numbers(args.head_dims, "--head-dims"),
         dtype=args.dtype,
         tokens=args.tokens,
