@@ -30,6 +30,9 @@ SCHEMA = 1
 FOLDER = "results"
 """Where results lie, relative to the working directory."""
 
+VERDICTS = ".judge.jsonl"
+"""Ends the name of the file beside a result that holds what a judge said of its samples."""
+
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _KEYS = ("schema", "kind", "name", "provenance", "config", "rows")
 

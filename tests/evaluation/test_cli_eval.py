@@ -1,9 +1,11 @@
+import argparse
 import dataclasses
 import json
 
 import pytest
 
 from swaa import cli, load_recipe, models
+from swaa.cli.endpoints import refuse_unused
 from swaa.config import SWAAConfig
 from swaa.evaluation import sources
 from swaa.evaluation.prompt import Prompt
@@ -79,6 +81,31 @@ def test_gathered_runs_are_done(tiny, capsys, tmp_path):
     assert [path.stat().st_mtime_ns for path in files] == times
 
 
+def test_other_knobs_are_gathered_in_a_file_of_their_own(tiny, tmp_path):
+    words = ["eval", "tiny", *_LIGHT, "--recipes", "full,naive", "--gather", "--window"]
+    for window, files in (("128", 1), ("200", 2), ("128", 2)):
+        assert cli.main([*words, window]) == 0
+        found = sorted((tmp_path / "results" / "eval").glob("*.json"))
+        assert len(found) == files
+    kept = [json.loads(path.read_text())["config"]["settings"] for path in found]
+    assert {one["naive"]["window"] for one in kept} == {128, 200}
+
+
+def test_settings_that_could_not_be_gathered_are_refused_first(tiny, capsys, tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        load_recipe("fast").save(tmp_path / folder / "x.json")
+    assert _run("--recipes", "a/x.json,b/x.json", "--gather") == 2
+    assert "two settings are called 'x'" in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("knob", ["--sink-tokens", "--dense-tail"])
+def test_a_knob_that_turns_nothing_is_refused(tiny, capsys, knob):
+    assert cli.main(["eval", "tiny", *_LIGHT, "--recipes", "full", knob, "4"]) == 2
+    assert f"{knob} would do nothing: every recipe given is full" in capsys.readouterr().err
+
+
 def test_prompts_are_encoded_once_for_all_settings(tiny, monkeypatch, tmp_path):
     calls = []
     encode = Prompt.encode
@@ -106,10 +133,16 @@ def test_a_served_model_is_asked(tiny, capsys):
     ("words", "message"),
     [
         (["--recipes", "ful"], "unknown recipe 'ful'; did you mean 'full'?"),
-        (["--recipes", "full,full"], "--window would do nothing: every recipe given is full"),
-        (["--recipes", "fast,fast"], "--recipes fast,fast names one twice"),
+        (["--recipes", "full"], "--window would do nothing: every recipe given is full"),
+        (["--recipes", "fast, fast"], "--recipes fast, fast names fast twice"),
+        (["--recipes", "fast,"], "--recipes 'fast,': expected names or numbers"),
+        (["--tasks", "recall,recall"], "--tasks recall,recall names recall twice"),
+        (["--lengths", "600,600"], "--lengths 600,600 names 600 twice"),
+        (["--judge-endpoint", "http://x/v1", "--judge-model", "m"], "a judge would do nothing:"),
+        (["--key-variable", "K"], "--key-variable does nothing without --endpoint"),
+        (["--timeout", "5"], "--timeout does nothing without --endpoint"),
         (["--recipes", "fast", "--recipe", "fast"], "--recipe and --recipes exclude each other"),
-        (["--lengths", "4k"], "--lengths 4k: '4k' is no number of tokens"),
+        (["--lengths", "4k"], "--lengths 4k: expected whole numbers of at least 1"),
         (["--samples", "0"], "--samples 0: expected a whole number of at least 1"),
         (["--tasks", "nedle"], "unknown task 'nedle'; did you mean 'needle'?"),
         (
@@ -125,6 +158,16 @@ def test_a_mistake_is_one_line_and_code_2(tiny, capsys, words, message):
     err = capsys.readouterr().err
     assert err.startswith(f"swaa eval: {message}")
     assert err.count("\n") == 1
+
+
+def test_a_judge_heeds_the_flags_of_servers():
+    flags = {"served_model": None, "api": "completions", "key_variable": "OPENAI_API_KEY"}
+    given = argparse.Namespace(endpoint=None, concurrency=2, timeout=5.0, **flags)
+    given.judge_endpoint = "http://127.0.0.1:9/v1"
+    refuse_unused(given, local={})
+    given.judge_endpoint = None
+    with pytest.raises(ValueError, match="--concurrency does nothing without --endpoint"):
+        refuse_unused(given, local={})
 
 
 def test_help_names_every_default(capsys):

@@ -155,7 +155,7 @@ def test_prompts_too_short_for_the_question(prompt):
         _task("needle").samples(prompt, length=64, count=1, seed=0)
     with pytest.raises(ValueError, match="no room for a list of pairs"):
         _task("recall").samples(prompt, length=64, count=1, seed=0)
-    with pytest.raises(ValueError, match="say which"):
+    with pytest.raises(ValueError, match="say of how many tokens"):
         _task("recall").samples(prompt, length=None, count=1, seed=0)
 
 

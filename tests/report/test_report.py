@@ -360,6 +360,7 @@ def _broken(folder):
     (folder / "eval").mkdir()
     (folder / "eval/lost.jsonl").write_text("{}\n", "utf-8")
     (folder / "eval/a-task-scores-0123abcd.jsonl").write_text("{}\n", "utf-8")  # no run
+    (folder / "eval/done-0123abcd.judge.jsonl").write_text("{}\n", "utf-8")  # no run
     odd = {"config": {"x": 1}, "provenance": runs.provenance()}
     save(runs.Result(kind="hats", name="h", rows=({"size": 3},), **odd), folder=folder)
     save(runs.Result(kind="demo", name="d", rows=({"size": 3},), **odd), folder=folder)

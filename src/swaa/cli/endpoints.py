@@ -42,7 +42,7 @@ def add_endpoint_options(parser: argparse.ArgumentParser, *, note: str = "") -> 
         type=int,
         default=8,
         metavar="N",
-        help="prompts under way at once (default: %(default)s)",
+        help="prompts under way at once, at each server (default: %(default)s)",
     )
     group.add_argument(
         "--timeout",
@@ -115,7 +115,11 @@ def refuse_unused(args: argparse.Namespace, *, local: dict[str, object]) -> None
     Raises:
         ValueError: naming the flag.
     """
-    served = {"served_model": None, "api": "completions", "concurrency": 8}
+    served: dict[str, object] = {"served_model": None, "api": "completions"}
+    served["key_variable"] = "OPENAI_API_KEY"
+    of_any_server = {"concurrency": 8, "timeout": 600.0}
+    if not args.judge_endpoint:
+        served |= of_any_server
     unused, where = (served, "without") if args.endpoint is None else (local, "with")
     for name, default in unused.items():
         if getattr(args, name) != default:

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 from swaa.cli.endpoints import add_endpoint_options, judge_from
 from swaa.cli.eval_source import check_processes, follow, open_source
 from swaa.cli.options import (
+    KNOBS,
     add_backend_option,
     add_config_options,
     add_model_options,
     config_from,
+    whole_numbers,
+    words,
 )
 from swaa.config import SWAAConfig
 
@@ -169,7 +172,7 @@ def run(args: argparse.Namespace) -> int:
 
     from swaa.evaluation.tasks import find_tasks
 
-    tasks = find_tasks([name.strip() for name in args.tasks.split(",")])
+    tasks = find_tasks(words(args.tasks, "--tasks"))
     check_columns(tasks)
     judge = _judge(args, tasks)
 
@@ -206,21 +209,24 @@ def _settings(args: argparse.Namespace) -> list[tuple[str, SWAAConfig]]:
     """Name and configuration of each recipe; the knobs are turned on all but full attention."""
     if args.recipe is not None and args.recipes is not None:
         raise ValueError("--recipe and --recipes exclude each other; give one of them")
+    from swaa.evaluation.gathered import require_different_names
     from swaa.recipes import resolve
 
-    names = [name.strip() for name in (args.recipes or args.recipe or DEFAULT_RECIPES).split(",")]
+    flag = "--recipes" if args.recipe is None else "--recipe"
     settings: list[tuple[str, SWAAConfig]] = []
-    for name in names:
+    for name in words(args.recipes or args.recipe or DEFAULT_RECIPES, flag):
         config = resolve(name)
         if config.window is not None:
             one = copy.copy(args)
             one.recipe = name
             config = config_from(one)
         settings.append((name, config))
-    if args.window is not None and all(config.window is None for _, config in settings):
-        raise ValueError("--window would do nothing: every recipe given is full attention")
-    if len(set(names)) < len(names):
-        raise ValueError(f"--recipes {','.join(names)} names one twice")
+    if args.gather:
+        require_different_names([name for name, _ in settings])
+    knobs = [name for name in KNOBS if getattr(args, name) is not None]
+    if knobs and all(config.window is None for _, config in settings):
+        named = "--" + knobs[0].replace("_", "-")
+        raise ValueError(f"{named} would do nothing: every recipe given is full attention")
     return settings
 
 
@@ -244,18 +250,17 @@ def check_columns(tasks: Sequence[Task]) -> None:
 
 
 def _lengths(text: str) -> list[int | None]:
-    if text == "none":
-        return [None]
-    words = [word.strip().replace("_", "") for word in text.split(",")]
-    wrong = [word for word in words if not word.isdecimal() or int(word) < 1]
-    if wrong:
-        raise ValueError(f"--lengths {text}: {wrong[0]!r} is no number of tokens")
-    return [int(word) for word in words]
+    return [None] if text == "none" else [*whole_numbers(text, "--lengths")]
 
 
 def _judge(args: argparse.Namespace, tasks: list[Task]) -> Judge | None:
     free = [task.name for task in tasks if task.needs_judge]
     if not free:
+        if args.judge_endpoint or args.judge_model:
+            raise ValueError(
+                "a judge would do nothing: the answers to these tasks are checked by their words;"
+                " leave --judge-endpoint and --judge-model out"
+            )
         return None
     if not args.judge_endpoint or not args.judge_model:
         raise ValueError(

@@ -12,7 +12,8 @@ from swaa.layers import LayerSelection, parse_layers
 DEFAULT_RECIPE = "balanced"
 """The recipe of a command that was given none."""
 
-_FLAGS = ("window", "sink_tokens", "full_layers", "full_decode", "dense_tail")
+KNOBS = ("window", "sink_tokens", "full_layers", "full_decode", "dense_tail")
+"""What the flags on top of a recipe are called in parsed arguments."""
 
 
 def add_config_options(
@@ -95,7 +96,7 @@ def name_from(args: argparse.Namespace, *, default: str = DEFAULT_RECIPE) -> str
         args: parsed arguments.
         default: name when ``--recipe`` is not given.
     """
-    given = [f"{name}={getattr(args, name)}" for name in _FLAGS if getattr(args, name) is not None]
+    given = [f"{name}={getattr(args, name)}" for name in KNOBS if getattr(args, name) is not None]
     return " ".join([args.recipe if args.recipe is not None else default, *given])
 
 

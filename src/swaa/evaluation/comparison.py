@@ -162,7 +162,8 @@ class Comparison:
     def _samples(self, source: Source, task: Task, length: int | None) -> list[Sample]:
         samples = task.samples(self.prompt, length=length, count=self.count, seed=self.seed)
         if not samples:
-            raise ValueError(f"{task.name} has no sample of at most {length} tokens")
+            limit = "" if length is None else f" of at most {length:,} tokens"
+            raise ValueError(f"{task.name} has no sample{limit}")
         for sample in samples:
             answer = self.prompt.max_new_tokens(sample)
             if source.context is not None and sample.length + answer > source.context:

@@ -112,6 +112,9 @@ def find(
 def gather(runs: Sequence[Finished], name: str, *, folder: str | Path) -> list[Path]:
     """Put runs into gathered files, and remove the files that held them.
 
+    A file has one setting of a name: runs of the same name, but of other knobs, get a file of
+    their own.
+
     Args:
         runs: finished, on the same task at the same length; gathered ones stay where they are.
         name: of the gathered files, the hash left out.
@@ -126,25 +129,33 @@ def gather(runs: Sequence[Finished], name: str, *, folder: str | Path) -> list[P
     single = [run for run in runs if not is_gathered(results.load(run.path))]
     written = []
     for group in _alike(single):
-        before = [path for path in _files(folder, name) if _takes(path, group[0])]
-        kept = [run for path in before for run in read(path)]
+        kept = next((read(path) for path in _files(folder, name) if _takes(path, group)), [])
         path = _write([*kept, *group], name, folder)
         written.append(path)
         for old in {run.path for run in (*kept, *group)} - {path}:
             old.unlink()
             old.with_suffix(".jsonl").unlink()
+            old.with_suffix(results.VERDICTS).unlink(missing_ok=True)
     return written
 
 
+def require_different_names(settings: Iterable[str]) -> None:
+    """Refuse settings that one file could not hold.
+
+    Raises:
+        ValueError: naming what two of them are called.
+    """
+    names = [label(setting) for setting in settings]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(
+            f"two settings are called {twice!r}; rename one of their files to gather them"
+        )
+
+
 def _write(runs: Sequence[Finished], name: str, folder: str | Path) -> Path:
-    settings: dict[str, Any] = {}
-    for run in runs:
-        if label(run.setting) in settings:
-            raise ValueError(
-                f"two settings are called {label(run.setting)!r}; rename one of their files to"
-                " gather them"
-            )
-        settings[label(run.setting)] = run.result.config["swaa"]
+    require_different_names([run.setting for run in runs])
+    settings = {label(run.setting): run.result.config["swaa"] for run in runs}
     provenances = {run.path: run.result.provenance for run in runs}.values()
     provenance = dataclasses.replace(
         max(provenances, key=lambda one: one.created),
@@ -186,11 +197,15 @@ def _alike(runs: Iterable[Finished]) -> list[list[Finished]]:
     return list(groups.values())
 
 
-def _takes(path: Path, run: Finished) -> bool:
-    """Whether a file is a gathered one that the run belongs in."""
+def _takes(path: Path, runs: Sequence[Finished]) -> bool:
+    """Whether a file is a gathered one that the runs belong in, under names that it has not."""
     result = results.load(path)
+    if not is_gathered(result) or result.config[_SETTINGS].keys() & {
+        label(r.setting) for r in runs
+    }:
+        return False
     shared = {key: value for key, value in result.config.items() if key != _SETTINGS}
-    return is_gathered(result) and _key(result, shared) == _key(run.result, _shared(run.result))
+    return _key(result, shared) == _key(runs[0].result, _shared(runs[0].result))
 
 
 def _shared(result: results.Result) -> dict[str, Any]:

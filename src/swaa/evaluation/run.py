@@ -205,7 +205,7 @@ def execute(
             records = sorted(file.samples, key=lambda record: order[record["id"]])
             if judge is not None and run.task.needs_judge:
                 by_id = {sample.id: sample for sample in samples}
-                records = apply_verdicts(judge, records, by_id, path.with_suffix(".judge.jsonl"))
+                records = apply_verdicts(judge, records, by_id, path.with_suffix(results.VERDICTS))
             rows = summarize(records, run.config)
             if costs is not None:
                 rows[0] |= costs

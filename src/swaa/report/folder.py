@@ -110,8 +110,9 @@ def _check(result: results.Result) -> None:
 
 def _interrupted(root: Path) -> Iterator[Problem]:
     for file in sorted(root.rglob("*.jsonl")):
-        # What a search has scored stays beside its results, and is no run.
-        if not file.with_suffix(".json").exists() and not _SCORES.search(file.stem):
+        # What a search has scored, and what a judge has said, stays beside results, and is no run.
+        kept = _SCORES.search(file.stem) or file.name.endswith(results.VERDICTS)
+        if not kept and not file.with_suffix(".json").exists():
             yield Problem(
                 path=file.relative_to(root).as_posix(),
                 message="samples without a result: the run was interrupted; start it again",

@@ -67,7 +67,7 @@ class GeneratedTask(ABC):
             ValueError: when no length is given, or one without room for the question.
         """
         if length is None:
-            raise ValueError(f"{self.name} makes prompts of any length; say which (--lengths)")
+            raise ValueError(f"{self.name} makes prompts of any length; say of how many tokens")
         made = []
         for index in range(50 if count is None else count):
             chance = random_for(self.name, length, seed, index)

@@ -68,7 +68,7 @@ class Ruler:
             ValueError: when no length is given, or the generator fails.
         """
         if length is None:
-            raise ValueError(f"{self.name} makes prompts of any length; say which (--lengths)")
+            raise ValueError(f"{self.name} makes prompts of any length; say of how many tokens")
         made = _generate(self.task, prompt, length, 50 if count is None else count, seed)
         most = made["tokens_to_generate"]
         return [
