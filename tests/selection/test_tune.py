@@ -277,6 +277,7 @@ def test_a_signal_can_choose_the_layers(checkpoint, data, tmp_path, capsys):
         (["--data", "nothing.jsonl"], "no such file: nothing.jsonl"),
         (["--data", "perplexity", "--length", "300"], "perplexity has no answers to tune on"),
         (["--data", "needle", "--length", "1024"], "sees 1024 at once: lower --length"),
+        (["--report", "needle, recall"], "sees 1024 at once: lower --length"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(checkpoint, data, tmp_path, capsys, more, message):

@@ -15,6 +15,8 @@ from swaa.cli.options import (
     add_config_options,
     add_model_options,
     config_from,
+    whole_numbers,
+    words,
 )
 from swaa.cli.progress import ProgressBar, format_seconds
 from swaa.cli.table import format_table
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 
 DEFAULT_RECIPE = "fast"
 """Where a search begins: everything slides in the prompt, generated tokens see everything."""
+
+DEFAULT_LENGTH = 4096
+"""Tokens of prompts that are made to a length."""
 
 _TRIES = ("window", "sink_tokens", "dense_tail")
 
@@ -179,9 +184,10 @@ def run(args: argparse.Namespace) -> int:
         device=args.device,
         trust_remote_code=args.trust_remote_code,
     )
-    out = Path(args.out or f"{loaded.name.lower()}-tuned.json")
+    out = Path(args.out or f"{Path(loaded.name).name.lower()}-tuned.json")
     _earlier(out)
-    length = 4096 if args.length is None and task.needs_length else args.length
+    made = any(each.needs_length for each in (task, *report))
+    length = DEFAULT_LENGTH if args.length is None and made else args.length
     tuning = Tuning(
         task=task,
         prompt=Prompt(tokenizer=loaded.tokenizer, chat=False if args.no_chat else None),
@@ -349,7 +355,7 @@ def _tasks(args: argparse.Namespace) -> tuple[Task, list[Task]]:
     else:
         tasks = find_tasks([args.data])
         check_columns(tasks)
-    report = find_tasks(args.report.split(",")) if args.report else []
+    report = find_tasks(words(args.report, "--report")) if args.report else []
     for task in (*tasks, *report):
         if task.needs_judge:
             raise ValueError(f"{task.name} needs a judge; tune on answers that words can check")
@@ -362,14 +368,13 @@ def _tries(texts: list[str]) -> dict[str, list[int]]:
     tries: dict[str, list[int]] = {}
     for text in texts:
         name, _, values = text.partition("=")
-        words = [word.strip() for word in values.split(",")]
-        least = 1 if name == "window" else 0
-        if name not in _TRIES or not all(w.isdecimal() and int(w) >= least for w in words):
+        if name not in _TRIES or not values:
             raise ValueError(
                 f"--try {text}: expected one of {', '.join(_TRIES)} and whole numbers, such as"
                 " window=512,1024"
             )
-        tries.setdefault(name, []).extend(map(int, words))
+        least = 1 if name == "window" else 0
+        tries.setdefault(name, []).extend(whole_numbers(values, f"--try {name}", least=least))
     return tries
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -160,8 +161,14 @@ class _Run:
             seed=tuning.seed,
             too_long=lambda: calibration.count_longer(tuning.task, prompt, tuning.length),
         )
+        # Of other tasks, too: what is wrong with their prompts would else show after the search.
+        others = [task for task in tuning.report_on if task.name != tuning.task.name]
+        reported = [
+            task.samples(prompt, length=tuning.length, count=tuning.held_out, seed=tuning.seed)
+            for task in others
+        ]
         calibration.require_room(
-            [*parts.calibration, *parts.held_out],
+            [*parts.calibration, *parts.held_out, *itertools.chain(*reported)],
             prompt,
             context=self.source.context,
             model=self.source.model,
