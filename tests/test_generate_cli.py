@@ -3,6 +3,7 @@ import json
 
 import pytest
 
+from swaa import models
 from swaa.cli import main
 from swaa.cli.progress import ProgressBar, format_seconds
 from tests.checkpoint import save_checkpoint
@@ -107,6 +108,26 @@ def test_unknown_recipe(capsys, words):
 def test_prompt_beyond_the_trained_context(capsys, words, tmp_path):
     (tmp_path / "doc.txt").write_text(DOCUMENT * 4, encoding="utf-8")
     assert "tiny was trained to 1,024: shorten the document" in _refused(capsys, words)
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        (["--chunk", "-3"], "--chunk -3: expected at least 0 tokens"),
+        (["--max-new-tokens", "0"], "--max-new-tokens 0: expected at least 1 tokens"),
+        (["--question", " "], "--question is empty"),
+    ],
+)
+def test_mistakes_that_show_before_a_model_is_loaded(capsys, words, monkeypatch, more, reason):
+    monkeypatch.setattr(models, "load_model", None)
+    assert reason in _refused(capsys, [*words, *more])
+
+
+def test_backend_of_the_recipe_compared_with(capsys, words):
+    without_window = [word for word in words if word not in ("--window", "64")]
+    more = ["--recipe", "full", "--compare", "fast", "--backend", "reference"]
+    assert main([*without_window, *more]) == 0
+    assert "backend reference" in capsys.readouterr().out
 
 
 def test_missing_model(capsys, words):

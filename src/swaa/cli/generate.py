@@ -79,8 +79,9 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Answer, print, and return the exit code."""
-    document = read_document(args.file)
     # What needs no model is checked before minutes go into loading one.
+    document = read_document(args.file)
+    _check(args)
     setting, config = name_from(args), config_from(args)
     compared = {} if args.compare is None else {args.compare: _recipe(args.compare)}
 
@@ -97,11 +98,11 @@ def run(args: argparse.Namespace) -> int:
     if args.recipe is None and carried is not None:
         setting = name_from(args, default="checkpoint")
         config = config_from(args, default=SWAAConfig.from_dict(carried))
-    if config.window is None and args.backend != "auto":
+    settings = [(setting, config), *compared.items()]
+    if args.backend != "auto" and all(each.window is None for _, each in settings):
         raise ValueError("--backend would do nothing: every layer is full")
     prompt = build_prompt(loaded.tokenizer, document, args.question)
     check_context(loaded, prompt.shape[1], args.max_new_tokens)
-    settings = [(setting, config), *compared.items()]
     runs = [_answer(args, loaded, prompt, *item) for item in settings]
     if args.json:
         print(json.dumps({"model": loaded.name, "runs": [_to_dict(run) for run in runs]}, indent=2))
@@ -133,6 +134,17 @@ def _recipe(name: str) -> SWAAConfig:
     from swaa.recipes import resolve
 
     return resolve(name)
+
+
+def _check(args: argparse.Namespace) -> None:
+    if not args.question.strip():
+        raise ValueError("--question is empty; say what is asked about the document")
+    for flag, value, least in (
+        ("--max-new-tokens", args.max_new_tokens, 1),
+        ("--chunk", args.chunk, 0),
+    ):
+        if value < least:
+            raise ValueError(f"{flag} {value}: expected at least {least} tokens")
 
 
 def _answer(
