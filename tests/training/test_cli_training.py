@@ -163,6 +163,11 @@ def test_distill_checks_its_flags(capsys, checkpoint, tmp_path, words, message):
     assert not out.exists()
 
 
+def test_help_says_which_dtype_is_taken(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")
+    assert "auto, float32 on a CPU and bfloat16 elsewhere (" in _run(capsys, "train", "--help")[1]
+
+
 def test_distill_overwrites_no_file_but_its_own(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr("swaa.models.load_model", lambda *_, **__: pytest.fail("loads the model"))
     monkeypatch.chdir(tmp_path)

@@ -8,6 +8,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from swaa.cli.endpoints import add_endpoint_options, endpoint_from, judge_from, refuse_unused
+from swaa.cli.options import add_model_options
 
 if TYPE_CHECKING:
     from swaa.evaluation.engines import Engine, Sampling
@@ -73,8 +74,6 @@ def _add_drawing_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
-    from swaa.cli.generate import add_model_options
-
     group = parser.add_argument_group("a model loaded here")
     group.add_argument(
         "--batch-size",

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from swaa.cli.options import add_config_options, config_from
+from swaa.cli.options import add_config_options, add_model_options, config_from
 
 if TYPE_CHECKING:
     from swaa.models import LoadedModel
@@ -146,9 +146,7 @@ def _add_adapter_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_machine_options(parser: argparse.ArgumentParser) -> None:
-    from swaa.cli.generate import add_model_options
-
-    add_model_options(parser)
+    add_model_options(parser, auto="float32 on a CPU and bfloat16 elsewhere")
     parser.add_argument(
         "--backend",
         default="auto",
