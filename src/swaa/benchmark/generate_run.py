@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from swaa.attention.call import AttentionCall
-from swaa.benchmark.generate_timing import Marks, percentiles, synchronize
+from swaa.benchmark.generate_timing import Marks, synchronize
+from swaa.benchmark.percentiles import percentiles
 from swaa.config import LayerPlan
 from swaa.integrations.transformers.attention import LayerAttention
 from swaa.integrations.transformers.decode_step import DecodeStep
@@ -117,7 +118,7 @@ def measure_run(
             break
         del cache, tokens
     prompt_calls = dict(recorder.calls)
-    row: dict[str, Any] = {"first_token_s": percentiles(first_token), **memory.after_prompt(cache)}
+    row: dict[str, Any] = {"first_token_s": _timings(first_token), **memory.after_prompt(cache)}
     recorder.calls.clear()
     row |= _answer(model, cache, tokens, work)
     row |= {"peak_bytes": memory.peak()}
@@ -169,7 +170,11 @@ def _answer(
     for _ in range(work.new_tokens - 1):
         step()
         marks.add()
-    return {"per_token_s": percentiles(marks.seconds()), "graph_s": capture}
+    return {"per_token_s": _timings(marks.seconds()), "graph_s": capture}
+
+
+def _timings(seconds: list[float]) -> dict[str, Any]:
+    return {**percentiles(seconds)._asdict(), "timings": len(seconds)}
 
 
 class _Memory:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,17 +19,10 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def percentiles(seconds: Sequence[float]) -> dict[str, float | int]:
-    """``p20``, ``p50``, ``p80`` and the number of timings."""
-    ranks = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
-    values = torch.tensor(seconds, dtype=torch.float64).quantile(ranks).tolist()
-    return {**dict(zip(("p20", "p50", "p80"), values, strict=True)), "timings": len(seconds)}
-
-
 def time_calls(work: Work, *, repeats: int = 3) -> float:
     """Median seconds of work that was run once before."""
     work()
-    return float(percentiles(Marks.around(work, repeats))["p50"])
+    return statistics.median(Marks.around(work, repeats))
 
 
 class Marks:

@@ -18,7 +18,8 @@ from torch import Tensor
 from swaa import results
 from swaa.attention import AttentionOutput, swaa_attention
 from swaa.benchmark.candidates import Attention, Candidate, candidates
-from swaa.benchmark.timing import Times, copy_rate, matmul_rate, time_graph, time_work
+from swaa.benchmark.percentiles import Percentiles
+from swaa.benchmark.timing import copy_rate, matmul_rate, time_graph, time_work
 from swaa.benchmark.work import PHASES, Mask, Shape
 from swaa.testing import keys_seen
 
@@ -223,7 +224,7 @@ def _gradients(
     return torch.autograd.grad(attend(*leaves), leaves, weight)
 
 
-def _time(candidate: Candidate, shape: Shape) -> Times:
+def _time(candidate: Candidate, shape: Shape) -> Percentiles:
     attend = candidate.prepare(shape.queries, shape.tokens)
     if shape.phase == "decode":
         bytes_each = shape.kv_bytes(candidate.mask)

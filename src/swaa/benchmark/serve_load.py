@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from swaa.benchmark.percentiles import percentiles
 from swaa.benchmark.serve_client import Timing, encode_request, request
 from swaa.benchmark.serve_workload import Workload
 from swaa.evaluation.address import Address
@@ -168,11 +169,5 @@ def samples(load: Load) -> list[dict[str, Any]]:
 
 
 def _row(metric: str, seconds: Sequence[float]) -> dict[str, Any]:
-    if len(seconds) == 1:
-        p20 = p50 = p80 = seconds[0]
-    else:
-        p20, _, _, p80 = statistics.quantiles(seconds, n=5, method="inclusive")
-        p50 = statistics.median(seconds)
-    mean = statistics.fmean(seconds)
-    row = {"metric": metric, "p20": p20, "p50": p50, "p80": p80, "mean": mean}
-    return row | {"count": len(seconds)}
+    row = {"metric": metric, **percentiles(seconds)._asdict()}
+    return row | {"mean": statistics.fmean(seconds), "count": len(seconds)}

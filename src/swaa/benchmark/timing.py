@@ -1,26 +1,19 @@
-"""Time GPU work: percentiles of CUDA events, and the ceilings of the same GPU in the same run."""
+"""Time GPU work by CUDA events, and the ceilings of the same GPU in the same run."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
+
+from swaa.benchmark.percentiles import Percentiles, percentiles
 
 Work = Callable[[], object]
 
 
-class Times(NamedTuple):
-    """Seconds of one run of some work: 20th, 50th and 80th percentile."""
-
-    p20: float
-    p50: float
-    p80: float
-
-
-def time_work(work: Work, *, seconds: float = 0.5, samples: int = 10) -> Times:
-    """Time work as it is launched, for kernels that run far longer than a launch takes.
+def time_work(work: Work, *, seconds: float = 0.5, samples: int = 10) -> Percentiles:
+    """Seconds of work as it is launched, for kernels that run far longer than a launch takes.
 
     Args:
         work: launches it.
@@ -30,11 +23,11 @@ def time_work(work: Work, *, seconds: float = 0.5, samples: int = 10) -> Times:
     work()
     _run(work, 1)
     count = max(samples, int(seconds / _run(work, 1)[0]))
-    return _percentiles(_run(work, count))
+    return percentiles(_run(work, count))
 
 
-def time_graph(works: Sequence[Work], *, seconds: float = 0.3, samples: int = 20) -> Times:
-    """Time short work without its launches, replayed from a CUDA graph.
+def time_graph(works: Sequence[Work], *, seconds: float = 0.3, samples: int = 20) -> Percentiles:
+    """Seconds of short work without its launches, replayed from a CUDA graph.
 
     Args:
         works: the same work on different inputs, run one after another. Together the inputs must
@@ -50,7 +43,7 @@ def time_graph(works: Sequence[Work], *, seconds: float = 0.3, samples: int = 20
         for work in works:
             work()
     times = time_work(graph.replay, seconds=seconds, samples=samples)
-    return Times(*(t / len(works) for t in times))
+    return Percentiles(*(t / len(works) for t in times))
 
 
 def copy_rate() -> float:
@@ -76,8 +69,3 @@ def _run(work: Work, count: int) -> list[float]:
         mark.record()
     torch.cuda.synchronize()
     return [a.elapsed_time(b) / 1000 for a, b in itertools.pairwise(marks)]
-
-
-def _percentiles(seconds: list[float]) -> Times:
-    ranks = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
-    return Times(*torch.tensor(seconds, dtype=torch.float64).quantile(ranks).tolist())
