@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 import swaa
 from swaa import results
 from swaa.benchmark.generate_limit import attention_seconds, limits, random_call
-from swaa.benchmark.generate_models import SHAPES, make_model
+from swaa.benchmark.generate_models import SEED, SHAPES, make_model
 from swaa.benchmark.generate_options import NOTHING, STOCK, Options
 from swaa.benchmark.generate_run import NoAttention, Recorder, Workload, measure_run, serve_by
 from swaa.benchmark.generate_stock import (
@@ -117,7 +117,7 @@ def measure(
         dtype=options.dtype,
         model=made.name,
         model_revision=made.revision,
-        seed=0,
+        seed=SEED,
         packages=("flash-attn-4", "nvidia-cutlass-dsl"),
     )
     kept = [] if unfinished is None else rows_to_keep(unfinished, provenance)

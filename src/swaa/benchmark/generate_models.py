@@ -71,6 +71,9 @@ SHAPES: dict[str, dict[str, Any]] = {
 Speed depends on sizes, not on what the weights hold.
 """
 
+SEED = 0
+"""Of random weights and prompts."""
+
 
 class MeasuredModel(NamedTuple):
     """A model, and what to call it in results.
@@ -86,14 +89,13 @@ class MeasuredModel(NamedTuple):
     revision: str | None
 
 
-def make_model(name: str, *, device: str, dtype: torch.dtype, seed: int = 0) -> MeasuredModel:
+def make_model(name: str, *, device: str, dtype: torch.dtype) -> MeasuredModel:
     """Build a shape with random weights on the device, or load a checkpoint.
 
     Args:
         name: a key of :data:`SHAPES`, or what :func:`swaa.models.load_model` takes.
         device: ``cuda`` or ``cpu``.
         dtype: of weights and cache.
-        seed: of random weights.
     """
     if name not in SHAPES:
         loaded = load_model(name, dtype=dtype, device=device)
@@ -101,7 +103,7 @@ def make_model(name: str, *, device: str, dtype: torch.dtype, seed: int = 0) -> 
     values = dict(SHAPES[name])
     config = AutoConfig.for_model(values.pop("model_type"), **values)
     config.eos_token_id = config.bos_token_id = config.pad_token_id = None
-    torch.manual_seed(seed)
+    torch.manual_seed(SEED)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     return MeasuredModel(model.eval(), name, "random weights")

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from swaa.attention.call import AttentionCall
+from swaa.benchmark.generate_models import SEED
 from swaa.benchmark.generate_timing import Marks, synchronize
 from swaa.benchmark.percentiles import percentiles
 from swaa.config import LayerPlan
@@ -20,6 +21,9 @@ from swaa.integrations.transformers.decode_step import DecodeStep
 from swaa.integrations.transformers.fast import prefill
 from swaa.integrations.transformers.static_cache import StaticSWAACache
 from swaa.integrations.transformers.support import find_layers
+
+LONGEST = 6.0
+"""About how long to time first tokens of one size (seconds)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,16 +35,15 @@ class Workload:
         batch: sequences.
         new_tokens: of each answer.
         chunk: prompt tokens of a forward pass.
-        repeats: most timings of the first token, behind a run of two chunks that warms up.
-        seconds: about how long to repeat, however many that makes; at least once.
+        repeats: most timings of the first token, behind a run of two chunks that warms up;
+            fewer when they take longer than :data:`LONGEST`, at least one.
     """
 
     tokens: int
     batch: int
     new_tokens: int
     chunk: int
-    repeats: int = 5
-    seconds: float = 6.0
+    repeats: int
 
 
 class NoAttention:
@@ -114,7 +117,7 @@ def measure_run(
         memory = _Memory()
         seconds, cache, tokens = _first_token(model, plans, work, ids)
         first_token.append(seconds)
-        if sum(first_token) + seconds > work.seconds or len(first_token) >= work.repeats:
+        if sum(first_token) + seconds > LONGEST or len(first_token) >= work.repeats:
             break
         del cache, tokens
     prompt_calls = dict(recorder.calls)
@@ -137,7 +140,7 @@ def _of_one_step(model: PreTrainedModel, recorder: Recorder) -> dict[tuple[Any, 
 
 
 def _prompt(model: PreTrainedModel, work: Workload) -> Tensor:
-    generator = torch.Generator(device=model.device).manual_seed(0)
+    generator = torch.Generator(device=model.device).manual_seed(SEED)
     size = (work.batch, work.tokens)
     vocabulary = model.config.get_text_config().vocab_size
     return torch.randint(vocabulary, size, generator=generator, device=model.device)

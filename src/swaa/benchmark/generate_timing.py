@@ -19,10 +19,10 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def time_calls(work: Work, *, repeats: int = 3) -> float:
-    """Median seconds of work that was run once before."""
+def time_calls(work: Work) -> float:
+    """Median seconds of three runs of work that was run once before."""
     work()
-    return statistics.median(Marks.around(work, repeats))
+    return statistics.median(Marks.around(work, 3))
 
 
 class Marks:

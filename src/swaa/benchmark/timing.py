@@ -26,14 +26,13 @@ def time_work(work: Work, *, seconds: float = 0.5, samples: int = 10) -> Percent
     return percentiles(_run(work, count))
 
 
-def time_graph(works: Sequence[Work], *, seconds: float = 0.3, samples: int = 20) -> Percentiles:
+def time_graph(works: Sequence[Work], *, seconds: float = 0.3) -> Percentiles:
     """Seconds of short work without its launches, replayed from a CUDA graph.
 
     Args:
         works: the same work on different inputs, run one after another. Together the inputs must
             exceed the L2 cache several times, or the cache is measured.
         seconds: about how long to measure.
-        samples: fewest timings to take.
     """
     for work in works:
         work()
@@ -42,7 +41,7 @@ def time_graph(works: Sequence[Work], *, seconds: float = 0.3, samples: int = 20
     with torch.cuda.graph(graph):
         for work in works:
             work()
-    times = time_work(graph.replay, seconds=seconds, samples=samples)
+    times = time_work(graph.replay, seconds=seconds, samples=20)
     return Percentiles(*(t / len(works) for t in times))
 
 
