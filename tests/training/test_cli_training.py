@@ -44,7 +44,7 @@ def test_from_questions_to_a_checkpoint(capsys, checkpoint, tmp_path):
     assert config["swaa"]["window"] == 16
     code, _, errors = _run(capsys, *words)
     assert code == 2
-    assert errors[-1].endswith("out holds a training; give --resume, or another folder")
+    assert errors[-1].endswith("out is finished; name another folder by --out")
 
 
 @pytest.mark.parametrize(
@@ -55,6 +55,7 @@ def test_from_questions_to_a_checkpoint(capsys, checkpoint, tmp_path):
         (["--data", "good", "--tracker", "trackio"], "--tracker trackio needs trackio; run: pip"),
         (["--data", "good", "--resume"], "holds no checkpoint to resume from; train without"),
         (["--data", "none"], "no such file: "),
+        (["--data", "good", "--dtype", "int8"], "--dtype int8: expected auto, float32, bfloat16"),
     ],
 )
 def test_a_mistake_is_one_line(capsys, checkpoint, tmp_path, monkeypatch, words, message):
@@ -94,16 +95,6 @@ def test_no_model_is_loaded_for_data_or_folders_that_are_wrong(
     assert message in errors[0]
 
 
-def test_no_model_is_loaded_for_a_folder_that_holds_a_training(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr("swaa.models.load_model", lambda *_, **__: pytest.fail("loads the model"))
-    data = write_lines(tmp_path / "d.jsonl", [conversation("a", "b")])
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "training.json").write_text("{}")
-    code, _, errors = _run(capsys, "train", "m", "--data", data, "--out", tmp_path / "out")
-    assert code == 2
-    assert errors[-1].endswith("out holds a training; give --resume, or another folder")
-
-
 def test_no_model_is_loaded_for_a_folder_that_holds_something_else(capsys, monkeypatch, tmp_path):
     def load(*_, **__):
         raise ValueError("loads the model")
@@ -115,7 +106,7 @@ def test_no_model_is_loaded_for_a_folder_that_holds_something_else(capsys, monke
     (out / "checkpoints").mkdir(parents=True)
     for folder in (out, tmp_path / "new"):  # what a process that died early leaves, and nothing
         assert _run(capsys, *words, folder)[2][-1] == "swaa train: loads the model"
-    for name in ("a", "b", "c"):
+    for name in ("a", "b", "c", "d"):
         (out / name).write_text("mine")
     code, _, errors = _run(capsys, *words, out)
     assert (code, len(errors)) == (2, 1)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from swaa.cli.options import add_config_options, add_model_options, config_from
 
 if TYPE_CHECKING:
+    import torch
+
     from swaa.models import LoadedModel
     from swaa.training.run import Training
     from swaa.training.settings import TrainingSettings
@@ -43,7 +45,10 @@ def register(subparsers: Any) -> None:
         help="leave lines out that cannot be trained on, and say which (default: an error)",
     )
     parser.add_argument(
-        "--resume", action="store_true", help="go on from OUT's last checkpoint (default: off)"
+        "--resume",
+        action="store_true",
+        help="go on from OUT's last checkpoint, or merge what is trained but not merged (default:"
+        " off)",
     )
     add_config_options(parser)
     _add_training_options(parser)
@@ -165,34 +170,41 @@ def run(args: argparse.Namespace) -> int:
     _require_packages(settings.tracker)
 
     from swaa.models import load_model
-    from swaa.training.run import check, train
+    from swaa.training.folder import is_first_process
+    from swaa.training.run import check, merge, train
 
-    checked = {"resume": args.resume, "skip_bad": args.skip_bad}
-    check(args.model, config, args.data, args.out, settings, **checked)
     device = _device(args.device)
+    dtype = _dtype(args.dtype, device)
+    checked = {"resume": args.resume, "skip_bad": args.skip_bad}
+    left = check(
+        args.model, config, args.data, args.out, settings, **checked, merges=not args.no_merge
+    )
 
-    def load(dtype: str, where: str) -> LoadedModel:
+    def load(dtype: torch.dtype, where: str) -> LoadedModel:
         trust = args.trust_remote_code
         return load_model(args.model, dtype=dtype, device=where, trust_remote_code=trust)
 
-    dtype = args.dtype
-    if dtype == "auto":
-        dtype = "float32" if _computes_on_cpu(device) else "bfloat16"
-    with _progress() as report:
-        done = train(
-            load(dtype, device),
-            config,
-            args.data,
-            args.out,
-            settings,
-            name=args.model,
-            reload=None if args.no_merge else lambda: load("float32", "cpu"),
-            backend=args.backend,
-            **checked,
-            adapter_always=args.adapter_always,
-            progress=report,
-        )
-    if int(os.environ.get("RANK", "0")) == 0:
+    def reload() -> LoadedModel:
+        return load(_dtype("float32", "cpu"), "cpu")
+
+    if left == "merging":
+        done = merge(args.out, config, reload, dtype=dtype)
+    else:
+        with _progress() as report:
+            done = train(
+                load(dtype, device),
+                config,
+                args.data,
+                args.out,
+                settings,
+                name=args.model,
+                reload=None if args.no_merge else reload,
+                backend=args.backend,
+                **checked,
+                adapter_always=args.adapter_always,
+                progress=report,
+            )
+    if is_first_process():
         _print(args, done)
     return 0
 
@@ -239,6 +251,17 @@ def _computes_on_cpu(device: str) -> bool:
     return asked_for_cpu or not torch.cuda.is_available() or (device == "cpu" and alone)
 
 
+def _dtype(asked: str, device: str) -> torch.dtype:
+    """Of the weights and of what is computed."""
+    from swaa.models import DTYPES
+
+    if asked == "auto":
+        asked = "float32" if _computes_on_cpu(device) else "bfloat16"
+    if asked not in DTYPES:
+        raise ValueError(f"--dtype {asked}: expected auto, {', '.join(DTYPES)}")
+    return DTYPES[asked]
+
+
 @contextlib.contextmanager
 def _progress() -> Iterator[Any]:
     from swaa.cli.progress import ProgressBar
@@ -260,7 +283,7 @@ def _print(args: argparse.Namespace, done: Training) -> None:
         "examples": done.examples,
         "skipped": list(done.skipped),
         "steps": last["step"],
-        "seconds": round(done.seconds, 1),
+        "seconds": None if done.seconds is None else round(done.seconds, 1),
         "first_loss": first["loss"],
         "last_loss": last["loss"],
     }
@@ -270,9 +293,11 @@ def _print(args: argparse.Namespace, done: Training) -> None:
     for reason in done.skipped:
         print(f"skipped {reason}")
     print(done.summary)
+    over = "" if done.examples is None else f" over {done.examples} conversations"
+    took = "" if done.seconds is None else f" in {done.seconds:.0f} s"
     print(
-        f"{last['step']} steps over {done.examples} conversations in {done.seconds:.0f} s:"
-        f" loss {first['loss']:.3f} at first, {last['loss']:.3f} at last"
+        f"{last['step']} steps{over}{took}: loss {first['loss']:.3f} at first,"
+        f" {last['loss']:.3f} at last"
     )
     print(f"adapter: {done.adapter}")
     if done.merged is not None:

@@ -12,10 +12,8 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from swaa.config import SWAAConfig
+from swaa.training.folder import RECIPE_FILE, whole_folder
 from swaa.training.switch import ADAPTER_KEY, AdapterSettings
-
-RECIPE_FILE = "swaa.json"
-"""The recipe alone, for ``--recipe`` and ``--recipes``; config.json carries it too."""
 
 
 def save_adapter(
@@ -39,15 +37,17 @@ def save_adapter(
     if not trainer.is_world_process_zero():
         return
     model = trainer.accelerator.unwrap_model(trainer.model)
-    # PEFT would look the base up, on the hub too, to see whether its vocabulary has grown.
-    model.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's card is a form that nobody filled in
-    trainer.processing_class.save_pretrained(folder)
     values = {key: value for key, value in base_config.items() if key != "quantization_config"}
     values |= {"swaa": config.to_dict(), ADAPTER_KEY: adapter.to_dict()}
     text = json.dumps(values, indent=2, sort_keys=True, default=str)
-    (folder / "config.json").write_text(f"{text}\n", encoding="utf-8")
-    config.save(folder / RECIPE_FILE)
+    with whole_folder(folder) as beside:
+        # PEFT would look the base up, on the hub too, to see whether its vocabulary has grown.
+        model.save_pretrained(beside, state_dict=state, save_embedding_layers=False)
+        # PEFT's card is a form that nobody filled in.
+        (beside / "README.md").unlink(missing_ok=True)
+        trainer.processing_class.save_pretrained(beside)
+        (beside / "config.json").write_text(f"{text}\n", encoding="utf-8")
+        config.save(beside / RECIPE_FILE)
 
 
 def save_merged(
@@ -75,6 +75,7 @@ def save_merged(
     if getattr(merged.config, "quantization_config", None) is not None:
         del merged.config.quantization_config  # the weights were unpacked when they were read
     vars(merged.config)["swaa"] = config.to_dict()
-    merged.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    config.save(folder / RECIPE_FILE)
+    with whole_folder(folder) as beside:
+        merged.save_pretrained(beside)
+        tokenizer.save_pretrained(beside)
+        config.save(beside / RECIPE_FILE)

@@ -26,6 +26,11 @@ def save_curve(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
 
 
+def load_curve(path: Path) -> list[dict[str, Any]]:
+    """The rows that :func:`save_curve` wrote."""
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
 def can_draw() -> bool:
     """Whether matplotlib is installed."""
     return importlib.util.find_spec("matplotlib") is not None

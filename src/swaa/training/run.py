@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 
 from swaa import results
 from swaa.adaptation import adapt
@@ -19,15 +21,25 @@ from swaa.config import SWAAConfig
 from swaa.evaluation.revision import checksum
 from swaa.models import LoadedModel
 from swaa.training.checkpoints import save_adapter, save_merged
-from swaa.training.conversations import check_conversations, load_conversations
-from swaa.training.curve import can_draw, curve, draw_curve, save_curve
+from swaa.training.conversations import TrainingData, check_conversations, load_conversations
+from swaa.training.curve import can_draw, curve, draw_curve, load_curve, save_curve
+from swaa.training.folder import (
+    ADAPTER,
+    CHECKPOINTS,
+    CURVE,
+    MERGED,
+    RECORD,
+    Left,
+    hold,
+    is_first_process,
+    last_checkpoint,
+    left_to_do,
+    require_free,
+)
 from swaa.training.losses import check_head
 from swaa.training.settings import TrainingSettings
 from swaa.training.switch import AdapterSettings, fits
 from swaa.training.trainer import Progress, SlidingTrainer
-
-RECORD = "training.json"
-"""What was asked, and what it took."""
 
 PLOT = "loss.png"
 
@@ -41,19 +53,19 @@ class Training:
         merged: folder of the merged checkpoint; ``None``: none was asked for.
         plot: the curve's picture; ``None``: matplotlib is missing.
         rows: the curve, one row a step.
-        examples: conversations trained on.
+        examples: conversations trained on; ``None``: the process ended before it was written down.
         skipped: one reason for each line left out.
-        seconds: wall time of the steps.
-        summary: one line: what was active on the model.
+        seconds: wall time of the steps; ``None``: as for ``examples``.
+        summary: one line: what was active on the model, or that only the merging was left.
     """
 
     adapter: Path
     merged: Path | None
     plot: Path | None
     rows: tuple[dict[str, Any], ...]
-    examples: int
+    examples: int | None
     skipped: tuple[str, ...]
-    seconds: float
+    seconds: float | None
     summary: str
 
 
@@ -78,12 +90,13 @@ def train(
         loaded: the model; it is changed.
         config: the recipe.
         data: chat-format JSONL; see :mod:`swaa.training.conversations`.
-        out: folder for everything; must be new or empty unless ``resume``.
+        out: folder for everything; new, empty, or of a training that left nothing, unless
+            ``resume``.
         settings: how.
         name: of the model, as typed.
         reload: loads the model again, in float32, to merge the adapter into; ``None``: no merging.
         backend: attention backend.
-        resume: go on from the last checkpoint.
+        resume: go on from the last checkpoint; where the steps are done, only merge.
         skip_bad: leave bad lines out.
         adapter_always: keep the adapter on for prompts that fit the window.
         progress: see :class:`swaa.training.trainer.SlidingTrainer`.
@@ -96,46 +109,42 @@ def train(
     longest = min(settings.max_length, loaded.trained_context or settings.max_length)
     read = load_conversations(data, loaded.tokenizer, max_length=longest, skip_bad=skip_bad)
     record = _record(name, config, data, settings)
-    _prepare(out, record, resume=resume)
-    check_head(loaded.model)
     dtype, base_config = loaded.model.dtype, loaded.model.config.to_diff_dict()
-    summary = adapt(loaded.model, config, backend=backend, quiet=True).summary
-    loaded.model.train()
-    trainer = SlidingTrainer(
-        loaded.model,
-        loaded.tokenizer,
-        read,
-        settings,
-        folder=out / "checkpoints",
-        mixed_precision=dtype == torch.bfloat16,
-        progress=progress,
-    )
-    trainer.accelerator.wait_for_everyone()  # every process has looked into the folder by now
-    if trainer.is_world_process_zero():
-        _write(out / RECORD, record)
-    started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=resume)
-    seconds = time.perf_counter() - started
-    adapter = AdapterSettings(
-        base=str(Path(name).expanduser().resolve()) if Path(name).expanduser().exists() else name,
-        off_within=None if adapter_always else fits(config),
-    )
-    save_adapter(trainer, out / "adapter", config, adapter, base_config=base_config)
-    rows = curve(trainer.state.log_history)
-    if trainer.is_world_process_zero():
-        save_curve(rows, out / "loss.jsonl")
-        if can_draw():
-            title = f"{loaded.name}: {settings.objective}, {config.describe()}"
-            draw_curve(rows, out / PLOT, title=title)
-        if reload is not None:
-            base = reload()
-            folders = out / "adapter", out / "merged"
-            save_merged(base.model, base.tokenizer, *folders, config, dtype=dtype)
-        _write(out / RECORD, {**record, **_outcome(trainer, seconds, read.skipped)})
-    trainer.accelerator.wait_for_everyone()
+    with hold(out):
+        left = left_to_do(out, record, resume=resume, merges=reload is not None)
+        if left == "merging" and reload is not None:
+            return _finish(out, config, reload, dtype=dtype)
+        check_head(loaded.model)
+        summary = adapt(loaded.model, config, backend=backend, quiet=True).summary
+        loaded.model.train()
+        trainer = SlidingTrainer(
+            loaded.model,
+            loaded.tokenizer,
+            read,
+            settings,
+            folder=out / CHECKPOINTS,
+            mixed_precision=dtype == torch.bfloat16,
+            progress=progress,
+        )
+        trainer.accelerator.wait_for_everyone()  # every process has looked into the folder by now
+        if trainer.is_world_process_zero():
+            _write(out / RECORD, record)
+        seconds = _do_steps(trainer, last_checkpoint(out) if resume else None)
+        rows = curve(trainer.state.log_history)
+        if trainer.is_world_process_zero():
+            _save_curve(rows, out, f"{loaded.name}: {settings.objective}, {config.describe()}")
+        adapter = AdapterSettings(
+            base=_base(name), off_within=None if adapter_always else fits(config)
+        )
+        save_adapter(trainer, out / ADAPTER, config, adapter, base_config=base_config)
+        if trainer.is_world_process_zero():
+            _write(out / RECORD, {**record, **_outcome(trainer, seconds, read)})
+            if reload is not None:
+                _merge(out, config, reload, dtype=dtype)
+        trainer.accelerator.wait_for_everyone()
     return Training(
-        adapter=out / "adapter",
-        merged=None if reload is None else out / "merged",
+        adapter=out / ADAPTER,
+        merged=None if reload is None else out / MERGED,
         plot=out / PLOT if can_draw() else None,
         rows=tuple(rows),
         examples=len(read.examples),
@@ -143,6 +152,29 @@ def train(
         seconds=seconds,
         summary=summary,
     )
+
+
+def merge(
+    out: str | Path,
+    config: SWAAConfig,
+    reload: Callable[[], LoadedModel],
+    *,
+    dtype: torch.dtype,
+) -> Training:
+    """Write the merged checkpoint of a training whose steps are done.
+
+    Args:
+        out: its folder, of which :func:`check` says that only the merging is left.
+        config: the recipe.
+        reload: loads the model that was trained, in float32.
+        dtype: that it was trained in.
+
+    Raises:
+        ValueError: when another process works in the folder.
+    """
+    out = Path(out)
+    with hold(out):
+        return _finish(out, config, reload, dtype=dtype)
 
 
 def check(
@@ -153,8 +185,9 @@ def check(
     settings: TrainingSettings,
     *,
     resume: bool = False,
+    merges: bool = True,
     skip_bad: bool = False,
-) -> None:
+) -> Left:
     """Find the mistakes of :func:`train` that show before minutes go into loading a model.
 
     Args:
@@ -164,15 +197,22 @@ def check(
         out: folder for everything.
         settings: how.
         resume: go on from the last checkpoint.
+        merges: whether the adapter is merged in the end.
         skip_bad: leave bad lines out.
+
+    Returns:
+        What is left to do: the training, or only the merging, which is :func:`merge`.
 
     Raises:
         ValueError: for bad data, or a folder that is in use.
         FileNotFoundError: for a file that is not there, or no checkpoint to resume from.
     """
-    data = Path(data).expanduser()
+    data, out = Path(data).expanduser(), Path(out)
     check_conversations(data, skip_bad=skip_bad)
-    _prepare(Path(out), _record(name, config, data, settings), resume=resume)
+    if is_first_process():  # for the others, the first of them may be there already
+        require_free(out)
+    record = _record(name, config, data, settings)
+    return left_to_do(out, record, resume=resume, merges=merges)
 
 
 def _record(
@@ -188,50 +228,67 @@ def _record(
     }
 
 
-def _prepare(out: Path, record: dict[str, Any], *, resume: bool) -> None:
-    """A training never overwrites another, and is never resumed as another."""
-    known = json.loads((out / RECORD).read_text("utf-8")) if (out / RECORD).is_file() else None
-    if not resume:
-        if known is not None:
-            raise ValueError(f"{out} holds a training; give --resume, or another folder")
-        _require_empty(out)
-        return
-    if not list((out / "checkpoints").glob("checkpoint-*")):
-        raise FileNotFoundError(
-            f"{out} holds no checkpoint to resume from; train without --resume, with --save-every"
-        )
-    changed = [key for key in record if known is not None and known.get(key) != record[key]]
-    if changed:
-        raise ValueError(
-            f"the training in {out} was started with other {', '.join(changed)}; resume it with the"
-            f" same command, see {RECORD}"
-        )
+def _base(name: str) -> str:
+    """Where an adapter finds its base: a folder by its whole path, all else as typed."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else name
 
 
-def _require_empty(out: Path) -> None:
-    """Nothing that is not this training's is written into, or over."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file; name a new or empty folder by --out")
-    # A process that is ahead, or one that died early, may have left an empty folder in it.
-    begun = out / "checkpoints"
-    there = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
-    if there == [begun.name] and begun.is_dir() and not any(begun.iterdir()):
-        return
-    if there:
-        raise ValueError(
-            f"{out} holds other files ({', '.join(there[:3])}{', ...' if there[3:] else ''}) and no"
-            " training; name a new or empty folder by --out"
-        )
+def _do_steps(trainer: Any, checkpoint: Path | None) -> float:
+    """The seconds that they take."""
+    started = time.perf_counter()
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    return time.perf_counter() - started
 
 
-def _outcome(trainer: Any, seconds: float, skipped: tuple[str, ...]) -> dict[str, Any]:
+def _save_curve(rows: list[dict[str, Any]], out: Path, title: str) -> None:
+    save_curve(rows, out / CURVE)
+    if can_draw():
+        draw_curve(rows, out / PLOT, title=title)
+
+
+def _merge(
+    out: Path, config: SWAAConfig, reload: Callable[[], LoadedModel], *, dtype: torch.dtype
+) -> None:
+    base = reload()
+    save_merged(base.model, base.tokenizer, out / ADAPTER, out / MERGED, config, dtype=dtype)
+
+
+def _finish(
+    out: Path, config: SWAAConfig, reload: Callable[[], LoadedModel], *, dtype: torch.dtype
+) -> Training:
+    """Merge what is trained; tell of the training what its folder says."""
+    record = json.loads((out / RECORD).read_text("utf-8"))
+    rows = load_curve(out / CURVE)
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
+    state = PartialState(cpu=on_cpu)
+    state.wait_for_everyone()  # every process has looked into the folder by now
+    if state.is_main_process:
+        _merge(out, config, reload, dtype=dtype)
+        if "steps" not in record:  # it ended between its last step and writing them down
+            _write(out / RECORD, {**record, "steps": rows[-1]["step"]})
+    state.wait_for_everyone()
+    return Training(
+        adapter=out / ADAPTER,
+        merged=out / MERGED,
+        plot=out / PLOT if (out / PLOT).exists() else None,
+        rows=tuple(rows),
+        examples=record.get("examples"),
+        skipped=tuple(record.get("skipped", ())),
+        seconds=record.get("provenance", {}).get("seconds"),
+        summary=f"trained already under {config.describe()}; merged",
+    )
+
+
+def _outcome(trainer: Any, seconds: float, read: TrainingData) -> dict[str, Any]:
     provenance = results.record_provenance(
         device=str(trainer.args.device), seconds=seconds, packages=("trl", "peft", "accelerate")
     )
     return {
         "steps": trainer.state.global_step,
         "processes": trainer.accelerator.num_processes,
-        "skipped": list(skipped),
+        "examples": len(read.examples),
+        "skipped": list(read.skipped),
         "provenance": dataclasses.asdict(provenance),
     }
 
