@@ -1,6 +1,7 @@
 """Batches, packs, checkpointing and resuming: different ways to the same numbers."""
 
 import json
+import math
 import shutil
 
 import pytest
@@ -145,7 +146,11 @@ def test_what_was_asked_is_written_down(trained, tmp_path):
         ({"schedule": "x"}, "schedule is 'x'; expected one of cosine"),
         ({"rank": 0}, "rank is 0; expected a whole number of at least 1"),
         ({"save_every": 0}, "save_every is 0; expected a whole number"),
-        ({"learning_rate": 0.0}, "learning_rate is 0.0; expected more than 0"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0; expected a finite number above 0"),
+        ({"learning_rate": math.nan}, "learning_rate is nan; expected a finite number above 0"),
+        ({"epochs": math.inf}, "epochs is inf; expected a finite number above 0"),
+        ({"clip": math.inf}, "clip is inf; expected a finite number above 0"),
+        ({"warmup": math.nan}, "warmup is nan; expected at least 0, below 1"),
         ({"dropout": 1.0}, "dropout is 1.0; expected at least 0, below 1"),
         ({"targets": ()}, "targets is empty; name modules"),
         ({"packing": True, "group_by_length": True}, "packing and group_by_length exclude"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -80,8 +81,10 @@ class TrainingSettings:
             if getattr(self, name) is not None:
                 _at_least_one(name, getattr(self, name))
         for name in ("learning_rate", "epochs", "clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0")
+            if not 0 < getattr(self, name) < math.inf:  # false for nan, too
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; expected a finite number above 0"
+                )
         for name in ("dropout", "warmup"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 0, below 1")
