@@ -58,6 +58,19 @@ def test_no_new_tokens_or_no_chunk(loaded):
         generate_answer(loaded, _ids(8), max_new_tokens=1, chunk=0)
 
 
+@pytest.mark.parametrize(
+    ("chunk", "message"),
+    [(None, "prompt of 40 tokens, 40 a pass; set --chunk, sh"), (9, "9 a pass; lower --chunk")],
+)
+def test_out_of_memory_says_what_to_change(loaded, monkeypatch, chunk, message):
+    def fail(*args, **kwargs):
+        raise torch.OutOfMemoryError("no")
+
+    monkeypatch.setattr(type(loaded.model), "forward", fail)
+    with pytest.raises(ValueError, match=message):
+        generate_answer(loaded, _ids(40), max_new_tokens=2, chunk=chunk)
+
+
 def test_answer_and_cost_of_the_model_as_it_is(loaded):
     prompt = _ids(40)
     pieces = []

@@ -16,6 +16,7 @@ from swaa.adaptation import is_adapted
 from swaa.integrations.transformers.cache import SWAACache, layer_bytes
 from swaa.integrations.transformers.fast import graph_sample, require_fast
 from swaa.integrations.transformers.support import UnsupportedModelError
+from swaa.memory import explain_out_of_memory
 from swaa.models import LoadedModel
 
 
@@ -103,7 +104,8 @@ def generate_answer(
             adapted and of a kind that can.
 
     Raises:
-        ValueError: for a prompt that does not fit the model; see :func:`check_context`.
+        ValueError: for a prompt that does not fit the model, see :func:`check_context`, or the
+            device's memory.
     """
     prompt_tokens = input_ids.shape[1]
     check_context(loaded, prompt_tokens, max_new_tokens)
@@ -113,7 +115,15 @@ def generate_answer(
     if _runs_from_a_graph(loaded.model) if graph is None else graph:
         options["custom_generate"] = graph_sample
     streamer = _Stopwatch(loaded.tokenizer, on_text)
-    with torch.inference_mode(), _reporting(loaded.model, prompt_tokens, on_prefill):
+    with (
+        explain_out_of_memory(
+            f"a prompt of {prompt_tokens:,} tokens, {chunk or prompt_tokens:,} a pass",
+            f"{'lower' if chunk else 'set'} --chunk, shorten the prompt, or take a recipe that"
+            " frees keys and values, such as lean",
+        ),
+        torch.inference_mode(),
+        _reporting(loaded.model, prompt_tokens, on_prefill),
+    ):
         streamer.start()
         model: Any = loaded.model  # its class types `generate` as a tensor
         output = model.generate(
