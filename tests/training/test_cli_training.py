@@ -80,6 +80,8 @@ def test_a_mistake_is_one_line(capsys, checkpoint, tmp_path, monkeypatch, words,
         ([conversation("a", "b"), {"text": "a"}], [], "line 2: expected an object with 'messages'"),
         ([conversation("a", " ")], ["--skip-bad"], "d.jsonl holds no conversation to train on"),
         ([conversation("a", "b")], ["--resume"], "holds no checkpoint to resume from"),
+        ([conversation("a", "b")], ["--recipe", "full"], "leaves every layer full: there is"),
+        ([conversation("a", "b")], ["--window", "none"], "leaves every layer full: there is"),
         ([conversation("a", "b")], ["--epochs", "inf"], "epochs is inf; expected a finite number"),
     ],
 )

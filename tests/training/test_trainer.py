@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from swaa.config import SWAAConfig
 from swaa.training.run import train
 from swaa.training.settings import TrainingSettings
 from tests.training.conftest import CONFIG, conversations, write_lines
@@ -112,6 +113,16 @@ def test_the_loss_is_the_models_own(trained, load, data):
         tokens += example.answer_tokens
     assert rows[0]["loss"] == pytest.approx(total / tokens, rel=1e-5)
     assert rows[0]["answer_tokens"] == tokens
+
+
+def test_where_nothing_slides_nothing_is_trained(load, data, tmp_path):
+    config = SWAAConfig(window=None)
+    options = {"name": "m", "reload": None}
+    with pytest.raises(ValueError, match="leaves every layer full: there is no mask to train for"):
+        train(load(), config, data, tmp_path / "out", TrainingSettings(), **options)
+    config = SWAAConfig(window=8, full_layers=range(4))
+    with pytest.raises(ValueError, match="no layer would slide: full_layers names all that can"):
+        train(load(), config, data, tmp_path / "out", TrainingSettings(max_length=400), **options)
 
 
 def test_nothing_is_sent_anywhere(trained, monkeypatch):

@@ -102,9 +102,11 @@ def train(
         progress: see :class:`swaa.training.trainer.SlidingTrainer`.
 
     Raises:
-        ValueError: for bad data, a model that cannot be trained, or a folder that is in use.
+        ValueError: for bad data, a recipe under which nothing slides, a model that cannot be
+            trained, or a folder that is in use.
         FileNotFoundError: for a file that is not there, or no checkpoint to resume from.
     """
+    _require_sliding(config)
     data, out = Path(data).expanduser(), Path(out)
     longest = min(settings.max_length, loaded.trained_context or settings.max_length)
     read = load_conversations(data, loaded.tokenizer, max_length=longest, skip_bad=skip_bad)
@@ -204,9 +206,10 @@ def check(
         What is left to do: the training, or only the merging, which is :func:`merge`.
 
     Raises:
-        ValueError: for bad data, or a folder that is in use.
+        ValueError: for bad data, a recipe without a window, or a folder that is in use.
         FileNotFoundError: for a file that is not there, or no checkpoint to resume from.
     """
+    _require_sliding(config)
     data, out = Path(data).expanduser(), Path(out)
     check_conversations(data, skip_bad=skip_bad)
     if is_first_process():  # for the others, the first of them may be there already
@@ -226,6 +229,15 @@ def _record(
         "data_revision": checksum([data]),
         "settings": json.loads(json.dumps(dataclasses.asdict(settings))),
     }
+
+
+def _require_sliding(config: SWAAConfig) -> None:
+    """That some layer slides; :func:`swaa.adapt` says so where full layers leave none."""
+    if config.window is None:
+        raise ValueError(
+            "the recipe leaves every layer full: there is no mask to train for; choose another"
+            " --recipe, or give --window"
+        )
 
 
 def _base(name: str) -> str:
