@@ -157,6 +157,13 @@ def test_distill_checks_its_flags(capsys, checkpoint, tmp_path, words, message):
     assert not out.exists()
 
 
+def test_distill_says_that_a_file_is_empty(capsys, checkpoint, tmp_path):
+    data = write_lines(tmp_path / "q.jsonl", [])
+    words = ("distill", checkpoint, "--data", data, "--out", tmp_path / "o.jsonl")
+    code, _, errors = _run(capsys, *words, "--device", "cpu")
+    assert (code, errors[-1]) == (2, f"swaa distill: {data} holds no question")
+
+
 def test_help_says_which_dtype_is_taken(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "1000")
     assert "auto, float32 on a CPU and bfloat16 elsewhere (" in _run(capsys, "train", "--help")[1]

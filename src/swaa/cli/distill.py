@@ -110,7 +110,8 @@ def run(args: argparse.Namespace) -> int:
     engine, prompt, name = _engine(args, sampling)
     questions = task.samples(prompt, length=args.max_length, count=None, seed=0)
     if not questions:
-        raise ValueError(f"{args.data} holds no question of at most {args.max_length} tokens")
+        most = "" if args.max_length is None else f" of at most {args.max_length} tokens"
+        raise ValueError(f"{args.data} holds no question{most}")
     draws = {"model": name, "engine": engine.describe(), **dataclasses.asdict(sampling)}
     with ProgressBar(len(questions) * settings.answers, "drawing answers") as bar:
         done = distill(
