@@ -12,7 +12,7 @@ from swaa.attention.api import make_call
 from swaa.benchmark import generate
 from swaa.benchmark.generate import measure
 from swaa.benchmark.generate_limit import attention_seconds, limits, random_call
-from swaa.benchmark.generate_models import SHAPES, make_model
+from swaa.benchmark.generate_models import make_model
 from swaa.benchmark.generate_options import NOTHING, STOCK, Options, seen_whole
 from swaa.benchmark.generate_plot import plot_generate
 from swaa.benchmark.generate_run import (
@@ -31,6 +31,7 @@ from swaa.benchmark.generate_stock import (
     prefill_stocks,
 )
 from swaa.benchmark.generate_table import describe, tables
+from swaa.benchmark.model_shapes import SHAPES
 from swaa.integrations.transformers.fast import plans_of, prefill
 from swaa.integrations.transformers.static_cache import StaticSWAACache
 from swaa.plan import price

@@ -8,6 +8,7 @@ import pytest
 
 from swaa import results
 from swaa.benchmark import long_prompt
+from swaa.benchmark.model_shapes import SHAPES
 
 EVENTS = [
     {"event": "ready", "seconds": 100.0, "blocks": 50, "longest_requests": 2.0},
@@ -40,6 +41,7 @@ def test_native_window_stands_in_the_models_configuration(settings):
     assert native["sliding_window"] == 2048
     assert set(native["layer_types"]) == {"sliding_attention"}
     assert "sliding_window" not in plain
+    assert plain.items() >= SHAPES["qwen3-4b"].items()
 
 
 def test_row_holds_the_best_timed_pass(settings):

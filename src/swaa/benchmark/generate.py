@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 import swaa
 from swaa import results
 from swaa.benchmark.generate_limit import attention_seconds, limits, random_call
-from swaa.benchmark.generate_models import SEED, SHAPES, make_model
+from swaa.benchmark.generate_models import SEED, make_model
 from swaa.benchmark.generate_options import NOTHING, STOCK, Options
 from swaa.benchmark.generate_run import NoAttention, Recorder, Workload, measure_run, serve_by
 from swaa.benchmark.generate_stock import (
@@ -33,6 +33,7 @@ from swaa.benchmark.generate_stock import (
 )
 from swaa.benchmark.generate_table import describe
 from swaa.benchmark.generate_unfinished import NOT_BEGUN, rows_to_keep, size_of
+from swaa.benchmark.model_shapes import SHAPES
 from swaa.benchmark.timing import copy_rate, matmul_rate
 from swaa.config import SWAAConfig
 from swaa.integrations.transformers.compiled_layers import compiled_layers

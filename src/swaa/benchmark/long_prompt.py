@@ -22,23 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from swaa import results
+from swaa.benchmark.model_shapes import SHAPES
 from swaa.config import SWAAConfig
 
-QWEN3_4B = {
+QWEN3_4B = SHAPES["qwen3-4b"] | {
     "architectures": ["Qwen3ForCausalLM"],
-    "model_type": "qwen3",
-    "hidden_size": 2560,
-    "intermediate_size": 9728,
-    "num_hidden_layers": 36,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "hidden_act": "silu",
-    "max_position_embeddings": 262_144,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 1_000_000,
-    "tie_word_embeddings": True,
-    "vocab_size": 151_936,
     "bos_token_id": 151_643,
     "eos_token_id": 151_645,
     "torch_dtype": "bfloat16",
