@@ -9,8 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 from swaa.config import SWAAConfig
+from swaa.training.conversations import load_conversations
 from swaa.training.run import train
 from swaa.training.settings import TrainingSettings
+from swaa.training.trainer import SlidingTrainer
 from tests.training.conftest import CONFIG, conversations, write_lines
 
 STEPS = {"learning_rate": 0.001, "epochs": 2, "max_length": 400, "schedule": "constant"}
@@ -98,7 +100,6 @@ def test_a_resumed_run_continues_the_curve_exactly(trained, tmp_path):
 
 def test_the_loss_is_the_models_own(trained, load, data):
     import swaa
-    from swaa.training.conversations import load_conversations
 
     rows, _ = trained("run", batch_size=8, accumulate=1, max_steps=1)
     loaded = load()
@@ -120,9 +121,54 @@ def test_where_nothing_slides_nothing_is_trained(load, data, tmp_path):
     options = {"name": "m", "reload": None}
     with pytest.raises(ValueError, match="leaves every layer full: there is no mask to train for"):
         train(load(), config, data, tmp_path / "out", TrainingSettings(), **options)
-    config = SWAAConfig(window=8, full_layers=range(4))
+    config = SWAAConfig(window=8, full_layers=(0, 1, 2, 3))
     with pytest.raises(ValueError, match="no layer would slide: full_layers names all that can"):
         train(load(), config, data, tmp_path / "out", TrainingSettings(max_length=400), **options)
+
+
+def _full_at(step, monkeypatch):
+    compute = SlidingTrainer.compute_loss
+
+    def loss(self, *args, **options):
+        if self.state.global_step == step:
+            raise torch.OutOfMemoryError("no")
+        return compute(self, *args, **options)
+
+    monkeypatch.setattr(SlidingTrainer, "compute_loss", loss)
+
+
+@pytest.mark.parametrize(
+    ("options", "step", "message"),
+    [
+        (
+            {"batch_size": 2, "checkpointing": False},
+            0,
+            "out of memory with 2 conversations of up to {longest} tokens at once; lower"
+            " --batch-size, or lower --max-length (--skip-bad leaves longer conversations out), or"
+            " leave --no-checkpointing out; no checkpoint was written, so the folder can be used"
+            " again",
+        ),
+        (
+            {"packing": True, "max_length": 500, "save_every": 1, "accumulate": 1},
+            1,
+            "out of memory with 1 packs of 500 tokens at once; lower --max-length (--skip-bad"
+            " leaves longer conversations out); a checkpoint that was written can be resumed with"
+            " the same settings only, where there is more memory; with others name another folder"
+            " by --out",
+        ),
+    ],
+)
+def test_what_does_not_fit_into_memory_is_said(
+    trained, load, data, monkeypatch, options, step, message
+):
+    with monkeypatch.context() as patch:
+        _full_at(step, patch)
+        with pytest.raises(ValueError, match="out of memory") as raised:
+            trained("run", **options)
+    examples = load_conversations(data, load().tokenizer, max_length=400).examples
+    longest = max(len(example.input_ids) for example in examples)
+    assert str(raised.value) == message.format(longest=longest)
+    trained("run", **options, resume=step > 0)  # what it says can be done
 
 
 def test_nothing_is_sent_anywhere(trained, monkeypatch):

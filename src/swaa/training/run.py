@@ -19,6 +19,7 @@ from swaa import results
 from swaa.adaptation import adapt
 from swaa.config import SWAAConfig
 from swaa.evaluation.revision import checksum
+from swaa.memory import explain_out_of_memory
 from swaa.models import LoadedModel
 from swaa.training.checkpoints import save_adapter, save_merged
 from swaa.training.conversations import TrainingData, check_conversations, load_conversations
@@ -103,7 +104,7 @@ def train(
 
     Raises:
         ValueError: for bad data, a recipe under which nothing slides, a model that cannot be
-            trained, or a folder that is in use.
+            trained, a folder that is in use, or a step that does not fit into the device's memory.
         FileNotFoundError: for a file that is not there, or no checkpoint to resume from.
     """
     _require_sliding(config)
@@ -131,7 +132,8 @@ def train(
         trainer.accelerator.wait_for_everyone()  # every process has looked into the folder by now
         if trainer.is_world_process_zero():
             _write(out / RECORD, record)
-        seconds = _do_steps(trainer, last_checkpoint(out) if resume else None)
+        with explain_out_of_memory(_work(read, settings), _advice(settings)):
+            seconds = _do_steps(trainer, last_checkpoint(out) if resume else None)
         rows = curve(trainer.state.log_history)
         if trainer.is_world_process_zero():
             _save_curve(rows, out, f"{loaded.name}: {settings.objective}, {config.describe()}")
@@ -251,6 +253,29 @@ def _do_steps(trainer: Any, checkpoint: Path | None) -> float:
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     return time.perf_counter() - started
+
+
+def _work(read: TrainingData, settings: TrainingSettings) -> str:
+    """What may not fit into the device's memory."""
+    if settings.packing:
+        return f"{settings.batch_size} packs of {settings.max_length} tokens at once"
+    longest = max(len(example.input_ids) for example in read.examples)
+    return f"{settings.batch_size} conversations of up to {longest} tokens at once"
+
+
+def _advice(settings: TrainingSettings) -> str:
+    """What to lower then, and what of the training is kept."""
+    ways = ["lower --batch-size"] if settings.batch_size > 1 else []
+    ways.append("lower --max-length (--skip-bad leaves longer conversations out)")
+    if not settings.checkpointing:
+        ways.append("leave --no-checkpointing out")
+    kept = "no checkpoint was written, so the folder can be used again"
+    if settings.save_every is not None:
+        kept = (
+            "a checkpoint that was written can be resumed with the same settings only, where there"
+            " is more memory; with others name another folder by --out"
+        )
+    return f"{', or '.join(ways)}; {kept}"
 
 
 def _save_curve(rows: list[dict[str, Any]], out: Path, title: str) -> None:
