@@ -18,6 +18,6 @@ class Percentiles(NamedTuple):
 def percentiles(values: Sequence[float]) -> Percentiles:
     """Of at least one value; between two values the line that joins them counts."""
     if len(values) == 1:
-        return Percentiles(*values * 3)
+        return Percentiles(*[values[0]] * 3)
     p20, _, _, p80 = statistics.quantiles(values, n=5, method="inclusive")
     return Percentiles(p20, statistics.median(values), p80)
