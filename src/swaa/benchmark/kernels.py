@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -96,12 +95,11 @@ class Options:
         return found
 
 
-def measure(options: Options, report: Callable[[str], None] = print) -> results.Result:
-    """Run the comparison on the current GPU.
+def measure(options: Options) -> results.Result:
+    """Run the comparison on the current GPU, and print one line per kernel as it is measured.
 
     Args:
         options: what to measure.
-        report: takes one line per kernel, as it is measured.
 
     Raises:
         ValueError: without a CUDA GPU.
@@ -111,13 +109,13 @@ def measure(options: Options, report: Callable[[str], None] = print) -> results.
     torch.manual_seed(0)
     begin = time.perf_counter()
     rates = matmul_rate(getattr(torch, options.dtype)), copy_rate()
-    report(f"matmul {rates[0] / 1e12:.0f} TFLOP/s, copy {rates[1] / 1e12:.2f} TB/s")
+    print(f"matmul {rates[0] / 1e12:.0f} TFLOP/s, copy {rates[1] / 1e12:.2f} TB/s")
     rows: list[Row] = [{"phase": "ceiling", "matmul": rates[0], "copy": rates[1]}]
     for shape, mask in options.measurements():
         found = candidates(shape.phase, mask, backends=options.backends, stock=options.stock)
         for candidate in found:
             rows.append(_measure_one(candidate, shape, *rates))
-            report(describe(rows[-1]))
+            print(describe(rows[-1]))
             torch.cuda.empty_cache()
     return results.Result(
         kind="kernels",

@@ -72,12 +72,11 @@ Table = dict[str, dict[str, dict[str, dict]]]
 """``{kernel: {bits of the dtype: {head_dim: tile}}}``, as the shipped tables."""
 
 
-def tune(options: Options, report: Callable[[str], None] = print) -> Table:
-    """Tune on the current GPU.
+def tune(options: Options) -> Table:
+    """Tune on the current GPU, and print one line per tile that was tried.
 
     Args:
         options: what to tune.
-        report: takes one line per tile that was tried.
 
     Returns:
         The table of this GPU: everything in force, what was tuned replaced.
@@ -99,7 +98,7 @@ def tune(options: Options, report: Callable[[str], None] = print) -> Table:
             best = descend(
                 first,
                 lambda tile, kernel=kernel: neighbours(kernel, tile, device),
-                Stopwatch(kernel, shape, mask, report),
+                Stopwatch(kernel, shape, mask, print),
             )
             table[kernel]["16"][str(head_dim)] = asdict(best)
     return table
