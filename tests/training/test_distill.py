@@ -138,6 +138,18 @@ def test_answers_drawn_in_another_way_are_not_mixed_in(ask):
         ask(questions=changed)
 
 
+def test_a_full_disk_leaves_the_file_before(ask, monkeypatch):
+    def full(_descriptor):
+        raise OSError(28, "no room")
+
+    path = ask()[0].path
+    before = path.read_text()
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match=r"cannot write .*sft.jsonl: no room; make room"):
+        ask(keep=2)
+    assert path.read_text() == before
+
+
 def test_a_file_that_no_distillation_wrote_is_kept(ask, tmp_path):
     (tmp_path / "sft.jsonl").write_text("mine")
     idle = Script(ANSWERS)

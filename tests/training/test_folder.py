@@ -9,6 +9,7 @@ import pytest
 
 from swaa import cli
 from swaa.training import run
+from swaa.training.curve import save_curve
 from swaa.training.folder import hold, left_to_do, whole_folder
 from tests.training.conftest import CONFIG
 
@@ -121,9 +122,31 @@ def test_half_a_folder_has_another_name(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["merged"]
 
 
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("loss.jsonl", lambda out, step: save_curve([{"step": step}], out / "loss.jsonl")),
+        ("training.json", lambda out, step: run._write_record(out, {"steps": step})),
+    ],
+)
+def test_a_full_disk_leaves_the_file_before(monkeypatch, tmp_path, name, write):
+    write(tmp_path, 1)
+    before = (tmp_path / name).read_text()
+    monkeypatch.setattr("os.fsync", _full)
+    with pytest.raises(OSError, match=f"cannot write .*{name}: no room; make room"):
+        write(tmp_path, 2)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == before
+
+
+def _full(_descriptor):
+    raise OSError(28, "no room")
+
+
 HOLD = """
 import sys, time
 from pathlib import Path
+from swaa.training.curve import save_curve
 from swaa.training.folder import hold
 with hold(Path(sys.argv[1])):
     print("held", flush=True)

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from swaa.results import write_whole
+
 _LOGGED = ("loss", "sft", "kl", "accuracy", "answer_tokens", "learning_rate", "grad_norm", "epoch")
 """Of a step: the objective, its parts (nats a token), share of answer tokens predicted rightly."""
 
@@ -23,7 +25,7 @@ def curve(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def save_curve(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write the rows, one JSON object a line."""
-    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    write_whole(path, "".join(f"{json.dumps(row)}\n" for row in rows))
 
 
 def load_curve(path: Path) -> list[dict[str, Any]]:

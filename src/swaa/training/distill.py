@@ -19,6 +19,7 @@ from swaa.evaluation.prompt import Prompt
 from swaa.evaluation.sample import Sample
 from swaa.evaluation.samples_file import SamplesFile
 from swaa.evaluation.tasks import Task
+from swaa.results import write_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,9 +275,7 @@ def _write(
                 seen.add(same)
                 kept += 1
                 lines.append(_conversation(record["id"], content, text))
-    beside = out.with_name(f".{out.name}")
-    beside.write_text("".join(lines), encoding="utf-8")
-    beside.replace(out)
+    write_whole(out, "".join(lines))
     return Distilled(
         path=out,
         questions=len(questions),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -131,7 +130,7 @@ def train(
         )
         trainer.accelerator.wait_for_everyone()  # every process has looked into the folder by now
         if trainer.is_world_process_zero():
-            _write(out / RECORD, record)
+            _write_record(out, record)
         with explain_out_of_memory(_work(read, settings), _advice(settings)):
             seconds = _do_steps(trainer, last_checkpoint(out) if resume else None)
         rows = curve(trainer.state.log_history)
@@ -142,7 +141,7 @@ def train(
         )
         save_adapter(trainer, out / ADAPTER, config, adapter, base_config=base_config)
         if trainer.is_world_process_zero():
-            _write(out / RECORD, {**record, **_outcome(trainer, seconds, read)})
+            _write_record(out, {**record, **_outcome(trainer, seconds, read)})
             if reload is not None:
                 _merge(out, config, reload, dtype=dtype)
         trainer.accelerator.wait_for_everyone()
@@ -303,7 +302,7 @@ def _finish(
     if state.is_main_process:
         _merge(out, config, reload, dtype=dtype)
         if "steps" not in record:  # it ended between its last step and writing them down
-            _write(out / RECORD, {**record, "steps": rows[-1]["step"]})
+            _write_record(out, {**record, "steps": rows[-1]["step"]})
     state.wait_for_everyone()
     return Training(
         adapter=out / ADAPTER,
@@ -330,8 +329,5 @@ def _outcome(trainer: Any, seconds: float, read: TrainingData) -> dict[str, Any]
     }
 
 
-def _write(path: Path, values: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}")
-    beside.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    shutil.move(beside, path)
+def _write_record(out: Path, record: dict[str, Any]) -> None:
+    results.write_whole(out / RECORD, json.dumps(record, indent=2) + "\n")
