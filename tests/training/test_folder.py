@@ -1,5 +1,6 @@
 """What a folder holds decides what a command does in it; nothing of value is overwritten."""
 
+import errno
 import json
 import shutil
 import subprocess
@@ -175,6 +176,16 @@ def test_two_trainings_exclude_each_other(command, data, monkeypatch, tmp_path):
     with hold(out):  # a process that was killed holds nothing
         pass
     assert not (out / ".lock").exists()
+
+
+def test_a_file_system_without_locks_will_do(monkeypatch, tmp_path):
+    def missing(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", missing)
+    with hold(tmp_path):
+        assert left_to_do(tmp_path, RECORD, resume=False, merges=True) == "training"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_record_of_another_training_that_left_nothing_is_replaced(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -117,14 +118,7 @@ def hold(out: Path) -> Iterator[None]:
     out.mkdir(parents=True, exist_ok=True)
     path = out / LOCK
     with path.open("a") as file:
-        # The system lets go of the lock when the process ends, however it ends.
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # One that has just ended may have removed the file between opening and locking.
-            held = os.path.samestat(os.fstat(file.fileno()), path.stat())
-        except (BlockingIOError, FileNotFoundError):
-            held = False
-        if not held:
+        if not _locks(file.fileno(), path):
             raise ValueError(
                 f"another process is training in {out}; wait for it, or name another folder by"
                 " --out"
@@ -144,6 +138,21 @@ def require_free(out: Path) -> None:
     if (out / LOCK).exists():
         with hold(out):
             pass
+
+
+def _locks(descriptor: int, path: Path) -> bool:
+    """Whether the lock is ours; the system lets go of it when the process ends, however it ends."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # One that has just ended may have removed the file between opening and locking.
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except (BlockingIOError, FileNotFoundError):
+        return False
+    except OSError as error:
+        # Some clusters' file systems know no locks; there two trainings at once go unnoticed.
+        if error.errno in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+            return True
+        raise
 
 
 def _is_trained(out: Path) -> bool:
