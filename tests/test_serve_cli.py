@@ -1,23 +1,32 @@
+import contextlib
+import dataclasses
+import http.server
 import importlib.util
 import json
+import re
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
 
 import pytest
 
 from swaa.cli import main
+from swaa.config import SWAAConfig
 from swaa.integrations.vllm import launch
+from swaa.integrations.vllm.address import Address, find_address
+from swaa.integrations.vllm.settings import Settings
+from swaa.recipes import load_recipe
 
 
 @pytest.fixture
 def handed(monkeypatch):
     """What `swaa serve` hands to vLLM."""
-    words = []
-
-    def serve(arguments):
-        words.extend(arguments)
-        return 0
-
-    monkeypatch.setattr(launch, "serve", serve)
-    return words
+    calls = []
+    monkeypatch.setattr(launch, "check_installed", lambda: None)
+    monkeypatch.setattr(launch, "serve", lambda *given: calls.append(given) or 0)
+    return calls
 
 
 @pytest.mark.parametrize(
@@ -30,12 +39,37 @@ def handed(monkeypatch):
 )
 def test_own_flags_are_taken_and_the_rest_is_handed_on(handed, words):
     assert main(words) == 0
-    *rest, flag, value = handed
-    assert rest == ["folder", "--port", "9000", "--uvloop"]
-    assert flag == "--additional-config"
-    wanted = json.loads(value)["swaa"]
-    assert wanted["recipe"]["window"] == 512
-    assert wanted["publish_generated"] is False
+    ((arguments, settings),) = handed
+    assert arguments == ["folder", "--port", "9000", "--uvloop"]
+    assert settings == Settings(config=dataclasses.replace(load_recipe("fast"), window=512))
+
+
+OWN = {"window": 24, "sink_tokens": 4, "dense_tail": 8}
+
+
+@pytest.mark.parametrize(
+    ("carried", "words", "expected"),
+    [
+        (OWN, [], SWAAConfig(**OWN)),
+        (OWN, ["--window", "32"], SWAAConfig(**{**OWN, "window": 32})),
+        (OWN, ["--recipe", "fast"], load_recipe("fast")),
+        (None, [], load_recipe("balanced")),
+    ],
+    ids=["own", "own_and_a_knob", "recipe", "none"],
+)
+def test_the_recipe_of_the_checkpoint_comes_first(handed, tmp_path, carried, words, expected):
+    values = {"model_type": "qwen3"} | ({} if carried is None else {"swaa": carried})
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert main(["serve", str(tmp_path), *words]) == 0
+    assert handed[0][1] == Settings(config=expected)
+
+
+def test_publication_that_the_checkpoint_asks_for(handed, tmp_path, capsys):
+    swaa = {"recipe": "fast", "publish_generated": True}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3", "swaa": swaa}))
+    assert main(["serve", str(tmp_path)]) == 0
+    assert handed[0][1] == Settings(config=load_recipe("fast"), publish_generated=True)
+    assert "recipe: the checkpoint's own" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -43,7 +77,6 @@ def test_own_flags_are_taken_and_the_rest_is_handed_on(handed, words):
     [
         (["--recipe", "full"], "leaves every layer full"),
         (["--recipe", "unheard-of"], "unknown recipe"),
-        (["--additional-config={}"], "--additional-config cannot be combined"),
     ],
 )
 def test_mistakes_take_one_line(handed, capsys, words, reason):
@@ -63,11 +96,105 @@ def test_without_vllm(capsys):
 @pytest.mark.parametrize(
     ("arguments", "address"),
     [
-        ([], "http://127.0.0.1:8000/health"),
-        (["--port=81", "--host", "0.0.0.0"], "http://127.0.0.1:81/health"),
-        (["--host", "::1", "--ssl-certfile", "c"], "https://[::1]:8000/health"),
-        (["--uds", "socket"], None),
+        ([], Address()),
+        (["--port=81", "--host", "0.0.0.0"], Address(port=81)),
+        (["--host", "::1", "--ssl_certfile", "c"], Address(host="::1", tls=True)),
+        (["--uds", "socket"], Address(uds="socket")),
+        (["--headless"], None),
+        (["--config", "FILE"], Address(host="::1", port=8001)),
+        (["--config=FILE", "--port", "9"], Address(host="::1", port=9)),
     ],
 )
-def test_address_that_is_asked_whether_the_server_is_up(arguments, address):
-    assert launch._health_address(["folder", *arguments]) == address
+def test_address_that_is_asked_whether_the_server_is_up(tmp_path, arguments, address):
+    (tmp_path / "flags.yaml").write_text("port: 8001\nhost: '::1'\nheadless: false\n")
+    words = [word.replace("FILE", str(tmp_path / "flags.yaml")) for word in arguments]
+    assert find_address(["folder", *words]) == address
+
+
+@pytest.mark.parametrize(
+    ("words", "config", "reason"),
+    [
+        (["--additional-config={}"], "", "--additional-config cannot be combined"),
+        (["--additional_config", "{}"], "", "--additional-config cannot be combined"),
+        (["--additional-config.swaa.window", "9"], "", "--additional-config cannot be combined"),
+        (["--config", "F"], "additional_config: {a: 1}", "--additional-config cannot be combined"),
+        (["--config", "F"], "- port", "holds no flags; expected YAML such as"),
+        (["--config", "F"], "a: b: c", "cannot be read: mapping values are not allowed"),
+        (["--config", "none.yaml"], "", "none.yaml cannot be read: [Errno 2] No such file"),
+        (["--port", "http"], "", "--port http: expected a number"),
+    ],
+)
+def test_arguments_that_would_get_past_the_check(tmp_path, words, config, reason):
+    (tmp_path / "F").write_text(config)
+    words = [str(tmp_path / "F") if word == "F" else word for word in words]
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        find_address(["folder", *words])
+
+
+class Health(http.server.BaseHTTPRequestHandler):
+    """Says that all is well, like vLLM."""
+
+    def do_GET(self):
+        self.send_response(200 if self.path == "/health" else 404)
+        self.end_headers()
+
+    def log_message(self, *_words):
+        pass
+
+
+class UnixServer(http.server.HTTPServer):
+    address_family = socket.AF_UNIX
+
+    def server_bind(self):
+        self.socket.bind(self.server_address)
+
+
+@contextlib.contextmanager
+def listening(made):
+    threading.Thread(target=made.serve_forever, daemon=True).start()
+    yield made
+    made.shutdown()
+    made.server_close()
+
+
+def test_health_over_tcp_past_any_proxy(monkeypatch):
+    with listening(http.server.HTTPServer(("127.0.0.1", 0), Health)) as server:
+        address = Address(port=server.server_port)
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.server_port}")
+        assert address.is_taken()
+        assert address.is_healthy()
+        with socket.socket() as silent:
+            silent.bind(("127.0.0.1", 0))
+            assert not Address(port=silent.getsockname()[1]).is_healthy()
+    assert not address.is_taken()
+    assert not address.is_healthy()
+
+
+def test_health_over_a_socket_file(tmp_path):
+    path = str(tmp_path / "s")
+    assert not Address(uds=path).is_taken()
+    with listening(UnixServer(path, Health)):
+        assert Address(uds=path).is_taken()
+        assert Address(uds=path).is_healthy()
+    assert not Address(uds=path).is_healthy()  # the file of a server that has ended
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl for a certificate")
+def test_health_over_tls_whoever_signed(tmp_path):
+    certificate, key = tmp_path / "c.pem", tmp_path / "k.pem"
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=elsewhere"]
+    subprocess.run([*made, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server = http.server.HTTPServer(("127.0.0.1", 0), Health)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    with listening(server):
+        assert Address(port=server.server_port, tls=True).is_healthy()
+        assert not Address(port=server.server_port).is_healthy()
+
+
+def test_a_taken_address_is_refused():
+    with listening(http.server.HTTPServer(("127.0.0.1", 0), Health)) as server:
+        words = ["folder", "--port", str(server.server_port)]
+        with pytest.raises(ValueError, match="is taken: something listens there already"):
+            launch.serve(words, Settings(config=load_recipe("fast")))

@@ -28,6 +28,8 @@ PARAMETERS = {
     ),
     "vllm.v1.worker.worker_base:WorkerWrapperBase.initialize_from_config": ("kv_cache_configs",),
     "vllm.v1.core.kv_cache_manager:KVCacheManager.get_computed_blocks": ("request",),
+    "vllm.entrypoints.generate.beam_search.offline:BeamSearchOfflineMixin.beam_search": ("params",),
+    "vllm.entrypoints.generate.beam_search.online:BeamSearchOnlineMixin.beam_search": ("params",),
     f"{GROUPING}:get_kv_cache_groups": ("vllm_config", "kv_cache_spec"),
     f"{BACKENDS}:AttentionImpl.forward": (
         *("layer", "query", "key", "value", "kv_cache", "attn_metadata", "output"),

@@ -4,6 +4,7 @@ import importlib
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from swaa.config import SWAAConfig
 from tests.integrations.families import tiny_model
@@ -192,11 +193,12 @@ def test_draft_whose_checkpoint_asks_for_swaa_is_refused(checkpoint):
     [
         ({"method": "eagle3"}, "speculative decoding by eagle3 reads the model's own states"),
         ({"kv_cache_dtype": "fp8"}, "a KV cache of fp8 is not served, a draft model's neither"),
+        ({"kv_cache_dtype": "float16"}, "a KV cache of float16 is not served"),
         ({"pipeline": 2}, "a draft model under pipeline parallelism"),
         ({"sees": 512}, "the draft model sees 512 tokens and 2,048 are served"),
         ({"requests": 33}, "33 requests beside a draft model need steps of 66 tokens"),
     ],
-    ids=["eagle", "fp8", "pipeline", "short", "crowded"],
+    ids=["eagle", "fp8", "another_type", "pipeline", "short", "crowded"],
 )
 def test_speculation_that_is_refused(changes, reason):
     from swaa.integrations.vllm import support
@@ -204,6 +206,7 @@ def test_speculation_that_is_refused(changes, reason):
     plain = ("is_encoder_decoder", "is_multimodal_model", "use_mla", "is_hybrid")
     draft = SimpleNamespace(architectures=["Draft"], runner_type="draft", is_attention_free=False)
     draft.__dict__.update(dict.fromkeys(plain, False), max_model_len=changes.get("sees", 2048))
+    draft.dtype = torch.float32
     speculative = {"method": "draft_model", "draft_model_config": draft, "kv_cache_dtype": None}
     speculative |= changes
     vllm_config = SimpleNamespace(

@@ -8,7 +8,10 @@ import sys
 import pytest
 
 from swaa.config import SWAAConfig
+from swaa.integrations.vllm.plugin import REQUIRED
+from swaa.integrations.vllm.settings import parse
 from tests.vllm.engine import Engine, Judge, prompts_of
+from tests.vllm.test_features import CONFIGS
 
 KNOBS = {"window": 24, "sink_tokens": 4, "full_decode": True, "dense_tail": 8}
 CONFIG = SWAAConfig(**KNOBS)
@@ -77,6 +80,7 @@ def test_bad_configuration(checkpoint, swaa, reason):
     ("options", "reason"),
     [
         ({"kv_cache_dtype": "fp8"}, "a KV cache of fp8"),
+        ({"kv_cache_dtype": "bfloat16"}, "a KV cache of bfloat16 is not served"),
         (
             {
                 "kv_transfer_config": {
@@ -98,7 +102,7 @@ def test_bad_configuration(checkpoint, swaa, reason):
             "slides already",
         ),
     ],
-    ids=["fp8", "connector", "native_window"],
+    ids=["fp8", "another_type", "connector", "native_window"],
 )
 def test_options_that_are_refused(checkpoint, options, reason):
     assert reason in attempt(checkpoint(), KNOBS, **options)
@@ -114,6 +118,30 @@ def test_version_outside_the_range(monkeypatch):
             check_version(version)
     monkeypatch.setenv(ANY_VERSION, "1")
     check_version("0.34.0")
+
+
+@pytest.mark.parametrize("swaa", [KNOBS, None], ids=["other", "none"])
+def test_engine_that_is_not_what_swaa_serve_asked_for(checkpoint, monkeypatch, swaa):
+    wanted = parse({**KNOBS, "window": 25}).to_dict()
+    monkeypatch.setenv(REQUIRED, json.dumps(wanted, sort_keys=True))
+    said = attempt(checkpoint(), swaa)
+    assert "'swaa serve' asked for" in said
+    assert '"window": 25' in said
+    assert ('"window": 24' in said) == (swaa is not None)
+
+
+@pytest.mark.parametrize("name", ["full_decode", "sliding"])
+def test_beam_search_is_refused_where_rows_have_phases(checkpoint, name):
+    """It asks for every token anew, as the end of a longer prompt."""
+    from vllm.sampling_params import BeamSearchParams
+
+    (prompt,) = prompts_of(90)
+    wanted = [{"prompt_token_ids": prompt}], BeamSearchParams(beam_width=2, max_tokens=4)
+    with Engine(checkpoint(), CONFIGS[name].to_dict()) as engine:
+        # Without phases it goes on, to the tokenizer that these tests do not have.
+        reason = "swaa: beam search" if name == "full_decode" else "skip_tokenizer_init"
+        with pytest.raises(ValueError, match=reason):
+            engine.llm.beam_search(*wanted)
 
 
 def unhook(monkeypatch, owner, name):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any
 
 from swaa.cli import Parser
-from swaa.cli.options import add_config_options, config_from
+from swaa.cli.options import DEFAULT_RECIPE, add_config_options, config_from
+
+if TYPE_CHECKING:
+    from swaa.integrations.vllm.settings import Settings
 
 
 def register(subparsers: Any) -> None:
@@ -28,25 +31,40 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until the server ends; its exit code."""
-    from swaa.integrations.vllm.launch import serve
+    from swaa.integrations.vllm.launch import check_installed, serve
+    from swaa.integrations.vllm.settings import Settings
 
     own = Parser(prog="swaa serve", add_help=False)
     _add_options(own)
     own, rest = own.parse_known_args(args.arguments, argparse.Namespace(**vars(args)))
-    config = config_from(own)
+    check_installed()
+    carried = _carried(own.model) if own.recipe is None else None
+    publish = own.publish_generated or (carried is not None and carried.publish_generated)
+    config = config_from(own, default=DEFAULT_RECIPE if carried is None else carried.config)
     if config.window is None:
         raise ValueError("the recipe leaves every layer full; run 'vllm serve' for that")
-    if any(word.split("=")[0] == "--additional-config" for word in rest):
-        raise ValueError(
-            "--additional-config cannot be combined with 'swaa serve';"
-            " run 'vllm serve' with your own, holding a key 'swaa'"
-        )
-    wanted = {"recipe": config.to_dict(), "publish_generated": own.publish_generated}
-    return serve([own.model, *rest, "--additional-config", json.dumps({"swaa": wanted})])
+    if own.recipe is None:
+        source = f"{DEFAULT_RECIPE}, the default" if carried is None else "the checkpoint's own"
+        print(f"swaa serve: recipe: {source}", file=sys.stderr, flush=True)
+    return serve([own.model, *rest], Settings(config=config, publish_generated=publish))
+
+
+def _carried(model: str) -> Settings | None:
+    """What a checkpoint's config.json asks for, or None; of a hub's model, if it is reachable."""
+    from transformers import PretrainedConfig
+
+    from swaa.integrations.vllm.settings import KEY, parse
+
+    try:
+        values, _ = PretrainedConfig.get_config_dict(model)
+    except (OSError, ValueError):
+        return None  # vLLM knows more places to load from, and says what is wrong
+    return parse(values[KEY]) if KEY in values else None
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    add_config_options(parser)
+    carried = f"what the model's config.json carries, or {DEFAULT_RECIPE}"
+    add_config_options(parser, default=carried)
     parser.add_argument(
         "--publish-generated",
         action="store_true",

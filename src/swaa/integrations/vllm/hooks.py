@@ -1,4 +1,4 @@
-"""The five places where vLLM is told of swaa, and the check that each still fits.
+"""The six places where vLLM is told of swaa, and the check that each still fits.
 
 1. ``EngineArgs.create_engine_config``: read, check and resolve the configuration (front end).
 2. ``Attention.__init__``: hand each layer its backend class (worker); vLLM's own choice never
@@ -10,6 +10,7 @@
    core).
 5. ``get_kv_cache_groups``: keep a draft model's layers in one group of the cache, the first (engine
    core, and workers that try the cache out).
+6. ``beam_search`` of the offline and of the online front end: refuse it where rows have phases.
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ from typing import Any
 
 from swaa.integrations.vllm.support import UnsupportedError, check_version
 
+_BEAM_SEARCHES = (
+    ("vllm.entrypoints.generate.beam_search.offline", "BeamSearchOfflineMixin.beam_search"),
+    ("vllm.entrypoints.generate.beam_search.online", "BeamSearchOnlineMixin.beam_search"),
+)
 _ATTENTION_ARGUMENTS = ("cache_config", "per_layer_sliding_window", "prefix", "attn_backend")
 
 
@@ -98,9 +103,13 @@ def _configuring(original: Callable[..., Any]) -> Callable[..., Any]:
         made = original(self, *args, **kwargs)
         support.check_draft(made)
         found = settings.find(made)
+        support.check_required(found)
         if found is not None:
             support.check_engine(made)
             settings.write_back(made, found)
+            # Here, and not at once: workers have no use for the front end's modules.
+            for module, path in _BEAM_SEARCHES:
+                _wrap(module, path, _searching_beams, ("params",))
         return made
 
     return create_engine_config
@@ -180,3 +189,20 @@ def _grouping(original: Callable[..., Any]) -> Callable[..., Any]:
         return drafts.keep_together(groups, kv_cache_spec)
 
     return get_kv_cache_groups
+
+
+def _searching_beams(original: Callable[..., Any]) -> Callable[..., Any]:
+    def beam_search(self: Any, *args: Any, **kwargs: Any) -> Any:
+        from swaa.integrations.vllm import layers
+
+        engine = self.llm_engine if hasattr(self, "llm_engine") else self.engine_client
+        active = layers.active(engine.vllm_config)
+        if active is not None and active.prompt_length_switch is not None:
+            raise UnsupportedError(
+                "swaa: beam search hands every token to vLLM as the end of a new prompt, so full"
+                " decode and dense tail would not hold; ask for n answers instead, or serve a"
+                " recipe without both"
+            )
+        return original(self, *args, **kwargs)
+
+    return beam_search

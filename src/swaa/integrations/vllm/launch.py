@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import importlib.metadata
 import importlib.util
-import itertools
 import json
 import os
 import signal
@@ -18,13 +17,13 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from swaa.integrations.vllm.address import Address, find_address
 from swaa.integrations.vllm.plugin import REPORTS, REQUIRED
+from swaa.integrations.vllm.settings import KEY, Settings
 
 GROUP, NAME = "vllm.general_plugins", "swaa"
 NOT_ACTIVE = 3
@@ -32,28 +31,33 @@ NOT_ACTIVE = 3
 POLL_SECONDS = 0.5
 
 
-def serve(arguments: Sequence[str]) -> int:
-    """Run ``vllm serve`` until it ends.
+def serve(arguments: Sequence[str], settings: Settings) -> int:
+    """Run ``vllm serve`` until it ends; see :func:`check_installed`.
 
     Args:
         arguments: of ``vllm serve``, the model first.
+        settings: what is asked of the plugin.
 
     Returns:
         Its exit code, or 3 when it was ended because swaa was not active.
 
     Raises:
-        ImportError: when vLLM is not installed.
-        ValueError: when vLLM would not load the plugin.
+        ValueError: for arguments that bring a configuration of their own, or name an address that
+            is taken.
     """
-    check_installed()
+    address = find_address(arguments)
+    if address is not None and address.is_taken():
+        raise ValueError(f"{address} is taken: something listens there already")
+    wanted = settings.to_dict()
     with tempfile.TemporaryDirectory(prefix="swaa-serve-") as folder:
-        environment = os.environ | {REQUIRED: "1", REPORTS: folder}
+        environment = os.environ | {REQUIRED: json.dumps(wanted, sort_keys=True), REPORTS: folder}
         command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", *arguments]
+        command += ["--additional-config", json.dumps({KEY: wanted})]
         server = subprocess.Popen(command, env=environment, preexec_fn=end_with_parent)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda received, _frame: server.send_signal(received))
         try:
-            return _watch(server, Path(folder), _health_address(arguments))
+            return _watch(server, Path(folder), address)
         finally:
             if server.poll() is None:
                 _end(server)
@@ -82,12 +86,12 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
 
 
-def _watch(server: subprocess.Popen[bytes], reports: Path, address: str | None) -> int:
+def _watch(server: subprocess.Popen[bytes], reports: Path, address: Address | None) -> int:
     """Wait for the end; meanwhile, once the server answers, look for the reports."""
     confirmed = False
     while server.poll() is None:
         time.sleep(POLL_SECONDS)
-        if not confirmed and (address is None or _healthy(address)):
+        if not confirmed and (address is None or address.is_healthy()):
             missing = _missing(reports)
             confirmed = missing is None
             if missing is not None and address is not None:
@@ -108,29 +112,6 @@ def _missing(reports: Path) -> str | None:
     if len(found) < expected:
         return f"{len(found)} of {expected} workers say that swaa is active"
     return None
-
-
-def _health_address(arguments: Sequence[str]) -> str | None:
-    """Where the server says that it is up; None when it listens on a socket file."""
-    values = {"--port": "8000", "--host": "127.0.0.1"}
-    words = [part for word in arguments for part in word.split("=", 1)]
-    for name, value in itertools.pairwise(words):
-        if name in values:
-            values[name] = value
-    if "--uds" in words:
-        return None
-    host = values["--host"]
-    host = "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
-    scheme = "https" if "--ssl-certfile" in words else "http"
-    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{values['--port']}/health"
-
-
-def _healthy(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(address, timeout=5) as answer:
-            return answer.status == 200
-    except (urllib.error.URLError, OSError):
-        return False
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:

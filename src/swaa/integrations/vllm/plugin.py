@@ -13,7 +13,8 @@ import os
 from typing import Any
 
 REQUIRED = "SWAA_VLLM_REQUIRED"
-"""Environment variable of ``swaa serve``: here a failure ends the process at once."""
+"""Environment variable of ``swaa serve``, what it was asked for as JSON: here a failure ends the
+process at once, and so does an engine that is configured otherwise."""
 REPORTS = "SWAA_VLLM_REPORTS"
 """Environment variable of ``swaa serve``: the folder where ranks write what is active."""
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from swaa.integrations.vllm.drafts import draft_model, served_model
-from swaa.integrations.vllm.settings import KEY, carried_by
+from swaa.integrations.vllm.plugin import REQUIRED
+from swaa.integrations.vllm.settings import KEY, Settings, carried_by
 
 OLDEST, NEWEST = (0, 32), (0, 33)
 """First and last vLLM release that the hooks were written against."""
@@ -17,7 +19,6 @@ ANY_VERSION = "SWAA_VLLM_ANY_VERSION"
 
 DRAFTERS = ("ngram", "ngram_gpu", "suffix", "draft_model")
 """Speculative methods whose proposals need nothing of the model that they are for."""
-CACHE_TYPES = ("auto", "float16", "bfloat16", "float32")
 
 _KNOWN_ARGUMENTS = frozenset(
     (
@@ -60,6 +61,24 @@ def check_engine(vllm_config: Any) -> None:
         raise UnsupportedError(f"swaa: {reason}")
 
 
+def check_required(found: Settings | None) -> None:
+    """Under ``swaa serve``: refuse an engine that is configured otherwise than was asked.
+
+    vLLM joins ``--additional-config`` with its dotted forms and with ``--config`` files, and the
+    last of them wins.
+
+    Raises:
+        UnsupportedError: with both configurations.
+    """
+    wanted = os.environ.get(REQUIRED)
+    said = json.dumps(None if found is None else found.to_dict(), sort_keys=True)
+    if wanted not in (None, said):
+        raise UnsupportedError(
+            f"swaa: 'swaa serve' asked for {wanted}, and vLLM's additional_config says {said}:"
+            " leave --additional-config out, in a --config file, too"
+        )
+
+
 def check_draft(vllm_config: Any) -> None:
     """Refuse a draft model that asks for what it would not get, whatever the served model asks.
 
@@ -88,6 +107,11 @@ def _model_reasons(model: Any) -> Iterator[str]:
         yield f"{name} has layers without softmax attention"
 
 
+def _type_of(model: Any) -> str:
+    """Of a model's keys, as vLLM's flags name it."""
+    return str(model.dtype).removeprefix("torch.")
+
+
 def _engine_reasons(vllm_config: Any) -> Iterator[str]:
     parallel = vllm_config.parallel_config
     if parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1:
@@ -97,11 +121,9 @@ def _engine_reasons(vllm_config: Any) -> Iterator[str]:
             "KV connectors and offloading store blocks that a layer may have freed; serve without"
             " --kv-transfer-config and KV offloading"
         )
-    if vllm_config.cache_config.cache_dtype not in CACHE_TYPES:
-        yield (
-            f"a KV cache of {vllm_config.cache_config.cache_dtype} is not served;"
-            " use --kv-cache-dtype auto"
-        )
+    cache = vllm_config.cache_config.cache_dtype
+    if cache not in ("auto", _type_of(served_model(vllm_config))):
+        yield f"a KV cache of {cache} is not served; use --kv-cache-dtype auto"
     if parallel.enable_dbo:
         yield "dual batch overlap splits batches behind the prompt lengths; serve without it"
     yield from _speculation_reasons(vllm_config)
@@ -137,7 +159,7 @@ def _speculation_reasons(vllm_config: Any) -> Iterator[str]:
             f" start vLLM's V2 runner, and a step has {step:,}; lower --max-num-seqs or raise"
             " --max-num-batched-tokens"
         )
-    if speculative.kv_cache_dtype not in (None, *CACHE_TYPES):
+    if speculative.kv_cache_dtype not in (None, "auto", _type_of(draft)):
         yield (
             f"a KV cache of {speculative.kv_cache_dtype} is not served, a draft model's neither;"
             " leave kv_cache_dtype out of --speculative-config"
