@@ -255,3 +255,17 @@ def test_parts_with_commas():
             options.words(text, "--tasks")
     with pytest.raises(ValueError, match=r"--lengths 0,8: expected whole numbers of at least 1"):
         options.whole_numbers("0,8", "--lengths")
+
+
+@pytest.mark.parametrize(
+    ("words", "heading"),
+    [
+        (["bench", "generate", "qwen3-4b", "--recipes", "ful"], "swaa bench generate: unknown"),
+        (["bench", "gen"], "swaa bench: argument WHAT: invalid choice"),
+        (["recipes", "ful"], "swaa recipes: unknown"),
+        (["--traceback-not"], "swaa: "),
+    ],
+)
+def test_a_mistake_is_headed_by_the_command(capsys, words, heading):
+    assert cli.main(words) == 2
+    assert capsys.readouterr().err.startswith(heading)

@@ -230,16 +230,6 @@ def load(path: str | Path) -> Result:
     return result
 
 
-def append_sample(path: str | Path, sample: Mapping[str, Any]) -> None:
-    """Add one sample to the ``.jsonl`` beside the result file ``path``, while a run goes on."""
-    beside = Path(path).with_suffix(".jsonl")
-    beside.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(_as_json(sample, "samples"))
-    torn = beside.exists() and not beside.read_bytes().endswith(b"\n") and beside.stat().st_size
-    with beside.open("a", encoding="utf-8") as file:
-        file.write(f"\n{line}\n" if torn else f"{line}\n")
-
-
 def read_samples(path: str | Path) -> list[dict[str, Any]]:
     """The samples beside the result file ``path``; a line torn by an interruption is left out."""
     beside = Path(path).with_suffix(".jsonl")

@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except KeyboardInterrupt:
-        return _say(verb, "interrupted", 130)
+        return _say(_heading(words, verb), "interrupted", 130)
     except BrokenPipeError:
         # The reader (`| head`) left; Python must not fail again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError, ImportError) as error:
         if "--traceback" in words:
             raise
-        return _say(verb, str(error) or type(error).__name__, MISTAKE)
+        return _say(_heading(words, verb), str(error) or type(error).__name__, MISTAKE)
 
 
 def _run(words: list[str], verb: str | None) -> int:
@@ -105,9 +105,16 @@ def _show_warning(message: Warning | str, *_context: object) -> None:
     print(f"swaa: warning: {_one_line(message)}", file=sys.stderr)
 
 
-def _say(verb: str | None, message: str, code: int) -> int:
-    name = f"swaa {verb}" if verb in VERBS else "swaa"
-    print(f"{name}: {_one_line(message)}", file=sys.stderr)
+def _heading(words: list[str], verb: str | None) -> str:
+    """``swaa bench generate``: the verb, and which of its own where it has several."""
+    if verb not in VERBS:
+        return "swaa"
+    behind = words[words.index(verb) + 1 :][:1] if verb == "bench" else []
+    return " ".join(["swaa", verb, *(word for word in behind if not word.startswith("-"))])
+
+
+def _say(heading: str, message: str, code: int) -> int:
+    print(f"{heading}: {_one_line(message)}", file=sys.stderr)
     return code
 
 

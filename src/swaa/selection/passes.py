@@ -26,6 +26,7 @@ from swaa.adaptation import adapt, restore
 from swaa.config import LayerPlan, SWAAConfig
 from swaa.integrations.transformers.attention import LayerAttention
 from swaa.integrations.transformers.support import find_layers
+from swaa.memory import explain_out_of_memory
 from swaa.models import LoadedModel
 from swaa.phase import prompt_length
 from swaa.selection.restart import find_decoder_layers, recorded, restarted
@@ -195,7 +196,8 @@ class SharedPasses(AbstractContextManager["SharedPasses"]):
         kl: bool,
     ) -> Iterator[_Rows]:
         """Scores of each candidate on one batch, in order."""
-        try:
+        work = f"{len(batch.names)} samples of {batch.ids.shape[1]} tokens"
+        with explain_out_of_memory(work, "lower --batch-size"):
             with torch.inference_mode():
                 base = self._reference(batch, reference)
                 full = self._full_of(number, batch, base) if kl else None
@@ -204,11 +206,6 @@ class SharedPasses(AbstractContextManager["SharedPasses"]):
                     logits = (base if plans == reference else self._run(batch, plans, base)).logits
                     rows = _score(batch, logits, full)
                 yield rows
-        except torch.OutOfMemoryError:
-            raise ValueError(
-                f"out of memory with {len(batch.names)} samples of {batch.ids.shape[1]} tokens;"
-                " lower --batch-size"
-            ) from None
 
     def _reference(self, batch: _Batch, plans: Plans) -> _Trace:
         if self._last is not None and self._last.plans == plans:

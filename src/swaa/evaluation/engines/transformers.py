@@ -17,8 +17,12 @@ from swaa.adaptation import Adaptation, adapt, restore
 from swaa.config import SWAAConfig
 from swaa.evaluation.engines import Reply, Request, Sampling
 from swaa.integrations.transformers.cache import SWAACache
+from swaa.memory import explain_out_of_memory
 from swaa.models import LoadedModel
 from swaa.phase import prompt_length
+
+LOWER = "lower --batch-size, set --chunk, or ask for shorter prompts"
+"""What helps where prompts do not fit into memory."""
 
 
 class TransformersEngine:
@@ -85,14 +89,10 @@ class TransformersEngine:
             ValueError: when a batch does not fit into the device's memory.
         """
         for batch in batches:
-            try:
+            longest = max(len(request.ids) for request in batch)
+            work = f"{len(batch)} prompts of up to {longest} tokens"
+            with explain_out_of_memory(work, LOWER):
                 replies = self._generate(batch)
-            except torch.OutOfMemoryError:
-                longest = max(len(request.ids) for request in batch)
-                raise ValueError(
-                    f"out of memory with {len(batch)} prompts of up to {longest} tokens; lower"
-                    " --batch-size, set --chunk, or ask for shorter prompts"
-                ) from None
             yield from replies
 
     def negative_log_likelihoods(self, ids: Sequence[int], *, answer_from: int) -> Tensor:
@@ -123,7 +123,11 @@ class TransformersEngine:
     def read(self, texts: Sequence[tuple[Sequence[int], int]]) -> Iterator[Tensor]:
         """:meth:`negative_log_likelihoods` of each text and where its answer begins."""
         for ids, answer_from in texts:
-            yield self.negative_log_likelihoods(ids, answer_from=answer_from)
+            with explain_out_of_memory(
+                f"a text of {len(ids)} tokens", "lower --chunk or --lengths"
+            ):
+                losses = self.negative_log_likelihoods(ids, answer_from=answer_from)
+            yield losses
 
     def _generate(self, batch: Sequence[Request]) -> list[Reply]:
         model: Any = self._loaded.model

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from swaa.benchmark.percentiles import percentiles
 from swaa.config import SWAAConfig
 from swaa.evaluation.gathered import is_gathered
 from swaa.report.cost import shares_of
@@ -134,8 +134,8 @@ def _times(samples: Sequence[Mapping[str, Any]]) -> list[float]:
 def _spread(times: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
     if len(times) < 2:
         return None, None
-    fifths = statistics.quantiles(times, n=5, method="inclusive")
-    return fifths[0], fifths[-1]
+    spread = percentiles(times)
+    return spread.p20, spread.p80
 
 
 def _measurements(result: Result, answers: Sequence[Answers]) -> Iterator[Measurement]:
