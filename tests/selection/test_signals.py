@@ -4,9 +4,7 @@ import pytest
 
 from swaa.selection.candidate import Candidate
 from swaa.selection.signals import SIGNALS, rank, top
-from swaa.selection.signals.answer_nll import answer_nll
 from swaa.selection.signals.flips import importance
-from swaa.selection.signals.kl import kl
 from swaa.selection.signals.periodic import blocks, patterns
 from tests.selection.conftest import DEPTH, teacher_forced
 
@@ -66,11 +64,11 @@ def test_importance_is_the_difference_that_one_layer_makes(make_board, role, obj
 def test_a_flipped_layer_is_one_pass_and_signals_share_them(make_board):
     passes = []
     board = make_board(teacher_forced(60), on_pass=passes.append)
-    answer_nll(board, KNOBS)
+    importance(board, KNOBS, "full", "nll", "add-one")
     assert len(passes) == DEPTH + 1
-    kl(board, KNOBS)
+    importance(board, KNOBS, "full", "kl", "add-one")
     assert len(passes) == DEPTH + 1
-    answer_nll(board, KNOBS, direction="leave-one-out")
+    importance(board, KNOBS, "full", "nll", "leave-one-out")
     assert len(passes) == 2 * DEPTH + 2
 
 

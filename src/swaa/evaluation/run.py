@@ -164,7 +164,6 @@ def execute(
     batch_size: int = 1,
     judge: Judge | None = None,
     device: str = "cpu",
-    packages: Sequence[str] = (),
     progress: Callable[[int], None] | None = None,
     requests: Sequence[Request] | None = None,
     costs: Mapping[str, float] | None = None,
@@ -179,7 +178,6 @@ def execute(
         batch_size: prompts answered at once.
         judge: scores free answers.
         device: as torch writes it, for the record; several with commas.
-        packages: more packages whose versions matter.
         progress: called with the number of samples done so far, at the start and after each.
         requests: of the samples, where other runs had them made already (:func:`make_requests`).
         costs: of a prompt by arithmetic, divided by full attention's; kept with the answers.
@@ -214,7 +212,7 @@ def execute(
             name=run.name,
             config=run.identity,
             rows=tuple(rows),
-            provenance=_provenance(run, device, time.perf_counter() - started, packages),
+            provenance=_provenance(run, device, time.perf_counter() - started),
         )
         results.save(result, folder=folder, samples=records)
     return Outcome(run=run, result=result, samples=tuple(records), path=path, resumed=resumed)
@@ -315,9 +313,7 @@ def _record(run: Run, sample: Sample, reply: Reply, prompt: str) -> dict[str, An
     }
 
 
-def _provenance(
-    run: Run, device: str, seconds: float, packages: Sequence[str]
-) -> results.Provenance:
+def _provenance(run: Run, device: str, seconds: float) -> results.Provenance:
     described = run.task.describe()
     served = device == SERVED
     first, *others = device.split(",")
@@ -330,7 +326,6 @@ def _provenance(
         data_revision=described.get("data_revision"),
         seed=run.seed,
         seconds=seconds,
-        packages=packages,
     )
     if served:
         return dataclasses.replace(provenance, device=SERVED)

@@ -78,10 +78,10 @@ class ServedModel:
         endpoint: where to ask.
         api: see :class:`swaa.evaluation.engines.openai.OpenAIEngine`.
         concurrency: prompts under way at once.
-        context: tokens that the server takes; ``None``: it says so itself.
     """
 
     revision: str | None = None
+    context: int | None = None  # the server says what is too long
     device = SERVED
 
     def __init__(
@@ -90,10 +90,8 @@ class ServedModel:
         *,
         api: Literal["completions", "chat"] = "completions",
         concurrency: int = 8,
-        context: int | None = None,
     ) -> None:
         self.model = endpoint.model
-        self.context = context
         self._endpoint = endpoint
         self._api: Literal["completions", "chat"] = api
         self._concurrency = concurrency

@@ -8,7 +8,6 @@ answers, full attention's own greedy answers take their place.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,11 +80,6 @@ def word_overlap(ours: str, theirs: str) -> float:
     a, b = Counter(ours.lower().split()), Counter(theirs.lower().split())
     shared = sum((a & b).values())
     return 2 * shared / (a.total() + b.total()) if shared else 0.0
-
-
-def has_gold(samples: Sequence[Sample]) -> bool:
-    """Whether samples came with answers."""
-    return all(sample.answers for sample in samples)
 
 
 def _answers(row: Row) -> tuple[str, ...]:

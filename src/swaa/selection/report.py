@@ -12,7 +12,7 @@ from typing import Any
 from swaa.config import SWAAConfig
 from swaa.evaluation.run import Outcome
 from swaa.evaluation.statistics import Interval, mcnemar, retention, wilson
-from swaa.results import Provenance
+from swaa.results import Provenance, write_whole
 from swaa.selection.board import mean
 from swaa.selection.budget import Cost
 from swaa.selection.passes import Scores
@@ -234,9 +234,12 @@ def recipe(
 
 
 def write_recipe(content: Mapping[str, Any], path: Path) -> None:
-    """Write a recipe as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    """Write a recipe as JSON, whole or not at all.
+
+    Raises:
+        OSError: naming the file.
+    """
+    write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 def beats(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""What says which layers matter, one signal a file; :data:`SIGNALS` lists them."""
+"""What says which layers matter; :data:`SIGNALS` lists the signals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One layer flipped at a time: what `answer_nll` and `kl` have in common."""
+"""`answer_nll` (arXiv 2606.27791) and `kl`, in either direction: one layer flipped at a time."""
 
 from __future__ import annotations
 
