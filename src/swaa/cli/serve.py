@@ -51,12 +51,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _carried(model: str) -> Settings | None:
     """What a checkpoint's config.json asks for, or None; of a hub's model, if it is reachable."""
-    from transformers import PretrainedConfig
+    from transformers import PreTrainedConfig
 
     from swaa.integrations.vllm.settings import KEY, parse
 
     try:
-        values, _ = PretrainedConfig.get_config_dict(model)
+        values, _ = PreTrainedConfig.get_config_dict(model)
     except (OSError, ValueError):
         return None  # vLLM knows more places to load from, and says what is wrong
     return parse(values[KEY]) if KEY in values else None
