@@ -290,4 +290,4 @@ def test_an_endpoint_that_answers_nothing(tmp_path):
 def test_a_mistake_is_one_line(words, message, capsys, tmp_path):
     assert main(["bench", "serve", "m", "--results", str(tmp_path), *words]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith(f"swaa bench: {message}")
+    assert error.startswith(f"swaa bench serve: {message}")
