@@ -64,6 +64,18 @@ def test_the_recipe_of_the_checkpoint_comes_first(handed, tmp_path, carried, wor
     assert handed[0][1] == Settings(config=expected)
 
 
+def test_a_config_file_that_says_null_asks_for_nothing(handed, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3", "swaa": None}))
+    assert main(["serve", str(tmp_path)]) == 0
+    assert handed[0][1] == Settings(config=load_recipe("balanced"))
+
+
+def test_the_config_file_that_vllm_is_told_to_read(handed, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3", "swaa": OWN}))
+    assert main(["serve", "elsewhere", "--hf-config-path", str(tmp_path)]) == 0
+    assert handed[0][1] == Settings(config=SWAAConfig(**OWN))
+
+
 def test_publication_that_the_checkpoint_asks_for(handed, tmp_path, capsys):
     swaa = {"recipe": "fast", "publish_generated": True}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3", "swaa": swaa}))
@@ -102,7 +114,8 @@ def test_without_vllm(capsys):
         (["--uds", "socket"], Address(uds="socket")),
         (["--headless"], None),
         (["--config", "FILE"], Address(host="::1", port=8001)),
-        (["--config=FILE", "--port", "9"], Address(host="::1", port=9)),
+        (["--config", "FILE", "--port=9"], Address(host="::1", port=9)),
+        (["--data-parallel-size-local", "0"], None),
     ],
 )
 def test_address_that_is_asked_whether_the_server_is_up(tmp_path, arguments, address):
@@ -122,6 +135,10 @@ def test_address_that_is_asked_whether_the_server_is_up(tmp_path, arguments, add
         (["--config", "F"], "a: b: c", "cannot be read: mapping values are not allowed"),
         (["--config", "none.yaml"], "", "none.yaml cannot be read: [Errno 2] No such file"),
         (["--port", "http"], "", "--port http: expected a number"),
+        (["--port", "0"], "", "--port 0: expected a number above 0"),
+        (["--por", "81"], "", "--por: write the flag out: --port"),
+        (["--ssl-cert=c"], "", "--ssl-cert: write the flag out: --ssl-certfile"),
+        (["--config=c.yaml"], "", "vLLM reads no file so; write --config c.yaml"),
     ],
 )
 def test_arguments_that_would_get_past_the_check(tmp_path, words, config, reason):
@@ -162,12 +179,12 @@ def test_health_over_tcp_past_any_proxy(monkeypatch):
         address = Address(port=server.server_port)
         monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.server_port}")
         assert address.is_taken()
-        assert address.is_healthy()
+        assert address.answers()
         with socket.socket() as silent:
             silent.bind(("127.0.0.1", 0))
-            assert not Address(port=silent.getsockname()[1]).is_healthy()
+            assert not Address(port=silent.getsockname()[1]).answers()
     assert not address.is_taken()
-    assert not address.is_healthy()
+    assert not address.answers()
 
 
 def test_health_over_a_socket_file(tmp_path):
@@ -175,8 +192,8 @@ def test_health_over_a_socket_file(tmp_path):
     assert not Address(uds=path).is_taken()
     with listening(UnixServer(path, Health)):
         assert Address(uds=path).is_taken()
-        assert Address(uds=path).is_healthy()
-    assert not Address(uds=path).is_healthy()  # the file of a server that has ended
+        assert Address(uds=path).answers()
+    assert not Address(uds=path).answers()  # the file of a server that has ended
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl for a certificate")
@@ -189,8 +206,7 @@ def test_health_over_tls_whoever_signed(tmp_path):
     server = http.server.HTTPServer(("127.0.0.1", 0), Health)
     server.socket = context.wrap_socket(server.socket, server_side=True)
     with listening(server):
-        assert Address(port=server.server_port, tls=True).is_healthy()
-        assert not Address(port=server.server_port).is_healthy()
+        assert Address(port=server.server_port, tls=True).answers()
 
 
 def test_a_taken_address_is_refused():

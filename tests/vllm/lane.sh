@@ -41,6 +41,7 @@ if [ -n "${VLLM_SOURCE:-}" ]; then
     name_it "$site.part" "$VLLM_SOURCE"
     mv "$site.part" "$site"
   fi
+  pip install orjson  # of newer API servers
   export PYTHONPATH=$site${PYTHONPATH:+:$PYTHONPATH}
 fi
 export OMP_NUM_THREADS=1

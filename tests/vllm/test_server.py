@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 
@@ -155,6 +157,34 @@ def test_server(checkpoint, tmp_path, judge):
     with server(folder, log) as (process, address):
         wait_until_up(process, address, log)
         assert judge.agrees(prompts[3], answer(address, folder, prompts[3]))
+
+
+def left_behind(marker):
+    """Processes with a variable in their environment."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if marker.encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["asked", "killed"])
+def test_server_that_ends_while_it_starts_leaves_nothing_behind(checkpoint, tmp_path, number):
+    log, marker = tmp_path / "log", f"{number.name} of {tmp_path}"
+    with server(checkpoint(), log, SWAA_TEST_MARKER=marker) as (process, _):
+        for _ in range(600):
+            if b"swaa adapted" in log.read_bytes():  # the engine core is busy, nothing answers yet
+                break
+            time.sleep(0.1)
+        assert len(left_behind(marker)) > 1
+        process.send_signal(number)
+        for _ in range(120):
+            if not left_behind(marker):
+                break
+            time.sleep(1)
+        assert left_behind(marker) == []
 
 
 @pytest.mark.slow

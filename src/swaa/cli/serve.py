@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from swaa.cli import Parser
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     _add_options(own)
     own, rest = own.parse_known_args(args.arguments, argparse.Namespace(**vars(args)))
     check_installed()
-    carried = _carried(own.model) if own.recipe is None else None
+    carried = _carried(own.model, rest) if own.recipe is None else None
     publish = own.publish_generated or (carried is not None and carried.publish_generated)
     config = config_from(own, default=DEFAULT_RECIPE if carried is None else carried.config)
     if config.window is None:
@@ -49,17 +50,20 @@ def run(args: argparse.Namespace) -> int:
     return serve([own.model, *rest], Settings(config=config, publish_generated=publish))
 
 
-def _carried(model: str) -> Settings | None:
+def _carried(model: str, arguments: Sequence[str]) -> Settings | None:
     """What a checkpoint's config.json asks for, or None; of a hub's model, if it is reachable."""
     from transformers import PreTrainedConfig
 
+    from swaa.integrations.vllm.address import read_flags
     from swaa.integrations.vllm.settings import KEY, parse
 
+    flags = read_flags(arguments)
+    where = flags.get("hf-config-path", model)
     try:
-        values, _ = PreTrainedConfig.get_config_dict(model)
+        values, _ = PreTrainedConfig.get_config_dict(where, revision=flags.get("revision"))
     except (OSError, ValueError):
         return None  # vLLM knows more places to load from, and says what is wrong
-    return parse(values[KEY]) if KEY in values else None
+    return None if values.get(KEY) is None else parse(values[KEY])
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:

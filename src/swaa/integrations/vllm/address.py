@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http
 import http.client
 import itertools
 import socket
@@ -13,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 TIMEOUT_S = 5.0
+_FLAGS = ("host", "port", "uds", "ssl-certfile", "headless", "config", "additional-config")
+"""Those that say where a server answers and what it is asked for."""
+
 EVERYWHERE = ("", "0.0.0.0", "::")
 """Hosts that stand for all of a machine's addresses."""
 
@@ -44,12 +48,14 @@ class Address:
             return False
         return True
 
-    def is_healthy(self) -> bool:
-        """Whether vLLM says that it serves requests."""
+    def answers(self) -> bool:
+        """Whether a server is up: it says so, or that it will not tell us."""
         try:
             with contextlib.closing(self._connection()) as connection:
                 connection.request("GET", "/health")
-                return connection.getresponse().status == 200
+                return connection.getresponse().status != http.HTTPStatus.SERVICE_UNAVAILABLE
+        except ssl.SSLError:
+            return True  # it wants a certificate of ours, perhaps
         except (OSError, http.client.HTTPException):
             return False
 
@@ -78,17 +84,17 @@ class Address:
 
 
 def find_address(arguments: Sequence[str]) -> Address | None:
-    """Where ``vllm serve`` with these arguments answers; None: nowhere (``--headless``).
+    """Where ``vllm serve`` with these arguments answers; None: nowhere, or without workers here.
 
     Args:
         arguments: of ``vllm serve``; a ``--config`` file among them is read, too.
 
     Raises:
         ValueError: for an ``--additional-config`` among them, which would take the place of the
-            one that ``swaa serve`` hands over, or for a file that cannot be read.
+            one that ``swaa serve`` hands over; for a file that cannot be read; for a flag cut
+            short, or a port that is not known before the server starts.
     """
-    given = _flags(arguments)
-    values = {**_config_file(given["config"]), **given} if "config" in given else given
+    values = read_flags(arguments)
     if "additional-config" in values:
         raise ValueError(
             "--additional-config cannot be combined with 'swaa serve';"
@@ -96,9 +102,11 @@ def find_address(arguments: Sequence[str]) -> Address | None:
         )
     if values.get("headless", False) is not False:
         return None
+    if str(values.get("data-parallel-size-local")) == "0":
+        return None
     host, port = values.get("host") or "", str(values.get("port", 8000))
-    if not port.isdecimal():
-        raise ValueError(f"--port {port}: expected a number")
+    if not port.isdecimal() or int(port) == 0:
+        raise ValueError(f"--port {port}: expected a number above 0")
     return Address(
         host="127.0.0.1" if host in EVERYWHERE else host,
         port=int(port),
@@ -107,14 +115,29 @@ def find_address(arguments: Sequence[str]) -> Address | None:
     )
 
 
-def _flags(arguments: Sequence[str]) -> dict[str, str]:
-    """What follows each flag, as vLLM reads it: ``--a-b c``, ``--a_b=c``, ``--a.x c``."""
-    found: dict[str, str] = {}
+def read_flags(arguments: Sequence[str]) -> dict[str, Any]:
+    """What follows each flag, as vLLM reads it: ``--a-b c``, ``--a_b=c``, ``--a.x c``, or a file.
+
+    Args:
+        arguments: of ``vllm serve``.
+
+    Raises:
+        ValueError: for a ``--config`` file that cannot be read, and for a flag that matters here
+            and is cut short.
+    """
+    found: dict[str, Any] = {}
     for word, following in itertools.pairwise([*arguments, ""]):
-        if word.startswith("--"):
-            name, is_joined, value = word[2:].partition("=")
-            found[name.partition(".")[0].replace("_", "-")] = value if is_joined else following
-    return found
+        if not word.startswith("--"):
+            continue
+        name, is_joined, value = word[2:].partition("=")
+        name = name.partition(".")[0].replace("_", "-")
+        whole = next((flag for flag in _FLAGS if name and flag.startswith(name)), name)
+        if whole != name and name not in _FLAGS:
+            raise ValueError(f"--{name}: write the flag out: --{whole}")
+        if is_joined and name == "config":
+            raise ValueError(f"{word}: vLLM reads no file so; write --config {value}")
+        found[name] = value if is_joined else following
+    return {**_config_file(found["config"]), **found} if "config" in found else found
 
 
 def _config_file(path: str) -> Mapping[str, Any]:

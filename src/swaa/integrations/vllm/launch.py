@@ -7,6 +7,7 @@ requests without those reports.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.metadata
 import importlib.util
@@ -29,6 +30,10 @@ GROUP, NAME = "vllm.general_plugins", "swaa"
 NOT_ACTIVE = 3
 """Exit code of a server that was ended because swaa was not active."""
 POLL_SECONDS = 0.5
+END_SECONDS = 30
+"""Longest wait for a server that was asked to end, before it is killed."""
+RAY_COPIES = "VLLM_RAY_EXTRA_ENV_VARS_TO_COPY"
+"""vLLM's variable that names what Ray's workers get of this process's environment."""
 
 
 def serve(arguments: Sequence[str], settings: Settings) -> int:
@@ -51,16 +56,25 @@ def serve(arguments: Sequence[str], settings: Settings) -> int:
     wanted = settings.to_dict()
     with tempfile.TemporaryDirectory(prefix="swaa-serve-") as folder:
         environment = os.environ | {REQUIRED: json.dumps(wanted, sort_keys=True), REPORTS: folder}
+        copied = [*filter(None, [environment.get(RAY_COPIES)]), REQUIRED, REPORTS]
+        environment[RAY_COPIES] = ",".join(copied)
         command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", *arguments]
         command += ["--additional-config", json.dumps({KEY: wanted})]
-        server = subprocess.Popen(command, env=environment, preexec_fn=end_with_parent)
+        server = subprocess.Popen(
+            command, env=environment, preexec_fn=end_with_parent, start_new_session=True
+        )
+        asked_to_end: list[float] = []
+
+        def forward(_number: int, _frame: object) -> None:
+            asked_to_end.append(time.monotonic())
+            server.send_signal(signal.SIGINT)
+
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda received, _frame: server.send_signal(received))
+            signal.signal(number, forward)
         try:
-            return _watch(server, Path(folder), address)
+            return _watch(server, Path(folder), address, asked_to_end)
         finally:
-            if server.poll() is None:
-                _end(server)
+            _end(server)
 
 
 def check_installed() -> None:
@@ -80,18 +94,29 @@ def check_installed() -> None:
 
 
 def end_with_parent() -> None:
-    """In a server, before it starts: not even a kill of this process leaves it behind."""
+    """In a server, before it starts: not even a kill of this process leaves it behind.
+
+    By SIGINT, since vLLM loses a SIGTERM that comes while it starts (0.32, 0.33).
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells' background jobs ignore it
     if sys.platform == "linux":
         set_parent_death_signal = 1  # PR_SET_PDEATHSIG
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGINT)
 
 
-def _watch(server: subprocess.Popen[bytes], reports: Path, address: Address | None) -> int:
+def _watch(
+    server: subprocess.Popen[bytes],
+    reports: Path,
+    address: Address | None,
+    asked_to_end: Sequence[float],
+) -> int:
     """Wait for the end; meanwhile, once the server answers, look for the reports."""
     confirmed = False
     while server.poll() is None:
         time.sleep(POLL_SECONDS)
-        if not confirmed and (address is None or address.is_healthy()):
+        if asked_to_end and time.monotonic() - asked_to_end[0] > END_SECONDS:
+            _end(server)
+        elif not confirmed and (address is None or address.answers()):
             missing = _missing(reports)
             confirmed = missing is None
             if missing is not None and address is not None:
@@ -115,9 +140,11 @@ def _missing(reports: Path) -> str | None:
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:
-    server.terminate()
-    try:
-        server.wait(timeout=30)
-    except subprocess.TimeoutExpired:
-        server.kill()
-        server.wait()
+    """End a server and every process that it left behind: it leads a group of its own."""
+    if server.poll() is None:
+        server.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.wait(timeout=END_SECONDS)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
