@@ -31,7 +31,7 @@ NOT_ACTIVE = 3
 """Exit code of a server that was ended because swaa was not active."""
 POLL_SECONDS = 0.5
 END_SECONDS = 30
-"""Longest wait for a server that was asked to end, before it is killed."""
+"""Longest wait for a server that was asked to end while it started, before it is killed."""
 RAY_COPIES = "VLLM_RAY_EXTRA_ENV_VARS_TO_COPY"
 """vLLM's variable that names what Ray's workers get of this process's environment."""
 
@@ -114,9 +114,11 @@ def _watch(
     confirmed = False
     while server.poll() is None:
         time.sleep(POLL_SECONDS)
+        if confirmed:
+            continue  # it ends in its own time, which --shutdown-timeout sets
         if asked_to_end and time.monotonic() - asked_to_end[0] > END_SECONDS:
             _end(server)
-        elif not confirmed and (address is None or address.answers()):
+        elif address is None or address.answers():
             missing = _missing(reports)
             confirmed = missing is None
             if missing is not None and address is not None:
