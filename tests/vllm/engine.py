@@ -69,7 +69,13 @@ class Engine:
             "additional_config": {} if swaa is None else {"swaa": swaa},
             **(GPU_OPTIONS if ON_GPU else {}),
         }
-        self.llm = LLM(folder, **{**defaults, **options})
+        try:
+            self.llm = LLM(folder, **{**defaults, **options})
+        except BaseException:
+            from vllm.distributed import cleanup_dist_env_and_memory
+
+            cleanup_dist_env_and_memory()  # else the next engine takes its groups for its own
+            raise
         if current_platform.is_cpu():
             # Once per process: its second scan fails on objects that drafting imports.
             type(current_platform).register_triton_kernel_overrides = classmethod(lambda cls: None)
