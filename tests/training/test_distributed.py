@@ -23,7 +23,7 @@ FLAGS = [
     "--max-length",
     "400",
     "--learning-rate",
-    "0.005",
+    "0.001",
     "--warmup",
     "0",
     "--epochs",
