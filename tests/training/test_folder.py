@@ -164,15 +164,16 @@ def test_two_trainings_exclude_each_other(command, data, monkeypatch, tmp_path):
         monkeypatch.setattr("swaa.models.load_model", lambda *_, **__: pytest.fail("loads a model"))
         message = f"another process is training in {out}; wait for it, or name another folder by"
         assert command() == (2, f"swaa train: {message} --out")
-        monkeypatch.setenv("RANK", "1")  # the other is then the first process of this very training
-        assert run.check("m", CONFIG, data, out, run.TrainingSettings()) == "training"
-        with hold(out):
-            pass
-        assert (out / ".lock").exists()
+        with monkeypatch.context() as launched:  # the other is the first process of this training
+            for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
+                launched.setenv(name, value)
+            assert run.check("m", CONFIG, data, out, run.TrainingSettings()) == "training"
+            with hold(out):
+                pass
+            assert (out / ".lock").exists()
     finally:
         other.kill()
         other.communicate()
-    monkeypatch.delenv("RANK")
     with hold(out):  # a process that was killed holds nothing
         pass
     assert not (out / ".lock").exists()

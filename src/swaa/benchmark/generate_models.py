@@ -32,7 +32,8 @@ def make_model(name: str, *, device: str, dtype: torch.dtype) -> MeasuredModel:
     """Build a shape with random weights on the device, or load a checkpoint.
 
     Args:
-        name: a key of :data:`SHAPES`, or what :func:`swaa.models.load_model` takes.
+        name: a key of :data:`swaa.benchmark.model_shapes.SHAPES`, or what
+            :func:`swaa.models.load_model` takes.
         device: ``cuda`` or ``cpu``.
         dtype: of weights and cache.
     """

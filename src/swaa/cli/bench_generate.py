@@ -10,7 +10,7 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any
 
-from swaa.cli.options import add_measured_options, config_from, whole_numbers
+from swaa.cli.options import add_measured_options, config_from, refuse_twice, whole_numbers
 from swaa.cli.table import format_table
 from swaa.config import SWAAConfig
 
@@ -181,9 +181,7 @@ def _specs(text: str) -> list[str]:
             specs[-1] += f",{part.strip()}"
         else:
             specs.append(part.strip())
-    twice = next((spec for spec in specs if specs.count(spec) > 1), None)
-    if twice is not None:
-        raise ValueError(f"--recipes {text} names {twice} twice")
+    refuse_twice(specs, f"--recipes {text}")
     return specs
 
 

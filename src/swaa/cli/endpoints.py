@@ -115,11 +115,13 @@ def refuse_unused(args: argparse.Namespace, *, local: dict[str, object]) -> None
     Raises:
         ValueError: naming the flag.
     """
-    served: dict[str, object] = {"served_model": None, "api": "completions"}
-    served["key_variable"] = "OPENAI_API_KEY"
-    of_any_server = {"concurrency": 8, "timeout": 600.0}
-    if not args.judge_endpoint:
-        served |= of_any_server
+    served: dict[str, object] = {
+        "served_model": None,
+        "api": "completions",
+        "key_variable": "OPENAI_API_KEY",
+    }
+    if not args.judge_endpoint:  # a judge is a server, too
+        served |= {"concurrency": 8, "timeout": 600.0}
     unused, where = (served, "without") if args.endpoint is None else (local, "with")
     for name, default in unused.items():
         if getattr(args, name) != default:

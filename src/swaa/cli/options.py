@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from swaa.config import SWAAConfig
@@ -113,10 +114,23 @@ def words(text: str, flag: str) -> tuple[str, ...]:
     parts = tuple(part.strip() for part in text.split(","))
     if not all(parts):
         raise ValueError(f"{flag} {text!r}: expected names or numbers, with commas between them")
+    refuse_twice(parts, f"{flag} {text}")
+    return parts
+
+
+def refuse_twice(parts: Sequence[str], given: str) -> None:
+    """Refuse a list that names one thing twice.
+
+    Args:
+        parts: of the list.
+        given: the flag and its text, for the message.
+
+    Raises:
+        ValueError: naming the first such part.
+    """
     twice = next((part for part in parts if parts.count(part) > 1), None)
     if twice is not None:
-        raise ValueError(f"{flag} {text} names {twice} twice")
-    return parts
+        raise ValueError(f"{given} names {twice} twice")
 
 
 def whole_numbers(text: str, flag: str, *, least: int = 1) -> tuple[int, ...]:

@@ -10,7 +10,12 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from swaa.cli.options import add_config_options, add_model_options, config_from
+from swaa.cli.options import (
+    add_backend_option,
+    add_config_options,
+    add_model_options,
+    config_from,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -152,12 +157,7 @@ def _add_adapter_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_machine_options(parser: argparse.ArgumentParser) -> None:
     add_model_options(parser, auto="float32 on a CPU and bfloat16 elsewhere")
-    parser.add_argument(
-        "--backend",
-        default="auto",
-        metavar="B",
-        help="attention: auto, triton, sdpa or reference (default: %(default)s)",
-    )
+    add_backend_option(parser, names="triton, sdpa or reference")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -169,8 +169,8 @@ def run(args: argparse.Namespace) -> int:
     config, settings = config_from(args), _settings(args)
     _require_packages(settings.tracker)
 
+    from swaa.evaluation.team import is_first
     from swaa.models import load_model
-    from swaa.training.folder import is_first_process
     from swaa.training.run import check, merge, train
 
     device = _device(args.device)
@@ -204,7 +204,7 @@ def run(args: argparse.Namespace) -> int:
                 adapter_always=args.adapter_always,
                 progress=report,
             )
-    if is_first_process():
+    if is_first():
         _print(args, done)
     return 0
 

@@ -200,9 +200,8 @@ def _alike(runs: Iterable[Finished]) -> list[list[Finished]]:
 def _takes(path: Path, runs: Sequence[Finished]) -> bool:
     """Whether a file is a gathered one that the runs belong in, under names that it has not."""
     result = results.load(path)
-    if not is_gathered(result) or result.config[_SETTINGS].keys() & {
-        label(r.setting) for r in runs
-    }:
+    names = {label(run.setting) for run in runs}
+    if not is_gathered(result) or names & result.config[_SETTINGS].keys():
         return False
     shared = {key: value for key, value in result.config.items() if key != _SETTINGS}
     return _key(result, shared) == _key(runs[0].result, _shared(runs[0].result))

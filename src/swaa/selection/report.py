@@ -48,10 +48,14 @@ class Point:
     also: tuple[str, ...] = ()
 
     @property
+    def held_out(self) -> list[float]:
+        """The scores of all samples held out, whatever their task."""
+        return [value for scores in self.scores.values() for value in scores]
+
+    @property
     def score(self) -> float:
         """Mean score of all samples held out, 0 to 1."""
-        values = [value for scores in self.scores.values() for value in scores]
-        return sum(values) / len(values)
+        return sum(self.held_out) / len(self.held_out)
 
     @property
     def spent(self) -> float:
@@ -132,8 +136,7 @@ def kept(point: Point, full: Point) -> float:
 
 def kept_between(point: Point, full: Point) -> Interval:
     """The 95 % interval of :func:`kept`, with full attention's score taken as it is."""
-    values = [value for scores in point.scores.values() for value in scores]
-    low, high = wilson(sum(values), len(values))
+    low, high = wilson(sum(point.held_out), len(point.held_out))
     return Interval(low / full.score, high / full.score)
 
 
@@ -170,7 +173,7 @@ def _interval(scores: Sequence[float]) -> str:
 
 def doubt(full: Point) -> str | None:
     """What to say of so few samples held out that chance may choose; ``None``: there are enough."""
-    count = sum(map(len, full.scores.values()))
+    count = len(full.held_out)
     if count >= ENOUGH:
         return None
     return (

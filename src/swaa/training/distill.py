@@ -19,7 +19,7 @@ from swaa.evaluation.prompt import Prompt
 from swaa.evaluation.sample import Sample
 from swaa.evaluation.samples_file import SamplesFile
 from swaa.evaluation.tasks import Task
-from swaa.results import write_whole
+from swaa.results import VERDICTS, write_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +168,7 @@ def _answers_path(out: Path) -> Path:
 
 
 def _verdicts_path(out: Path) -> Path:
-    return out.with_suffix(".judge.jsonl")
+    return out.with_suffix(VERDICTS)
 
 
 def _answer_id(question: Sample, number: int) -> str:

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from swaa.evaluation.team import is_first
+
 RECORD = "training.json"
 """What was asked; once the steps are done, also what they took."""
 
@@ -99,11 +101,6 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     beside.rename(folder)
 
 
-def is_first_process() -> bool:
-    """Whether this is the process that writes, of those that a launcher has started."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
 @contextmanager
 def hold(out: Path) -> Iterator[None]:
     """Keep other trainings out of a folder; of several processes of one, the first does it.
@@ -111,7 +108,7 @@ def hold(out: Path) -> Iterator[None]:
     Raises:
         ValueError: when another training runs there, or the folder is a file.
     """
-    if not is_first_process():
+    if not is_first():
         yield
         return
     _require_folder(out)

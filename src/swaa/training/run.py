@@ -18,6 +18,7 @@ from swaa import results
 from swaa.adaptation import adapt
 from swaa.config import SWAAConfig
 from swaa.evaluation.revision import checksum
+from swaa.evaluation.team import is_first
 from swaa.memory import explain_out_of_memory
 from swaa.models import LoadedModel
 from swaa.training.checkpoints import save_adapter, save_merged
@@ -31,7 +32,6 @@ from swaa.training.folder import (
     RECORD,
     Left,
     hold,
-    is_first_process,
     last_checkpoint,
     left_to_do,
     require_free,
@@ -213,7 +213,7 @@ def check(
     _require_sliding(config)
     data, out = Path(data).expanduser(), Path(out)
     check_conversations(data, skip_bad=skip_bad)
-    if is_first_process():  # for the others, the first of them may be there already
+    if is_first():  # for the others, the first of them may be there already
         require_free(out)
     record = _record(name, config, data, settings)
     return left_to_do(out, record, resume=resume, merges=merges)

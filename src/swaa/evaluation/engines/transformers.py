@@ -123,9 +123,8 @@ class TransformersEngine:
     def read(self, texts: Sequence[tuple[Sequence[int], int]]) -> Iterator[Tensor]:
         """:meth:`negative_log_likelihoods` of each text and where its answer begins."""
         for ids, answer_from in texts:
-            with explain_out_of_memory(
-                f"a text of {len(ids)} tokens", "lower --chunk or --lengths"
-            ):
+            work = f"a text of {len(ids)} tokens"
+            with explain_out_of_memory(work, "lower --chunk or --lengths"):
                 losses = self.negative_log_likelihoods(ids, answer_from=answer_from)
             yield losses
 
