@@ -1,19 +1,15 @@
 """One model in two processes: heads dealt to tensor-parallel ranks, layers to pipeline stages."""
 
 import pytest
-import torch
 
-from tests.vllm.engine import ON_GPU, V2, Engine, Judge, prompts_of
+from tests.vllm.engine import V2, Engine, Judge, prompts_of
+from tests.vllm.shared_gpu import RANKS, sharing
 from tests.vllm.test_drafts import count_tokens, drafting
 from tests.vllm.test_features import CONFIGS
 
-RANKS = 2
 HEADS = {"tensor_parallel_size": RANKS}
 LAYERS = {"pipeline_parallel_size": RANKS}
 
-pytestmark = pytest.mark.skipif(
-    ON_GPU and torch.cuda.device_count() < RANKS, reason=f"needs {RANKS} GPUs"
-)
 stages = pytest.mark.skipif(
     not V2, reason="vLLM 0.32's V1 runner fails on CPU stages, with swaa or without"
 )
@@ -28,7 +24,7 @@ def test_answers_are_those_of_one_process(checkpoint, split, name):
     judge = Judge(checkpoint(), config)
     prompts = prompts_of(150, 180, 210, 120, seed=11)
     options = {"num_gpu_blocks_override": 40, "max_model_len": 512, "watermark": 0.0}
-    with Engine(checkpoint(), config.to_dict(), **options, **split) as engine:
+    with Engine(checkpoint(), config.to_dict(), **options, **split, **sharing()) as engine:
         outputs = engine.run(prompts, max_tokens=200)
         assert engine.preemptions > 0
         outputs += [engine.run([prompt])[0] for prompt in (prompts[0], prompts[0])]
@@ -41,7 +37,8 @@ def test_a_draft_model_is_dealt_out_too(checkpoint):
     config = CONFIGS["all_kinds"]
     judge = Judge(checkpoint(), config)
     prompts = prompts_of(150, 5, 270, seed=31)
-    with Engine(checkpoint(), config.to_dict(), **drafting(checkpoint()), **HEADS) as engine:
+    options = {**drafting(checkpoint()), **HEADS, **sharing()}
+    with Engine(checkpoint(), config.to_dict(), **options) as engine:
         told = count_tokens(engine)
         answers = engine.answers(prompts, max_tokens=40)
     assert 0 < told["num_accepted_tokens"] < told["num_draft_tokens"]

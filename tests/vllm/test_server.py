@@ -18,6 +18,7 @@ import pytest
 
 from swaa.config import SWAAConfig
 from tests.vllm.engine import ON_GPU, STOCK_TOLERANCE, Judge, prompts_of
+from tests.vllm.shared_gpu import sharing
 
 CONFIG = SWAAConfig(window=24, sink_tokens=4, full_layers=(1,), full_decode=(2,), dense_tail=8)
 FLAGS = (
@@ -193,7 +194,10 @@ def test_two_processes_serve_one_model(checkpoint, tmp_path, judge, split):
     folder, log = checkpoint(), tmp_path / "log"
     prompts = prompts_of(65, 200, 120, 33)
     binding = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
-    with server(folder, log, f"--{split}-parallel-size", "2", **binding) as (process, address):
+    flags = [f"--{split}-parallel-size", "2"]
+    for name, value in sharing().items():
+        flags += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    with server(folder, log, *flags, **binding) as (process, address):
         wait_until_up(process, address, log)
         for prompt in prompts:
             assert judge.agrees(prompt, answer(address, folder, prompt))
