@@ -15,21 +15,12 @@ if SHARED:
     # All that would go by one process writing into the other's GPU.
     os.environ.update(
         NCCL_SOCKET_IFNAME="lo",
-        NCCL_IB_DISABLE="1",
+        NCCL_NET="Socket",
         NCCL_MNNVL_ENABLE="0",
         NCCL_NVLS_ENABLE="0",
         VLLM_ALLREDUCE_USE_SYMM_MEM="0",
         VLLM_ALLREDUCE_USE_FLASHINFER="0",
     )
-    from vllm.v1.worker.gpu_worker import Worker
-
-    class SharingWorker(Worker):
-        """One rank of several on the first GPU."""
-
-        def init_device(self):
-            os.environ["NCCL_HOSTID"] = f"process-{os.getpid()}"
-            self.parallel_config.assigned_physical_gpu_ids = [0] * RANKS
-            super().init_device()
 
 
 def sharing():
@@ -37,7 +28,7 @@ def sharing():
     if not SHARED:
         return {}
     return {
-        "worker_cls": f"{__name__}.{SharingWorker.__name__}",
+        "worker_cls": "tests.vllm.shared_gpu_worker.SharingWorker",
         "distributed_executor_backend": "mp",
         "disable_custom_all_reduce": True,
         # Nobody measures how much is free while another rank takes or returns some.
