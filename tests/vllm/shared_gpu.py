@@ -31,6 +31,4 @@ def sharing():
         "worker_cls": "tests.vllm.shared_gpu_worker.SharingWorker",
         "distributed_executor_backend": "mp",
         "disable_custom_all_reduce": True,
-        # Nobody measures how much is free while another rank takes or returns some.
-        "kv_cache_memory_bytes": 1 << 28,
     }

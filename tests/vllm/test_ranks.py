@@ -23,7 +23,9 @@ def test_answers_are_those_of_one_process(checkpoint, split, name):
     config = CONFIGS[name]
     judge = Judge(checkpoint(), config)
     prompts = prompts_of(150, 180, 210, 120, seed=11)
-    options = {"num_gpu_blocks_override": 40, "max_model_len": 512, "watermark": 0.0}
+    # Of the longest request vLLM wants to hold what slides for the chunks in flight in every stage.
+    blocks = 56 if (split, name) == (LAYERS, "sliding") else 40
+    options = {"num_gpu_blocks_override": blocks, "max_model_len": 512, "watermark": 0.0}
     with Engine(checkpoint(), config.to_dict(), **options, **split, **sharing()) as engine:
         outputs = engine.run(prompts, max_tokens=200)
         assert engine.preemptions > 0

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from swaa.config import SWAAConfig
-from tests.vllm.engine import ON_GPU, STOCK_TOLERANCE, Judge, prompts_of
+from tests.vllm.engine import GPU_OPTIONS, ON_GPU, STOCK_TOLERANCE, Judge, prompts_of
 from tests.vllm.shared_gpu import sharing
 
 CONFIG = SWAAConfig(window=24, sink_tokens=4, full_layers=(1,), full_decode=(2,), dense_tail=8)
@@ -29,6 +29,8 @@ VLLM = (
     *("--host", "127.0.0.1", "--dtype", "float32", "--skip-tokenizer-init", "--enforce-eager"),
     *("--block-size", "32", "--max-model-len", "2048", "--max-num-batched-tokens", "64"),
     *("--num-gpu-blocks-override", "400", "--gpu-memory-utilization", "0.1"),
+    # Nobody measures how much is free while others on that GPU take or return some.
+    *(("--kv-cache-memory-bytes", str(GPU_OPTIONS["kv_cache_memory_bytes"])) if ON_GPU else ()),
 )
 # A server takes its engine apart into processes, as it would anywhere, and logs what is active.
 PROCESSES = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_LOGGING_LEVEL": "INFO"}
