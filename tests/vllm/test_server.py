@@ -63,7 +63,7 @@ def server(folder, log, *extra, **environment):
 
 def wait_until_up(process, address, log):
     for _ in range(600):
-        assert process.poll() is None, log.read_text()[-3000:]
+        assert process.poll() is None, log.read_text()[-30_000:]
         with contextlib.suppress(urllib.error.URLError, OSError):
             if urllib.request.urlopen(f"{address}/health", timeout=5).status == 200:
                 return
