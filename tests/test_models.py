@@ -91,6 +91,15 @@ def test_unknown_dtype_and_device(tokenized):
         load_model(str(tokenized), device="cuda:99")
 
 
+def test_weights_that_do_not_fit(tokenized, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr(LlamaForCausalLM, "to", full)
+    with pytest.raises(ValueError, match=r"the weights of \S+ on cpu; load them in 16 bits, or"):
+        load_model(str(tokenized), device="cpu")
+
+
 def test_embedded_model_absent_names_the_pip_line(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=EMBEDDED_INSTALL):

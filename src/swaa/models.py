@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from swaa.memory import explain_out_of_memory
 from swaa.training.switch import put_adapter_on, read_adapter
 
 EMBEDDED = "smollm2"
@@ -95,7 +96,8 @@ def load_model(
     Raises:
         FileNotFoundError: for a path that does not exist.
         ImportError: when a package is missing; the message holds its ``pip install`` line.
-        ValueError: for a checkpoint that cannot be read, or that has no tokenizer.
+        ValueError: for a checkpoint that cannot be read, that has no tokenizer, or that does not
+            fit into the memory of the device.
     """
     if (adapter := read_adapter(name)) is not None:
         if device_map is not None:
@@ -123,7 +125,9 @@ def load_model(
     model = _model(name, source, options)
     label, revision = _provenance(name, model)
     if device_map is None:
-        model.to(target)  # pyright: ignore[reportArgumentType] # its decorator hides the signature
+        work = f"the weights of {label} on {target}"
+        with explain_out_of_memory(work, "load them in 16 bits, or spread them by a device map"):
+            model.to(target)  # pyright: ignore[reportArgumentType] # its decorator hides the type
     return LoadedModel(model=model.eval(), tokenizer=tokenizer, name=label, revision=revision)
 
 
