@@ -21,7 +21,7 @@ demo: $(VENV)/.demo  ## set up, then watch a model lose a fact under a plain win
 	@echo "== swaa demo: a model of 135 M parameters on this machine's CPU, several minutes"
 	$(BIN)/swaa demo
 
-test: lint  ## set up, then lint, types and every test that needs no GPU
+test: lint  ## set up, then lint, types and every test that needs neither a GPU nor vLLM
 	@echo "== tests"
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
