@@ -97,7 +97,11 @@ def test_description_names_what_is_active():
         ({"window": 8, "full_layers": ["1"]}, TypeError, "full_layers holds '1', a str"),
         ({"window": 8, "full_decode": ["1"]}, TypeError, "full_decode holds '1', a str"),
         ({"window": 8, "full_decode": None}, TypeError, "full_decode is None; expected True, Fal"),
-        ({"window": 8, "full_decode": "al"}, ValueError, "full_decode: unknown rule 'al'"),
+        (
+            {"window": 8, "full_decode": "al"},
+            ValueError,
+            "unknown rule 'al'; choose from True, False, odd",
+        ),
     ],
     ids=str,
 )

@@ -50,7 +50,7 @@ def test_layers_that_the_model_lacks_are_dropped_with_one_warning():
         ([2, -1], ValueError, "full_layers holds -1; layer indices start at 0"),
         ("odds", ValueError, "full_layers: unknown rule 'odds'; choose from odd, even, every:N"),
         ("odd:1", ValueError, "unknown rule 'odd:1'"),
-        ("1,3", ValueError, "unknown rule '1,3'"),
+        ("1,3", ValueError, r"unknown rule '1,3'; choose from .*, or list layer indices"),
         ("every:0", ValueError, "'every:0' is no rule; write every:4 or every:4.1"),
         ("every:x", ValueError, "'every:x' is no rule"),
         ("every:4+4", ValueError, "picks i % 4 == 4; the offset is too large"),

@@ -89,10 +89,11 @@ def test_publication_that_the_checkpoint_asks_for(handed, tmp_path, capsys):
     [
         (["--recipe", "full"], "leaves every layer full"),
         (["--recipe", "unheard-of"], "unknown recipe"),
+        (["--recipe", "fast", "/no/such/folder"], "no such file or folder: /no/such/folder"),
     ],
 )
 def test_mistakes_take_one_line(handed, capsys, words, reason):
-    assert main(["serve", "folder", *words]) == 2
+    assert main(["serve", *words, *([] if "folder" in words[-1] else ["folder"])]) == 2
     error = capsys.readouterr().err
     assert reason in error
     assert error.count("\n") == 1
@@ -214,3 +215,22 @@ def test_a_taken_address_is_refused():
         words = ["folder", "--port", str(server.server_port)]
         with pytest.raises(ValueError, match="is taken: something listens there already"):
             launch.serve(words, Settings(config=load_recipe("fast")))
+
+
+@pytest.mark.parametrize(
+    ("code", "asked", "expected"),
+    [(0, True, 0), (0, False, 1), (-2, True, 130), (7, False, 7), (launch.NOT_ACTIVE, False, 3)],
+    ids=["asked_to_end", "by_itself", "by_a_signal", "failed", "not_active"],
+)
+def test_exit_codes_are_those_that_supervisors_read(monkeypatch, capsys, code, asked, expected):
+    def watch(_server, _reports, _address, asked_to_end):
+        asked_to_end.extend([0.0] * asked)
+        return code
+
+    monkeypatch.setattr(launch.subprocess, "Popen", lambda *_, **__: None)
+    monkeypatch.setattr(launch.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(launch, "find_address", lambda _: None)
+    monkeypatch.setattr(launch, "_watch", watch)
+    monkeypatch.setattr(launch, "_end", lambda _: None)
+    assert launch.serve(["folder"], Settings(config=load_recipe("fast"))) == expected
+    assert ("the server ended by itself" in capsys.readouterr().err) == (expected == 1)

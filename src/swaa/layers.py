@@ -10,6 +10,7 @@ from fractions import Fraction
 LayerSelection = tuple[int, ...] | str
 """Layer indices from 0, or a rule that names them once the number of layers is known."""
 
+_RULE_WORDS = ("odd", "even", "every", "first", "middle", "last")
 RULES = "odd, even, every:N, every:N+OFFSET, first:F, middle:F, last:F (F a fraction such as 1/4)"
 
 
@@ -29,6 +30,11 @@ def parse_layers(value: object, *, name: str, instead: str = "") -> LayerSelecti
         ValueError: for a negative index or an unknown rule.
     """
     if isinstance(value, str):
+        if value.partition(":")[0] not in _RULE_WORDS:
+            raise ValueError(
+                f"{name}: unknown rule {value!r};"
+                f" choose from {instead}{RULES}, or list layer indices"
+            )
         _check_rule(value, name)
         return value
     if not isinstance(value, Sequence):

@@ -172,12 +172,14 @@ def main():
     parser.add_argument("--port", type=int)
     parser.add_argument("--dies-after", type=int)
     parser.add_argument("--stubborn", action="store_true")
+    parser.add_argument("--refuses", action="store_true")
     args, _ = parser.parse_known_args()
     print("INFO GPU KV cache size: 12,345 tokens", flush=True)
     # A process of its group, which does not end with it, as an engine might.
     if args.stubborn and os.fork() == 0:
         time.sleep(600)
-    server = Completions(args.port, dies_after=args.dies_after)
+    script = ["500"] if args.refuses else []
+    server = Completions(args.port, script, dies_after=args.dies_after)
     print(server.url, flush=True)
     server.serve_forever()
 

@@ -168,6 +168,21 @@ def test_what_fails_for_another_reason_is_not_tried_again(taken, tmp_path):
     assert len(given) == 1
 
 
+def test_a_server_that_fails_its_first_answer_names_its_log(stand_in, tmp_path):
+    message = r"the first request failed: .* \(its log: .*\.log\)$"
+    with pytest.raises(ConnectionError, match=message):
+        execute(_run(arguments=("--refuses",)), folder=tmp_path)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_token_ids_that_the_model_lacks_are_refused(tmp_path, capsys, nested):
+    sizes = {"vocab_size": 97}
+    (tmp_path / "config.json").write_text(json.dumps({"text_config": sizes} if nested else sizes))
+    assert main(["bench", "serve", str(tmp_path), "--results", str(tmp_path)]) == 2
+    said = "token ids are drawn below 10000, the model has 97: give --vocabulary 97"
+    assert capsys.readouterr().err.splitlines()[-1] == f"swaa bench serve: {said}"
+
+
 def test_a_server_that_takes_too_long_is_ended(tmp_path, monkeypatch):
     log = tmp_path / "log"
 

@@ -43,7 +43,8 @@ def test_recipes_behind_vllm(checkpoint, tmp_path):
 @pytest.mark.slow
 def test_a_server_that_refuses_says_why(checkpoint, tmp_path):
     command = [sys.executable, "-m", "swaa", "bench", "serve", checkpoint(), "--recipes", "full"]
-    command += ["--results", str(tmp_path), "--workload", "smoke", "--vllm", "--no-such-flag"]
+    command += ["--results", str(tmp_path), "--workload", "smoke"]
+    command += ["--vocabulary", "97", "--vllm", "--no-such-flag"]
     done = subprocess.run(command, timeout=300, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     said = done.stderr.splitlines()[-1]

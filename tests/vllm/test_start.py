@@ -17,7 +17,7 @@ KNOBS = {"window": 24, "sink_tokens": 4, "full_decode": True, "dense_tail": 8}
 CONFIG = SWAAConfig(**KNOBS)
 
 
-def attempt(folder, swaa, error=Exception, **options):
+def attempt(folder, swaa=None, error=Exception, **options):
     """Start an engine that is expected to refuse; the chain of reasons as text."""
     with pytest.raises(error) as caught:  # any: vLLM wraps what we raise
         Engine(folder, swaa, **options)
@@ -67,10 +67,37 @@ def test_unconfigured_engine_is_left_alone(checkpoint):
         ({"window": 0}, "window is 0"),
         (7, "expected a recipe name"),
         ({**KNOBS, "publish_generated": 1}, "expected true or false"),
+        ({**KNOBS, "full_layers": [4, 9]}, "full_layers holds 4, 9; the model's last layer is 3"),
     ],
 )
 def test_bad_configuration(checkpoint, swaa, reason):
-    assert reason in attempt(checkpoint(), swaa)
+    said = attempt(checkpoint(), swaa)
+    assert reason in said
+    assert "swaa" in said
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        ({"swa": KNOBS}, "additional_config holds 'swa'; did you mean 'swaa'?"),
+        ({"SWAA": "fast"}, "did you mean 'swaa'?"),
+        (KNOBS, "window, sink_tokens, full_decode, dense_tail at its top; put it under 'swaa'"),
+    ],
+)
+def test_keys_that_were_meant_for_swaa(checkpoint, asked, reason):
+    assert reason in attempt(checkpoint(), additional_config=asked)
+
+
+def test_listed_layers_that_the_model_lacks_are_said_and_left_out(checkpoint, caplog):
+    knobs = {**KNOBS, "full_layers": [1, 9], "full_decode": [2, 8]}
+    with Engine(checkpoint(), knobs, additional_config={"swaa": knobs, "another": 1}) as engine:
+        held = engine.llm.llm_engine.vllm_config.additional_config
+    assert held["another"] == 1
+    assert parse(held["swaa"]).config == SWAAConfig(
+        **{**KNOBS, "full_layers": [1], "full_decode": [2]}
+    )
+    said = "swaa: full_layers: layers 9 left out, the model's last layer is 3"
+    assert said in [record.getMessage() for record in caplog.records]
 
 
 @pytest.mark.parametrize(

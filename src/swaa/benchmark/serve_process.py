@@ -149,10 +149,12 @@ def _started(command: Sequence[str], log: Path, timeout_s: float) -> Iterator[Se
         server.wait_until_up(timeout_s)
         yield server
         server.check()
-    except ConnectionError:
+    except ConnectionError as error:
         # Where the server died, its last words say more than that it did not answer.
         server.check(grace_s=2)
-        raise
+        if str(log) in str(error):
+            raise
+        raise ConnectionError(f"{error} (its log: {log})") from None
     finally:
         server.end()
 

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swaa.cli.options import words
@@ -155,6 +156,7 @@ def _runs(args: argparse.Namespace) -> list[ServeRun]:
     names = words(args.recipes, "--recipes")
     settings = [(name, resolve(name)) for name in names]
     workload = _workload(args)
+    _check_vocabulary(args.model, workload.vocabulary)
     source = _source(args, names)
     return [
         ServeRun(
@@ -177,6 +179,19 @@ def _workload(args: argparse.Namespace) -> Workload:
     given = {name: getattr(args, name) for name in (*_SIZES, "rate")}
     changes = {name: value for name, value in given.items() if value is not None}
     return dataclasses.replace(PRESETS[args.workload], **changes)
+
+
+def _check_vocabulary(model: str, tokens: int) -> None:
+    """Token ids that a model does not have can end its server; of a hub's model, vLLM knows."""
+    path = Path(model).expanduser() / "config.json"
+    if not path.is_file():
+        return
+    config = json.loads(path.read_text(encoding="utf-8"))
+    known = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
+    if known is not None and tokens > known:
+        raise ValueError(
+            f"token ids are drawn below {tokens}, the model has {known}: give --vocabulary {known}"
+        )
 
 
 def _source(args: argparse.Namespace, names: tuple[str, ...]) -> Endpoint | Launcher:

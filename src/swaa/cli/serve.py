@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swaa.cli import Parser
@@ -39,6 +40,8 @@ def run(args: argparse.Namespace) -> int:
     _add_options(own)
     own, rest = own.parse_known_args(args.arguments, argparse.Namespace(**vars(args)))
     check_installed()
+    if own.model.startswith(("/", "./", "../", "~")) and not Path(own.model).expanduser().exists():
+        raise FileNotFoundError(f"no such file or folder: {own.model}")
     carried = _carried(own.model, rest) if own.recipe is None else None
     publish = own.publish_generated or (carried is not None and carried.publish_generated)
     config = config_from(own, default=DEFAULT_RECIPE if carried is None else carried.config)

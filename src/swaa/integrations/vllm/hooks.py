@@ -98,7 +98,7 @@ def _grouping_module() -> str:
 
 def _configuring(original: Callable[..., Any]) -> Callable[..., Any]:
     def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
-        from swaa.integrations.vllm import settings, support
+        from swaa.integrations.vllm import drafts, settings, support
 
         made = original(self, *args, **kwargs)
         support.check_draft(made)
@@ -106,7 +106,8 @@ def _configuring(original: Callable[..., Any]) -> Callable[..., Any]:
         support.check_required(found)
         if found is not None:
             support.check_engine(made)
-            settings.write_back(made, found)
+            fitted = found.fitted(drafts.served_model(made).get_total_num_hidden_layers())
+            settings.write_back(made, fitted)
             # Here, and not at once: workers have no use for the front end's modules.
             for module, path in _BEAM_SEARCHES:
                 _wrap(module, path, _searching_beams, ("params",))

@@ -44,7 +44,8 @@ def serve(arguments: Sequence[str], settings: Settings) -> int:
         settings: what is asked of the plugin.
 
     Returns:
-        Its exit code, or 3 when it was ended because swaa was not active.
+        Its exit code; 3 when it was ended because swaa was not active, 1 when it ended well though
+        nobody had asked it to, as vLLM does when its engine dies, and 128 + N after signal N.
 
     Raises:
         ValueError: for arguments that bring a configuration of their own, or name an address that
@@ -72,9 +73,13 @@ def serve(arguments: Sequence[str], settings: Settings) -> int:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, forward)
         try:
-            return _watch(server, Path(folder), address, asked_to_end)
+            code = _watch(server, Path(folder), address, asked_to_end)
         finally:
             _end(server)
+        if code == 0 and not asked_to_end:
+            print("swaa serve: the server ended by itself", file=sys.stderr, flush=True)
+            return 1
+        return 128 - code if code < 0 else code
 
 
 def check_installed() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +36,28 @@ class Settings:
     def to_dict(self) -> dict[str, Any]:
         """As JSON values; :func:`parse` reads them."""
         return {"recipe": self.config.to_dict(), "publish_generated": self.publish_generated}
+
+    def fitted(self, layers: int) -> Settings:
+        """The same for a model of so many layers: listed ones that it lacks are logged and go.
+
+        Raises:
+            ValueError: for a list of which the model has no layer.
+        """
+        config = self.config.within(layers)
+        for name in ("full_layers", "full_decode"):
+            given, left = getattr(self.config, name), getattr(config, name)
+            if given == left:
+                continue
+            lacking = ", ".join(str(index) for index in given if index >= layers)
+            if not left:
+                raise ValueError(
+                    f"swaa: {name} holds {lacking}; the model's last layer is {layers - 1}"
+                )
+            logging.getLogger("vllm.swaa").warning(
+                "swaa: %s: layers %s left out, the model's last layer is %d",
+                *(name, lacking, layers - 1),
+            )
+        return dataclasses.replace(self, config=config)
 
     def plans(self, layers: int) -> tuple[LayerPlan, ...]:
         """The plan of each decoder layer."""
@@ -70,7 +94,8 @@ def parse(value: object) -> Settings:
     config = resolve(values.pop("recipe"))
     unknown = sorted(values.keys() - set(_KNOBS))
     if unknown:
-        raise ValueError(f"unknown keys {', '.join(unknown)} in '{KEY}'; expected {_FORMS}")
+        known = ", ".join(("recipe", *_KNOBS, "publish_generated"))
+        raise ValueError(f"unknown keys {', '.join(unknown)}; known are {known}")
     return Settings(config=dataclasses.replace(config, **values), publish_generated=publish)
 
 
@@ -79,13 +104,34 @@ def find(vllm_config: Any) -> Settings | None:
 
     Raises:
         TypeError: for a value of the wrong type.
-        ValueError: for a configuration that cannot be read.
+        ValueError: for a configuration that cannot be read, or a key that is nearly ours.
     """
     additional = vllm_config.additional_config
-    if isinstance(additional, dict) and additional.get(KEY) is not None:
-        return parse(additional[KEY])
+    asked = additional if isinstance(additional, dict) else {}
+    if asked.get(KEY) is not None:
+        return _read("additional_config", asked[KEY])
+    if KEY not in asked:
+        _refuse_nearly(asked)
     carried = carried_by(served_model(vllm_config))
-    return None if carried is None else parse(carried)
+    return None if carried is None else _read("the checkpoint's config.json", carried)
+
+
+def _read(source: str, value: object) -> Settings:
+    try:
+        return parse(value)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"swaa: '{KEY}' in {source}: {error}") from None
+
+
+def _refuse_nearly(asked: Mapping[str, Any]) -> None:
+    """Refuse keys that were meant for us and that nobody would read."""
+    for key in asked:
+        if difflib.get_close_matches(key.lower(), [KEY], cutoff=0.8):
+            raise ValueError(f"swaa: additional_config holds {key!r}; did you mean '{KEY}'?")
+    if "window" in asked and asked.keys() <= {"recipe", "publish_generated", *_KNOBS}:
+        raise ValueError(
+            f"swaa: additional_config holds {', '.join(asked)} at its top; put it under '{KEY}'"
+        )
 
 
 def carried_by(model_config: Any) -> object:
