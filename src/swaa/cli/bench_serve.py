@@ -187,7 +187,7 @@ def _check_vocabulary(model: str, tokens: int) -> None:
     if not path.is_file():
         return
     config = json.loads(path.read_text(encoding="utf-8"))
-    known = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
+    known = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
     if known is not None and tokens > known:
         raise ValueError(
             f"token ids are drawn below {tokens}, the model has {known}: give --vocabulary {known}"

@@ -120,13 +120,14 @@ def _read(source: str, value: object) -> Settings:
     try:
         return parse(value)
     except (TypeError, ValueError) as error:
-        raise type(error)(f"swaa: '{KEY}' in {source}: {error}") from None
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"swaa: '{KEY}' in {source}: {error}") from None
 
 
 def _refuse_nearly(asked: Mapping[str, Any]) -> None:
     """Refuse keys that were meant for us and that nobody would read."""
     for key in asked:
-        if difflib.get_close_matches(key.lower(), [KEY], cutoff=0.8):
+        if difflib.get_close_matches(str(key).lower(), [KEY], cutoff=0.8):
             raise ValueError(f"swaa: additional_config holds {key!r}; did you mean '{KEY}'?")
     if "window" in asked and asked.keys() <= {"recipe", "publish_generated", *_KNOBS}:
         raise ValueError(
