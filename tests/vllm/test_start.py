@@ -88,6 +88,22 @@ def test_keys_that_were_meant_for_swaa(checkpoint, asked, reason):
     assert reason in attempt(checkpoint(), additional_config=asked)
 
 
+@pytest.mark.parametrize("window", [2047, 2048])
+def test_a_window_that_no_request_outgrows_is_said(checkpoint, monkeypatch, window):
+    from swaa.integrations.vllm import report
+
+    def summary(*given, real=report.summary):
+        said.append(real(*given))
+        return said[-1]
+
+    said = []
+    monkeypatch.setattr(report, "summary", summary)
+    with Engine(checkpoint(), {"window": window}):
+        pass
+    idle = " (no request of 2,048 tokens outgrows it)" if window == 2048 else ""
+    assert f": window {window}, 0 sinks{idle}, backend" in said[0]
+
+
 def test_listed_layers_that_the_model_lacks_are_said_and_left_out(checkpoint, caplog):
     knobs = {**KNOBS, "full_layers": [1, 9], "full_decode": [2, 8]}
     with Engine(checkpoint(), knobs, additional_config={"swaa": knobs, "another": 1}) as engine:

@@ -67,10 +67,12 @@ def summary(active: Active, layers: dict[str, Any], kv_cache: Any, vllm_config: 
     kernels = ", ".join(sorted({layer.impl.kernels for layer in sliding})) or "stock"
     tokens, full_tokens = capacity(kv_cache, vllm_config)
     groups = "; ".join(_describe(group) for group in kv_cache.kv_cache_groups)
+    config, longest = active.settings.config, vllm_config.model_config.max_model_len
+    idle = f" (no request of {longest:,} tokens outgrows it)" if config.window >= longest else ""
     return (
         f"swaa adapted {len(sliding)} of {len(served)} layers"
         f" ({', '.join(f'{count} {role}' for role, count in sorted(roles.items()))}){beside}:"
-        f" {active.settings.config.describe()}, backend {kernels};"
+        f" {config.describe()}{idle}, backend {kernels};"
         f" KV cache of {kv_cache.num_blocks} blocks holds {tokens:,} tokens at the longest context"
         f" (full attention {full_tokens:,}); groups: {groups}"
     )
