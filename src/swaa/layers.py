@@ -10,7 +10,6 @@ from fractions import Fraction
 LayerSelection = tuple[int, ...] | str
 """Layer indices from 0, or a rule that names them once the number of layers is known."""
 
-_RULE_WORDS = ("odd", "even", "every", "first", "middle", "last")
 RULES = "odd, even, every:N, every:N+OFFSET, first:F, middle:F, last:F (F a fraction such as 1/4)"
 
 
@@ -30,12 +29,7 @@ def parse_layers(value: object, *, name: str, instead: str = "") -> LayerSelecti
         ValueError: for a negative index or an unknown rule.
     """
     if isinstance(value, str):
-        if value.partition(":")[0] not in _RULE_WORDS:
-            raise ValueError(
-                f"{name}: unknown rule {value!r};"
-                f" choose from {instead}{RULES}, or list layer indices"
-            )
-        _check_rule(value, name)
+        _resolve_rule(value, 1, name, instead)
         return value
     if not isinstance(value, Sequence):
         raise TypeError(
@@ -74,11 +68,7 @@ def resolve_layers(selection: LayerSelection, num_layers: int, *, name: str) -> 
     return tuple(index for index in selection if index < num_layers)
 
 
-def _check_rule(rule: str, name: str) -> None:
-    _resolve_rule(rule, 1, name)
-
-
-def _resolve_rule(rule: str, num_layers: int, name: str) -> tuple[int, ...]:
+def _resolve_rule(rule: str, num_layers: int, name: str, instead: str = "") -> tuple[int, ...]:
     word, _, argument = rule.partition(":")
     layers = range(num_layers)
     if rule in ("odd", "even"):
@@ -90,7 +80,9 @@ def _resolve_rule(rule: str, num_layers: int, name: str) -> tuple[int, ...]:
         count = math.floor(_fraction(argument, rule, name) * num_layers + Fraction(1, 2))
         first = {"first": 0, "middle": (num_layers - count) // 2, "last": num_layers - count}[word]
         return tuple(layers[first : first + count])
-    raise ValueError(f"{name}: unknown rule {rule!r}; choose from {RULES}")
+    raise ValueError(
+        f"{name}: unknown rule {rule!r}; choose from {instead}{RULES}, or list layer indices"
+    )
 
 
 def _every(argument: str, rule: str, name: str) -> tuple[int, int]:
