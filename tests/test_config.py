@@ -100,7 +100,7 @@ def test_description_names_what_is_active():
         (
             {"window": 8, "full_decode": "al"},
             ValueError,
-            "unknown rule 'al'; choose from True, False, odd",
+            "full_decode: unknown rule 'al'; choose from True, False, odd",
         ),
     ],
     ids=str,
