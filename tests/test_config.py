@@ -100,7 +100,7 @@ def test_description_names_what_is_active():
         (
             {"window": 8, "full_decode": "al"},
             ValueError,
-            "full_decode: unknown rule 'al'; choose from True, False, odd",
+            "full_decode: unknown rule 'al'; choose from True, False, all, odd",
         ),
     ],
     ids=str,
@@ -190,3 +190,43 @@ def test_an_index_into_a_single_configuration_is_refused(tmp_path):
     SWAAConfig(window=8).save(path)
     with pytest.raises(ValueError, match="leave out '#3'"):
         SWAAConfig.load(f"{path}#3")
+
+
+def test_selected_layers_decode_in_full_and_full_layers_stay_full():
+    config = SWAAConfig(
+        window=8, full_layers=[0], dense_tail=2, selected_layers="first:1/2", selected_keys=128
+    )
+    plans = config.layers(4)
+    assert plans[0] == LayerPlan(window=None)
+    assert plans[1] == LayerPlan(window=8, full_decode=True, dense_tail=2, selected_keys=128)
+    assert plans[2] == plans[3] == LayerPlan(window=8, dense_tail=2)
+    assert plans[1].keeps_all_keys
+    assert plans[1].full_rows(100) == (98, None)
+
+
+def test_a_configuration_without_selected_layers_is_written_as_before():
+    assert not {"selected_layers", "selected_keys"} & SWAAConfig(window=8).to_dict().keys()
+    config = SWAAConfig(window=8, selected_layers="all", selected_keys=64)
+    assert config.to_dict()["selected_layers"] == "all"
+    assert SWAAConfig.from_dict(config.to_dict()) == config
+    assert config.describe() == "window 8, 0 sinks, 64 selected keys in layers all"
+
+
+def test_selected_layers_that_a_model_lacks_go_with_their_keys():
+    config = SWAAConfig(window=8, selected_layers=[1, 9], selected_keys=64)
+    assert config.within(4).selected_layers == (1,)
+    assert config.within(1) == SWAAConfig(window=8)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"selected_keys": 64}, "one does nothing without the other; give selected_layers too"),
+        ({"selected_layers": [1]}, "one does nothing without the other; give selected_keys too"),
+        ({"selected_layers": [1], "selected_keys": 100}, "selected in blocks of 64"),
+        ({"selected_layers": [1], "selected_keys": -1}, "expected at least 0"),
+    ],
+)
+def test_mistakes_in_selected_layers_are_named(values, message):
+    with pytest.raises(ValueError, match=message):
+        SWAAConfig(window=8, **values)

@@ -48,7 +48,11 @@ def test_layers_that_the_model_lacks_are_dropped_with_one_warning():
         (3, TypeError, r"full_layers is 3; expected a list of layer indices such as \[1, 3, 5\]"),
         (None, TypeError, "full_layers is None; expected a list"),
         ([2, -1], ValueError, "full_layers holds -1; layer indices start at 0"),
-        ("odds", ValueError, "full_layers: unknown rule 'odds'; choose from odd, even, every:N"),
+        (
+            "odds",
+            ValueError,
+            "full_layers: unknown rule 'odds'; choose from all, odd, even, every:N",
+        ),
         ("odd:1", ValueError, "unknown rule 'odd:1'"),
         ("1,3", ValueError, r"unknown rule '1,3'; choose from .*, or list layer indices"),
         ("every:0", ValueError, "'every:0' is no rule; write every:4 or every:4.1"),

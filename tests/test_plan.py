@@ -233,3 +233,17 @@ def test_unreadable_configuration_is_named(tmp_path):
         read_shape(str(tmp_path))
     with pytest.raises(FileNotFoundError):
         read_shape(str(tmp_path / "missing.gguf"))
+
+
+def test_selected_layers_cost_their_keys_and_the_choice():
+    shape = shape_of(_config("Llama"))
+    sliding = SWAAConfig(window=16, sink_tokens=4, full_decode=True, dense_tail=2)
+    chosen = dataclasses.replace(sliding, selected_layers=[1], selected_keys=64)
+    costs = [price(shape, config, prompt_length=400).cost.layers for config in (sliding, chosen)]
+    assert costs[1][0] == costs[0][0]
+    assert costs[1][1].role == "selected"
+    assert costs[1][1].kv_bytes == costs[0][1].kv_bytes
+    # 398 rows: from the 85th on, 64 more keys each; before, those that are there.
+    more = sum(min(i + 1, 84) - min(i + 1, 20) for i in range(398))
+    scored = 398 * 398 // (2 * 4 * 64)
+    assert costs[1][1].prefill_flops - costs[0][1].prefill_flops == 4 * 8 * (4 * more + 8 * scored)

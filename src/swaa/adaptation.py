@@ -39,6 +39,9 @@ from swaa.integrations.transformers.warm_up import warm_up as run_ahead
 
 _MISSING = object()
 
+PROBE_KEYS = 256
+"""Tokens of the calls by which backends are asked whether they serve a model."""
+
 
 @dataclass(frozen=True)
 class Adaptation:
@@ -198,8 +201,9 @@ def _pick_backends(
         )
     if model.device.type == "meta":
         raise UnsupportedModelError("the model's weights are not loaded (meta device)")
-    plan = next((plan for plan in plans if not plan.full), plans[0])
-    prompt = _probe(model, plan, 256, static=False)
+    # Selected rows ask the most of a backend, sliding ones more than full ones.
+    plan = max(plans, key=lambda plan: (not plan.full, plan.selected_keys))
+    prompt = _probe(model, plan, PROBE_KEYS, static=False)
     decode = _probe(model, plan, 1, static=True)
     name = requested
     if requested == "auto":
@@ -212,7 +216,7 @@ def _pick_backends(
     # stays open: the model may be moved to another device later.
     open_or_able = requested == "auto" or why_not(requested, decode) is None
     decoder = requested if open_or_able else choose_backend(decode).name
-    traced = _probe(model, plan, 256, static=True) if requested == "auto" else prompt
+    traced = _probe(model, plan, PROBE_KEYS, static=True) if requested == "auto" else prompt
     backends = Backends(requested, decoder, traced=pick(requested, traced))
     shown = choose_backend(decode).name if decoder == "auto" else decoder
     return name if name == shown else f"{name} (decoding: {shown})", backends
@@ -220,7 +224,7 @@ def _pick_backends(
 
 def _probe(model: PreTrainedModel, plan: LayerPlan, rows: int, *, static: bool) -> AttentionCall:
     """A call such as the model's layers will make; ``static`` has every number in a tensor."""
-    config, keys = model.config, 256
+    config, keys = model.config, PROBE_KEYS
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
@@ -237,6 +241,7 @@ def _probe(model: PreTrainedModel, plan: LayerPlan, rows: int, *, static: bool) 
         full_until=full_until,
         q_start=zero + keys - rows if static else keys - rows,
         kv_start=zero if static else None,
+        selected_keys=plan.selected_keys if rows > 1 else 0,
     )
 
 

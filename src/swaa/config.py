@@ -1,4 +1,4 @@
-"""The five knobs of sliding window attention adaptation, and what they mean for each layer."""
+"""The knobs of sliding window attention adaptation, and what they mean for each layer."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from swaa.layers import LayerSelection, parse_layers, resolve_layers
 
 CONFIG_VERSION = 1
 """Version of the JSON format; a file of a newer version is refused."""
+
+SELECTION = ("selected_layers", "selected_keys")
+"""Knobs that JSON leaves out where no layer has selected rows: older files mean what they meant."""
 
 AUTHORS_KEYS = {
     "sliding_window_size": "window",
@@ -31,12 +34,15 @@ class LayerPlan:
         sink_tokens: first real tokens that every row sees.
         full_decode: rows behind the prompt are full.
         dense_tail: the last prompt rows that are full.
+        selected_keys: older keys that prompt rows see by content, besides sinks and window; 0:
+            they slide. A layer with selected rows has full decode.
     """
 
     window: int | None
     sink_tokens: int = 0
     full_decode: bool = False
     dense_tail: int = 0
+    selected_keys: int = 0
 
     @property
     def full(self) -> bool:
@@ -79,6 +85,10 @@ class SWAAConfig:
         full_decode: whether generated tokens see every key: in every layer, in none, or in the
             layers named by index or by rule. The prompt slides all the same.
         dense_tail: the last N prompt tokens see every key, in every layer.
+        selected_layers: layers whose prompt rows also see the ``selected_keys`` older keys that fit
+            them best, by index or by rule; their generated rows see every key. A layer that
+            ``full_layers`` names too stays full.
+        selected_keys: how many: a multiple of 64.
 
     Raises:
         TypeError: for a value of the wrong type.
@@ -90,6 +100,8 @@ class SWAAConfig:
     full_layers: LayerSelection = ()
     full_decode: bool | LayerSelection = False
     dense_tail: int = 0
+    selected_layers: LayerSelection = ()
+    selected_keys: int = 0
 
     def __post_init__(self) -> None:
         if self.window is not None:
@@ -100,6 +112,9 @@ class SWAAConfig:
         if not isinstance(self.full_decode, bool):
             layers = parse_layers(self.full_decode, name="full_decode", instead="True, False, ")
             object.__setattr__(self, "full_decode", layers or False)
+        selected = parse_layers(self.selected_layers, name="selected_layers")
+        object.__setattr__(self, "selected_layers", selected)
+        _check_selected(selected, self.selected_keys)
 
     def layers(self, num_layers: int) -> tuple[LayerPlan, ...]:
         """The plan of each of a model's layers: the only place where options become numbers.
@@ -115,22 +130,26 @@ class SWAAConfig:
             decode = set(range(num_layers)) if self.full_decode else set()
         else:
             decode = set(resolve_layers(self.full_decode, num_layers, name="full_decode"))
+        selected = set(resolve_layers(self.selected_layers, num_layers, name="selected_layers"))
         return tuple(
             LayerPlan(window=None)
             if self.window is None or index in full
             else LayerPlan(
                 window=self.window,
                 sink_tokens=self.sink_tokens,
-                full_decode=index in decode,
+                full_decode=index in decode or index in selected,
                 dense_tail=self.dense_tail,
+                selected_keys=self.selected_keys if index in selected else 0,
             )
             for index in range(num_layers)
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values, with the format's ``version``."""
+        """As JSON values, with the format's ``version``; without selected rows where none are."""
         values: dict[str, Any] = {"version": CONFIG_VERSION}
         for field in fields(self):
+            if field.name in SELECTION and not self.selected_layers:
+                continue
             value = getattr(self, field.name)
             values[field.name] = list(value) if isinstance(value, tuple) else value
         return values
@@ -183,11 +202,13 @@ class SWAAConfig:
         >>> SWAAConfig(window=8, full_layers=[1, 99]).within(30).full_layers
         (1,)
         """
-        listed = {
+        listed: dict[str, Any] = {
             name: tuple(index for index in layers if index < num_layers)
-            for name in ("full_layers", "full_decode")
+            for name in ("full_layers", "full_decode", "selected_layers")
             if isinstance(layers := getattr(self, name), tuple)
         }
+        if self.selected_layers and listed.get("selected_layers") == ():
+            listed["selected_keys"] = 0
         return replace(self, **listed)
 
     def describe(self) -> str:
@@ -202,6 +223,9 @@ class SWAAConfig:
             parts.append(f"full decode{layers}")
         if self.dense_tail:
             parts.append(f"dense tail {self.dense_tail}")
+        if self.selected_layers:
+            layers = _words(self.selected_layers)
+            parts.append(f"{self.selected_keys} selected keys in layers {layers}")
         return ", ".join(parts)
 
 
@@ -214,6 +238,24 @@ def _check_count(name: str, value: object, least: int, unit: str) -> None:
         raise TypeError(f"{name} is {value!r}; expected a whole number of {unit}")
     if value < least:
         raise ValueError(f"{name} is {value}; expected at least {least} {unit}")
+
+
+def _check_selected(layers: LayerSelection, keys: int) -> None:
+    _check_count("selected_keys", keys, 0, "keys")
+    if bool(layers) != bool(keys):
+        missing = "selected_keys" if layers else "selected_layers"
+        raise ValueError(
+            f"selected_layers is {_words(layers)!r} and selected_keys {keys}: one does nothing"
+            f" without the other; give {missing} too"
+        )
+    if keys:
+        from swaa.attention.selection import KEY_BLOCK  # imports PyTorch
+
+        if keys % KEY_BLOCK:
+            raise ValueError(
+                f"selected_keys is {keys}; keys are selected in blocks of {KEY_BLOCK}: give a"
+                " multiple"
+            )
 
 
 def _check_version(version: object) -> None:

@@ -10,7 +10,9 @@ from fractions import Fraction
 LayerSelection = tuple[int, ...] | str
 """Layer indices from 0, or a rule that names them once the number of layers is known."""
 
-RULES = "odd, even, every:N, every:N+OFFSET, first:F, middle:F, last:F (F a fraction such as 1/4)"
+RULES = (
+    "all, odd, even, every:N, every:N+OFFSET, first:F, middle:F, last:F (F a fraction such as 1/4)"
+)
 
 
 def parse_layers(value: object, *, name: str, instead: str = "") -> LayerSelection:
@@ -71,6 +73,8 @@ def resolve_layers(selection: LayerSelection, num_layers: int, *, name: str) -> 
 def _resolve_rule(rule: str, num_layers: int, name: str, instead: str = "") -> tuple[int, ...]:
     word, _, argument = rule.partition(":")
     layers = range(num_layers)
+    if rule == "all":
+        return tuple(layers)
     if rule in ("odd", "even"):
         return tuple(layers[rule == "odd" :: 2])
     if word == "every":

@@ -37,11 +37,12 @@ class LayerCost:
 
     Attributes:
         index: of the layer.
-        role: ``full``, ``full decode`` (the prompt slides), ``sliding``, ``native sliding`` (as
-            the model came), or ``no attention``.
+        role: ``full``, ``selected`` (the prompt sees older keys by content; full decode), ``full
+            decode`` (the prompt slides), ``sliding``, ``native sliding`` (as the model came), or
+            ``no attention``.
         kv_tokens: tokens per sequence stored once the prompt is computed.
         kv_bytes: bytes of those.
-        prefill_flops: attention over the prompt.
+        prefill_flops: attention over the prompt, the choice of keys included.
         decode_flops: attention of the first generated token.
     """
 
@@ -208,7 +209,8 @@ def visible_pairs(plan: LayerPlan, prompt_length: int, first: int, end: int) -> 
     if plan.window is None:
         return _capped(end, end) - _capped(first, end)
     # Row i sees min(i + 1, window + sinks) keys: until then window and sinks cover all of them.
-    cap = plan.window + plan.sink_tokens
+    # Selected keys are as many more, but for those that complete blocks leave out.
+    cap = plan.window + plan.sink_tokens + plan.selected_keys
     full_from, full_until = plan.full_rows(prompt_length)
     low = end if full_from is None else min(max(full_from, first), end)
     high = end if full_until is None else min(max(full_until, low), end)
@@ -242,7 +244,11 @@ def _cost(
             role=_role(layer, plan),
             kv_tokens=stored[index],
             kv_bytes=stored[index] * _token_elements(layer) * unit,
-            prefill_flops=batch * _attention_flops(layer, plan, prompt_length, 0, prompt_length),
+            prefill_flops=batch
+            * (
+                _attention_flops(layer, plan, prompt_length, 0, prompt_length)
+                + _choice_flops(layer, plan, prompt_length)
+            ),
             decode_flops=batch
             * _attention_flops(layer, plan, prompt_length, prompt_length, prompt_length + 1),
         )
@@ -305,6 +311,8 @@ def _role(layer: LayerShape, plan: LayerPlan) -> str:
         return "native sliding"
     if plan.full:
         return "full"
+    if plan.selected_keys:
+        return "selected"
     return "full decode" if plan.full_decode else "sliding"
 
 
@@ -317,6 +325,18 @@ def _attention_flops(
 ) -> int:
     # Scores and weighted values: two products of head_dim per pair and query head.
     return 4 * layer.heads * layer.head_dim * visible_pairs(plan, prompt_length, first, end)
+
+
+def _choice_flops(layer: LayerShape, plan: LayerPlan, prompt_length: int) -> int:
+    """What choosing the keys of a prompt's selected rows takes."""
+    if not plan.selected_keys:
+        return 0
+    from swaa.attention.selection import KEY_BLOCK, ROW_GROUP  # imports PyTorch
+
+    rows = max(0, prompt_length - plan.dense_tail)
+    pairs = rows * rows // (2 * ROW_GROUP * KEY_BLOCK)  # mean queries, and blocks before them
+    # Two products of head_dim per pair and query head, and all of it twice.
+    return 8 * layer.heads * layer.head_dim * pairs
 
 
 def _linear_weights(shape: ModelShape) -> int | None:

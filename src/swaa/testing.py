@@ -161,8 +161,43 @@ def keys_seen(
         bool ``[batch, queries, keys]``.
 
     Raises:
-        AssertionError: when the output is not finite, heads differ, a row weighs its keys unequally
-            (one counted twice), or its weights do not sum to one.
+        AssertionError: when heads differ, and for what :func:`keys_seen_by_head` finds.
+    """
+    seen = keys_seen_by_head(
+        attention,
+        batch=batch,
+        queries=queries,
+        keys=keys,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        dtype=dtype,
+        device=device,
+    )
+    assert (seen == seen[:, :1]).all(), "heads saw different keys"
+    return seen[:, 0]
+
+
+def keys_seen_by_head(
+    attention: Callable[[Tensor, Tensor, Tensor], AttentionOutput | Tensor],
+    *,
+    batch: int,
+    queries: int,
+    keys: int,
+    heads: int = 1,
+    kv_heads: int = 1,
+    head_dim: int = 64,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """As :func:`keys_seen`, for masks that differ between heads.
+
+    Returns:
+        bool ``[batch, heads, queries, keys]``.
+
+    Raises:
+        AssertionError: when the output is not finite, a row weighs its keys unequally (one counted
+            twice), or its weights do not sum to one.
     """
     q = torch.zeros(batch, queries, heads, head_dim, dtype=dtype, device=device)
     k = torch.randn(batch, keys, kv_heads, head_dim, device=device).to(dtype)
@@ -176,7 +211,6 @@ def keys_seen(
         assert torch.isfinite(output).all(), "the output is not finite"
         weights[..., first : first + count] = output[..., :count].float().cpu()
     seen = weights > 0
-    assert (seen == seen[:, :, :1]).all(), "heads saw different keys"
     largest = weights.amax(dim=-1, keepdim=True)
     even = (weights - largest).abs() <= 2 * torch.finfo(dtype).eps * largest
     assert (even | ~seen).all(), "a row weighs its keys unequally: a key was counted twice"
@@ -184,7 +218,7 @@ def keys_seen(
     rounding = torch.finfo(dtype).eps * seen.sum(dim=-1).clamp(min=1)
     one = ((total - 1).abs() <= rounding) | ~seen.any(dim=-1)
     assert one.all(), "the weights of a row do not sum to one"
-    return seen[:, :, 0]
+    return seen.transpose(1, 2)
 
 
 def assert_sees_the_rule(

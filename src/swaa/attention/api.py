@@ -10,8 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from swaa.attention.call import AttentionCall, AttentionOutput, BackendError
+from swaa.attention.call import AttentionCall, AttentionOutput, BackendError, Selection
 from swaa.attention.mask import Position
+from swaa.attention.selection import KEY_BLOCK, ROW_BLOCK, row_block_count
 
 BACKENDS = ("fa4", "triton", "sdpa", "reference")
 """Every backend, best first; ``backend="auto"`` takes the first that can serve the call."""
@@ -41,6 +42,8 @@ def swaa_attention(
     cu_seqlens_k: Tensor | None = None,
     block_table: Tensor | None = None,
     scale: float | None = None,
+    selected_keys: int = 0,
+    selection: Selection | None = None,
     backend: str = "auto",
 ) -> AttentionOutput:
     """Exact causal attention through a sliding window, sink tokens and full rows.
@@ -72,6 +75,10 @@ def swaa_attention(
         cu_seqlens_k: as ``cu_seqlens_q`` for the keys; not used with ``block_table``.
         block_table: int32 ``[batch, pages]``, page of each ``page_size`` keys; needs ``kv_lens``.
         scale: factor of the scores; default ``head_dim ** -0.5``.
+        selected_keys: older keys that sliding rows see besides sinks and window, chosen by content
+            in blocks of 64 for blocks of 128 rows (``swaa.attention.selection`` has the rule): a
+            multiple of 64. Which are chosen has no gradient.
+        selection: the blocks to see instead of chosen ones; not for packed or paged calls.
         backend: ``"auto"`` or one of :data:`BACKENDS`.
 
     Returns:
@@ -99,6 +106,8 @@ def swaa_attention(
         cu_seqlens_k=cu_seqlens_k,
         block_table=block_table,
         scale=scale,
+        selected_keys=selected_keys,
+        selection=selection,
     )
     name = choose_backend(call).name if backend == "auto" else backend
     if backend != "auto":
@@ -123,6 +132,8 @@ def make_call(
     cu_seqlens_k: Tensor | None = None,
     block_table: Tensor | None = None,
     scale: float | None = None,
+    selected_keys: int = 0,
+    selection: Selection | None = None,
 ) -> AttentionCall:
     """Check the arguments of :func:`swaa_attention` and fill in the defaults."""
     _check_tensors(q, k, v)
@@ -150,7 +161,7 @@ def make_call(
                 " q_start says where they begin"
             )
         q_start = (k.shape[1] if kv_lens is None else kv_lens) - rows
-    return AttentionCall(
+    call = AttentionCall(
         q=q,
         k=k,
         v=v,
@@ -166,7 +177,11 @@ def make_call(
         cu_seqlens_k=cu_seqlens_k,
         block_table=block_table,
         scale=q.shape[-1] ** -0.5 if scale is None else scale,
+        selected_keys=selected_keys,
+        selection=selection,
     )
+    _check_selection(call)
+    return call
 
 
 def _check_count(name: str, value: object, least: int, unit: str) -> None:
@@ -174,6 +189,26 @@ def _check_count(name: str, value: object, least: int, unit: str) -> None:
         raise TypeError(f"{name} is {value!r}; expected a whole number")
     if value < least:
         raise ValueError(f"{name} is {value}; it must be at least {least} {unit}")
+
+
+def _check_selection(call: AttentionCall) -> None:
+    _check_count("selected_keys", call.selected_keys, 0, "keys")
+    if call.selected_keys % KEY_BLOCK:
+        raise ValueError(
+            f"selected_keys is {call.selected_keys}; keys are chosen in blocks of {KEY_BLOCK}:"
+            f" give a multiple"
+        )
+    if call.selection is None:
+        return
+    if call.packed or call.paged:
+        raise ValueError("a selection names the blocks of dense calls: pass sequences apart")
+    shape = (call.q.shape[0], call.k.shape[2], row_block_count(call))
+    if call.selection.blocks.shape[:3] != shape or call.selection.counts.shape != shape:
+        raise ValueError(
+            f"selection has blocks of shape {tuple(call.selection.blocks.shape)} and counts of"
+            f" {tuple(call.selection.counts.shape)}; expected {shape} (batch, kv heads, blocks of"
+            f" {ROW_BLOCK} rows), with one more axis for the blocks"
+        )
 
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -10,6 +11,19 @@ import torch
 from torch import Tensor
 
 from swaa.attention.mask import Position, left_bounds
+
+
+class Selection(NamedTuple):
+    """Blocks of older keys chosen for each block of query rows; see ``selection.py``.
+
+    Attributes:
+        blocks: int32 ``[batch, kv_heads, row_blocks, most]``, numbers of key blocks, counted from
+            the sequence's first real key; entries from ``counts`` on mean nothing.
+        counts: int32 ``[batch, kv_heads, row_blocks]``.
+    """
+
+    blocks: Tensor
+    counts: Tensor
 
 
 class AttentionOutput(NamedTuple):
@@ -54,11 +68,18 @@ class AttentionCall:
     cu_seqlens_k: Tensor | None
     block_table: Tensor | None
     scale: float
+    selected_keys: int = 0
+    selection: Selection | None = None
 
     @property
     def packed(self) -> bool:
         """Whether sequences lie one after the other in a batch of one."""
         return self.cu_seqlens_q is not None
+
+    @property
+    def selects(self) -> bool:
+        """Whether rows see older keys by content: chosen already, or to be chosen."""
+        return self.selection is not None or self.selected_keys > 0
 
     @property
     def paged(self) -> bool:
@@ -114,6 +135,26 @@ class AttentionCall:
             )
         return calls
 
+    def one(self, n: int) -> AttentionCall:
+        """Sequence ``n`` of a dense call by itself, its numbers as ints (read on the host)."""
+        length = self.k.shape[1] if self.kv_lens is None else int(self.kv_lens[n])
+        left = self.left
+        return replace(
+            self,
+            q=self.q[n : n + 1],
+            k=self.k[n : n + 1, :length],
+            v=self.v[n : n + 1, :length],
+            full_from=_item(self.full_from, n),
+            full_until=_item(self.full_until, n),
+            left=left if left is None or len(left) == 1 else left[n : n + 1],
+            q_start=_item(self.q_start, n),
+            kv_start=_item(self.kv_start, n) or 0,
+            kv_lens=None,
+            selection=None
+            if self.selection is None
+            else Selection(*(x[n : n + 1] for x in self.selection)),
+        )
+
     def joined(self, outputs: list[Tensor]) -> Tensor:
         """Outputs of :meth:`sequences` side by side; tokens behind the last one are zero."""
         rows = sum(output.shape[1] for output in outputs)
@@ -144,6 +185,25 @@ class AttentionCall:
             v=self.v[table].reshape(*pages[:-1], self.v.shape[-1]),
             block_table=None,
         )
+
+
+def attend_apart(
+    call: AttentionCall, attend: Callable[[AttentionCall], AttentionOutput]
+) -> AttentionOutput:
+    """Serve a packed call sequence by sequence; tokens behind the last one come back as zero rows.
+
+    Args:
+        call: packed.
+        attend: serves one dense call, with or without an lse.
+    """
+    parts = [attend(one) for one in call.sequences()]
+    output = call.joined([part.output for part in parts])
+    found = [part.lse for part in parts if part.lse is not None]
+    if len(found) < len(parts):
+        return AttentionOutput(output, None)
+    lse = torch.cat(found, dim=2)
+    behind = call.q.shape[1] - lse.shape[2]
+    return AttentionOutput(output, torch.nn.functional.pad(lse, (0, behind), value=float("-inf")))
 
 
 def _item(value: Position | None, n: int, default: int | None = None) -> int | None:

@@ -18,6 +18,9 @@ With window 4, 1 sink and 8 tokens, the last two of them full::
     row 5   1 . 1 1 1 1 . .
     row 6   1 1 1 1 1 1 1 .     full
     row 7   1 1 1 1 1 1 1 1     full
+
+A *selected* row sees what a sliding row sees and, besides, older keys that were chosen for it by
+content (``selection.py``): the last clause grows by ``or j is chosen``.
 """
 
 from __future__ import annotations
@@ -74,6 +77,7 @@ def visible(
     *,
     kv_start: Position = 0,
     sink_tokens: int = 0,
+    chosen: Tensor | None = None,
 ) -> Tensor:
     """The rule itself, as a boolean mask.
 
@@ -83,13 +87,19 @@ def visible(
         left: ``[batch or 1, queries]``, from :func:`left_bounds` or declared row by row.
         kv_start: position of the first real token.
         sink_tokens: first real tokens that every row sees.
+        chosen: keys that were chosen for a row by content, bool ``[batch, kv_heads, queries,
+            keys]``.
 
     Returns:
-        bool ``[batch or 1, queries, keys]``, True where the key is visible.
+        bool ``[batch or 1, queries, keys]``, True where the key is visible; with ``chosen``,
+        ``[batch, kv_heads, queries, keys]``.
     """
     start = kv_start[:, None, None] if isinstance(kv_start, Tensor) else kv_start
     i, j = positions[:, :, None], key_positions[:, None, :]
     kept = j >= left[:, :, None]
     if sink_tokens:
         kept = kept | (j < start + sink_tokens)
-    return (j >= start) & (j <= i) & kept
+    real = (j >= start) & (j <= i)
+    if chosen is None:
+        return real & kept
+    return real[:, None] & (kept[:, None] | chosen)

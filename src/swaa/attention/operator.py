@@ -26,6 +26,7 @@ def attention_operator(
     q_start: Tensor | None,
     kv_start: Tensor | None,
     scale: float,
+    selected_keys: int,
     backend: str,
 ) -> Tensor:
     """The output of :func:`swaa.swaa_attention`; positions are int32 ``[batch]``. Forward only."""
@@ -40,6 +41,7 @@ def attention_operator(
         q_start=q_start,
         kv_start=kv_start,
         scale=scale,
+        selected_keys=selected_keys,
         backend=backend,
     ).output.contiguous()
 
@@ -53,7 +55,8 @@ def attend_compiled(call: AttentionCall, backend: str) -> Tensor:
     """Serve a dense call from compiled code; output ``[batch, queries, heads, head_dim]``.
 
     Args:
-        call: neither packed nor paged, without ``left`` and ``kv_lens``, and without gradient.
+        call: neither packed nor paged, without ``left``, ``kv_lens`` and a
+            selection, and without gradient.
         backend: a name, or ``"auto"``.
     """
     batch, device = call.q.shape[0], call.q.device
@@ -74,6 +77,7 @@ def attend_compiled(call: AttentionCall, backend: str) -> Tensor:
         tensor(call.q_start),
         tensor(call.kv_start),
         call.scale,
+        call.selected_keys,
         backend,
     )
 
@@ -82,5 +86,5 @@ def is_plain(call: AttentionCall) -> bool:
     """Whether :func:`attend_compiled` can serve the call."""
     needs_gradient = torch.is_grad_enabled() and call.q.requires_grad
     return not (call.packed or call.paged or needs_gradient) and (
-        call.left is None and call.kv_lens is None
+        call.left is None and call.kv_lens is None and call.selection is None
     )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from swaa.attention.call import AttentionCall, AttentionOutput
+from swaa.attention.call import AttentionCall, AttentionOutput, attend_apart
 from swaa.attention.mask import column, visible
+from swaa.attention.selection import chosen_keys, select
 
 
 def refusal(call: AttentionCall) -> str | None:
@@ -21,11 +22,7 @@ def attend(call: AttentionCall) -> AttentionOutput:
     (softmax in float32), by whose error the other backends are measured.
     """
     if call.packed:
-        parts = [attend(one) for one in call.sequences()]
-        lse = torch.cat([_lse(part) for part in parts], dim=2)
-        behind = call.q.shape[1] - lse.shape[2]
-        lse = torch.nn.functional.pad(lse, (0, behind), value=float("-inf"))
-        return AttentionOutput(call.joined([part.output for part in parts]), lse)
+        return attend_apart(call, attend)
     if call.paged:
         call = call.gathered()
     if call.q.shape[1] == 0 or call.k.shape[1] == 0:
@@ -33,22 +30,31 @@ def attend(call: AttentionCall) -> AttentionOutput:
         lse = call.q.new_full((batch, heads, queries), float("-inf"), dtype=torch.float32)
         return AttentionOutput(call.q.new_zeros((batch, queries, heads, call.v.shape[3])), lse)
     mask = call_mask(call)
-    used = mask.any(dim=1)[:, :, None, None]  # unused slots may hold anything, NaN included
+    if mask.ndim == 3:  # the same for all heads
+        mask = mask[:, None]
+    used = mask.any(dim=(1, 2))[:, :, None, None]  # unused slots may hold anything, NaN included
     k, v = (torch.where(used, x, torch.zeros_like(x)) for x in (call.k, call.v))
     groups = call.q.shape[2] // k.shape[2]
+    mask = mask.repeat_interleave(call.q.shape[2] // mask.shape[1], dim=1)
     k, v = (x.repeat_interleave(groups, dim=2).transpose(1, 2) for x in (k, v))
     scores = call.q.transpose(1, 2) @ k.transpose(2, 3) * call.scale  # [B, H, Q, K]
     scores = (scores if scores.dtype == torch.float64 else scores.float()).masked_fill(
-        ~mask[:, None], float("-inf")
+        ~mask, float("-inf")
     )
-    seen = mask.any(dim=2)[:, None, :, None]  # padding rows see nothing: keep softmax finite there
+    seen = mask.any(dim=3, keepdim=True)  # padding rows see nothing: keep softmax finite there
     weights = (scores.masked_fill(~seen, 0.0).softmax(dim=-1) * seen).to(v.dtype)
     output = (weights @ v).transpose(1, 2).contiguous()
     return AttentionOutput(output, scores.logsumexp(dim=-1).float())
 
 
 def call_mask(call: AttentionCall) -> Tensor:
-    """The mask of a call neither packed nor paged: bool ``[batch, queries, keys]``."""
+    """The mask of a call neither packed nor paged: bool ``[batch, queries, keys]``.
+
+    With selected rows it has a part for each key head: ``[batch, kv_heads, queries, keys]``.
+    """
+    chosen = None
+    if call.selects:
+        chosen = chosen_keys(call, call.selection or select(call))
     positions = call.positions()
     keys = torch.arange(call.k.shape[1], device=call.k.device)[None]
     mask = visible(
@@ -57,12 +63,9 @@ def call_mask(call: AttentionCall) -> Tensor:
         call.left_rows(positions),
         kv_start=call.kv_start,
         sink_tokens=call.sink_tokens,
+        chosen=chosen,
     )
     if call.kv_lens is not None:
-        mask = mask & (keys < column(call.kv_lens))[:, None]
-    return mask.expand(call.q.shape[0], -1, -1)
-
-
-def _lse(part: AttentionOutput) -> Tensor:
-    assert part.lse is not None
-    return part.lse
+        exists = (keys < column(call.kv_lens))[:, None]
+        mask = mask & (exists if chosen is None else exists[:, None])
+    return mask.expand(call.q.shape[0], *mask.shape[1:])

@@ -1,19 +1,28 @@
 """PyTorch's scaled_dot_product_attention in linear time: the backend of any device.
 
 Query rows are cut into chunks of one kind. A sliding chunk meets its sinks and the keys of its own
-window, nothing else; full rows (dense tail, full decode, full layers) are a dense pass apart.
+window, nothing else; full rows (dense tail, full decode, full layers) are a dense pass apart. Where
+rows are selected, a chunk is one block of them and meets, besides, the key blocks chosen for it.
 """
 
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from swaa.attention.call import AttentionCall, AttentionOutput
+from swaa.attention.call import AttentionCall, AttentionOutput, Selection, attend_apart
 from swaa.attention.mask import column, visible
+from swaa.attention.selection import (
+    KEY_BLOCK,
+    ROW_BLOCK,
+    chosen_keys,
+    nothing_to_select,
+    select,
+)
 
 CHUNK_ROWS = 256
 """Query rows per sliding chunk; rows per dense chunk shrink until the mask fits MASK_ENTRIES."""
@@ -39,13 +48,21 @@ def refusal(call: AttentionCall) -> str | None:
 def attend(call: AttentionCall) -> AttentionOutput:
     """Attention over sinks and window only, chunk by chunk; ``lse`` is None."""
     if call.packed:
-        return AttentionOutput(call.joined([attend(c).output for c in call.sequences()]), None)
+        return attend_apart(call, attend)
     if call.paged:
         call = call.gathered()
     if call.q.shape[1] == 0 or call.k.shape[1] == 0:
         return AttentionOutput(call.q.new_zeros((*call.q.shape[:3], call.v.shape[3])), None)
+    if call.selects and not nothing_to_select(call):
+        call = replace(call, selection=call.selection or select(call))
+    else:
+        call = replace(call, selection=None)
     if _plain_causal(call):
         return AttentionOutput(_sdpa(call.q, call.k, call.v, None, call.scale, causal=True), None)
+    if call.selection is not None and call.q.shape[0] > 1 and call.q.shape[1] > FEW_ROWS:
+        # Blocks of rows begin at other slots in each sequence.
+        alone = [attend(call.one(n)).output for n in range(call.q.shape[0])]
+        return AttentionOutput(torch.cat(alone), None)
     positions = call.positions()
     left = call.left_rows(positions)
     if call.q.shape[1] <= FEW_ROWS:
@@ -63,6 +80,9 @@ def plan_chunks(call: AttentionCall, left: Tensor) -> list[Chunk]:
     for edge in (call.full_from, call.full_until):
         if edge is not None:
             cuts |= {_lowest(edge) - q_start - spread, _highest(edge) - q_start}
+    if call.selection is not None:
+        first = _lowest(call.kv_start) - q_start
+        cuts |= set(range(first + -(first // ROW_BLOCK) * ROW_BLOCK, rows, ROW_BLOCK))
     edges = sorted(cut for cut in cuts if 0 <= cut <= rows)
     chunks = []
     for first, end in itertools.pairwise(edges):
@@ -103,12 +123,47 @@ def _chunk(call: AttentionCall, positions: Tensor, left: Tensor, chunk: Chunk) -
         mask = torch.cat([m.expand(batch, -1, -1) for m in (sink_mask, mask)], dim=2)
         k = torch.cat([_take(call.k, sinks), k], dim=1)
         v = torch.cat([_take(call.v, sinks), v], dim=1)
-    return _masked_sdpa(call, q, k, v, mask)
+    if call.selection is None:
+        return _masked_sdpa(call, q, k, v, mask)
+    slots, seen = _chosen_slots(call, call.selection, i[0], left[0, rows])
+    seen = torch.cat([seen[None], mask[:, None].expand(1, len(seen), -1, -1)], dim=3)
+    index = slots.T[None, :, :, None]
+    k, v = (
+        torch.cat([whole.gather(1, index.expand(-1, -1, -1, whole.shape[3])), part], dim=1)
+        for whole, part in ((call.k, k), (call.v, v))
+    )
+    return _masked_sdpa(call, q, k, v, seen)
+
+
+def _chosen_slots(
+    call: AttentionCall, selection: Selection, positions: Tensor, left: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Keys chosen for rows of one block of one sequence, and which of them each row lacks.
+
+    Returns:
+        Slots ``[kv_heads, chosen]``, and bool ``[kv_heads, rows, chosen]``: True where a row sees a
+        key by choice alone, neither as a sink nor through its window.
+    """
+    start = _lowest(call.kv_start)
+    first = max(0, _lowest(call.q_start) - start) // ROW_BLOCK
+    r = max(0, (int(positions[-1]) - start) // ROW_BLOCK - first)
+    blocks, count = selection.blocks[0, :, r].long(), selection.counts[0, :, r]
+    within = torch.arange(KEY_BLOCK, device=blocks.device)
+    slots = (start + blocks[:, :, None] * KEY_BLOCK + within).flatten(1)
+    listed = torch.arange(blocks.shape[1], device=blocks.device) < count[:, None]
+    real = listed.repeat_interleave(KEY_BLOCK, dim=1) & (slots >= start + call.sink_tokens)
+    older = torch.minimum(left, positions + 1)
+    seen = real[:, None] & (slots[:, None] < older[:, None])
+    return slots.clamp(0, call.k.shape[1] - 1), seen
 
 
 def _few_rows(call: AttentionCall, positions: Tensor, left: Tensor) -> Tensor:
     keys = torch.arange(call.k.shape[1], device=call.q.device)[None]
-    return _masked_sdpa(call, call.q, call.k, call.v, _visible(call, positions, keys, left))
+    mask = _visible(call, positions, keys, left)
+    if call.selection is not None:
+        real = _visible(call, positions, keys, torch.zeros_like(left))
+        mask = mask[:, None] | (chosen_keys(call, call.selection) & real[:, None])
+    return _masked_sdpa(call, call.q, call.k, call.v, mask)
 
 
 def _visible(call: AttentionCall, positions: Tensor, keys: Tensor, left: Tensor) -> Tensor:
@@ -134,25 +189,31 @@ def _take(x: Tensor, positions: Tensor) -> Tensor:
 
 
 def _masked_sdpa(call: AttentionCall, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    if mask.ndim == 3:  # the same for all heads
+        mask = mask[:, None]
     if call.kv_lens is not None:  # slots beyond the length may hold anything, NaN included
-        used = mask.any(dim=1)[:, :, None, None]
+        used = mask.any(dim=(1, 2))[:, :, None, None]
         k, v = (torch.where(used, x, torch.zeros_like(x)) for x in (k, v))
     if isinstance(call.kv_start, int) and call.kv_start == 0 and call.kv_lens is None:
         return _sdpa(q, k, v, mask, call.scale)
     # A padding row sees nothing: let it see everything and clear its output.
-    seen = mask.any(dim=2, keepdim=True)
-    return _sdpa(q, k, v, mask | ~seen, call.scale) * seen[..., None]
+    seen = mask.any(dim=3, keepdim=True)
+    output = _sdpa(q, k, v, mask | ~seen, call.scale)
+    seen = seen.repeat_interleave(q.shape[2] // seen.shape[1], dim=1)
+    return output * seen.transpose(1, 2)
 
 
 def _sdpa(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, causal: bool = False
 ) -> Tensor:
     groups = q.shape[2] // k.shape[2]
+    if mask is not None and mask.shape[1] > 1:
+        mask = mask.repeat_interleave(groups, dim=1)
     output = torch.nn.functional.scaled_dot_product_attention(
         q.transpose(1, 2),
         k.transpose(1, 2),
         v.transpose(1, 2),
-        attn_mask=None if mask is None else mask[:, None],
+        attn_mask=mask,
         is_causal=causal,
         scale=scale,
         enable_gqa=groups > 1,

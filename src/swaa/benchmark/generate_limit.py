@@ -58,7 +58,7 @@ def random_call(kind: tuple[Any, ...], dtype: torch.dtype, device: torch.device)
 
     A decoding row sees every slot of its cache, as at the end of an answer.
     """
-    batch, rows, heads, head_dim, keys, kv_heads, window, sinks, *numbers = kind
+    batch, rows, heads, head_dim, keys, kv_heads, window, sinks, selected, *numbers = kind
     q_start, full_from, full_until = numbers
 
     def tensor(tokens: int, heads: int) -> Tensor:
@@ -79,6 +79,7 @@ def random_call(kind: tuple[Any, ...], dtype: torch.dtype, device: torch.device)
         full_until=full_until,
         q_start=q_start,
         kv_lens=filled,
+        selected_keys=selected,
     )
     assert kind_of(call) == kind
     return call

@@ -81,7 +81,8 @@ def kind_of(call: AttentionCall) -> tuple[Any, ...]:
     """
     numbers = (call.q_start, call.full_from, call.full_until)
     integers = tuple(None if isinstance(x, Tensor) else x for x in numbers)
-    return (*call.q.shape, *call.k.shape[1:3], call.window, call.sink_tokens, *integers)
+    mask = (call.window, call.sink_tokens, call.selected_keys)
+    return (*call.q.shape, *call.k.shape[1:3], *mask, *integers)
 
 
 def serve_by(model: PreTrainedModel, backends: Any) -> None:

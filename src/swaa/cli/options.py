@@ -13,14 +13,22 @@ from swaa.layers import LayerSelection, parse_layers
 DEFAULT_RECIPE = "balanced"
 """The recipe of a command that was given none."""
 
-KNOBS = ("window", "sink_tokens", "full_layers", "full_decode", "dense_tail")
+KNOBS = (
+    "window",
+    "sink_tokens",
+    "full_layers",
+    "full_decode",
+    "dense_tail",
+    "selected_layers",
+    "selected_keys",
+)
 """What the flags on top of a recipe are called in parsed arguments."""
 
 
 def add_config_options(
     parser: argparse.ArgumentParser, *, default: str | None = DEFAULT_RECIPE
 ) -> None:
-    """Add ``--recipe`` and the five knobs that override it.
+    """Add ``--recipe`` and the knobs that override it.
 
     Args:
         parser: of a verb; its parsed arguments go to :func:`config_from`.
@@ -59,6 +67,17 @@ def add_config_options(
         "--dense-tail",
         metavar="N",
         help="last prompt tokens that see every key (default: the recipe's)",
+    )
+    group.add_argument(
+        "--selected-layers",
+        metavar="L",
+        help="layers whose prompt tokens also see older keys by content: all, none, 1,3,5 or a rule"
+        " (default: the recipe's)",
+    )
+    group.add_argument(
+        "--selected-keys",
+        metavar="N",
+        help="how many older keys they see, a multiple of 64 (default: the recipe's)",
     )
 
 
@@ -201,11 +220,14 @@ def _changes(args: argparse.Namespace) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     if args.window is not None:
         changes["window"] = None if args.window == "none" else _count(args.window, "window", 1)
-    for name in ("sink_tokens", "dense_tail"):
+    for name in ("sink_tokens", "dense_tail", "selected_keys"):
         if getattr(args, name) is not None:
             changes[name] = _count(getattr(args, name), name, 0)
-    if args.full_layers is not None:
-        changes["full_layers"] = _layers(args.full_layers, "full_layers")
+    for name in ("full_layers", "selected_layers"):
+        if getattr(args, name) is not None:
+            changes[name] = _layers(getattr(args, name), name)
+    if changes.get("selected_layers") == ():
+        changes.setdefault("selected_keys", 0)
     if args.full_decode is not None:
         everywhere = args.full_decode == "all"
         changes["full_decode"] = everywhere or _layers(args.full_decode, "full_decode")

@@ -91,6 +91,11 @@ class _Run:
         say: Say | None,
     ) -> None:
         check_method(tuning.method)
+        if tuning.base.selected_layers:
+            raise ValueError(
+                "the recipe has selected layers, which no search keeps yet: tune from one without,"
+                " or with --selected-layers none"
+            )
         self.tuning, self.loaded, self.backend = tuning, loaded, backend
         self.source = LocalModel(loaded, name, backend=backend)
         self.progress = progress or (lambda _share, _label: None)

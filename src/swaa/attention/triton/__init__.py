@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from triton import knobs
 
-from swaa.attention.call import AttentionCall, AttentionOutput, current_device
-from swaa.attention.triton import decode, prefill
+from swaa.attention.call import AttentionCall, AttentionOutput, attend_apart, current_device
+from swaa.attention.selection import nothing_to_select
+from swaa.attention.triton import decode, prefill, scoring, selected
 
 FEW_ROWS = 16
 """Calls of at most this many query rows per sequence are decoding, served by split keys."""
@@ -23,15 +26,34 @@ def refusal(call: AttentionCall) -> str | None:
     reason = _refused_tensors(call)
     if reason is not None:
         return reason
+    if call.selects and prefill.needs_gradient(call):
+        return "its selected rows have no backward pass"
     return decode.refusal(call) if call.paged else prefill.refusal(call)
 
 
 def attend(call: AttentionCall) -> AttentionOutput:
     """Attention by the decode kernel for few rows or paged keys, else by the prefill kernel."""
+    if call.selects:
+        # Their lists are those of one sequence: packed ones are served one after the other.
+        return attend_apart(call, _attend_selected) if call.packed else _attend_selected(call)
     if not _is_decode(call):
         return prefill.attend(call)
     with current_device(call.q):
         return decode.attend(call)
+
+
+def _attend_selected(call: AttentionCall) -> AttentionOutput:
+    """The sliding pass, then what was chosen, on top of it."""
+    if call.paged:
+        call = call.gathered()
+    output, lse = attend(replace(call, selected_keys=0, selection=None))
+    if nothing_to_select(call):
+        return AttentionOutput(output, lse)
+    assert lse is not None
+    lse = lse.contiguous()
+    with current_device(call.q):
+        selected.add_selected(call, call.selection or scoring.select(call), output, lse)
+    return AttentionOutput(output, lse)
 
 
 def _is_decode(call: AttentionCall) -> bool:

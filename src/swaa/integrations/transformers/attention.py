@@ -59,6 +59,7 @@ class Backends:
             call.q.device,
             call.q.dtype,
             call.packed,
+            call.selects,
             call.left is None,
             call.full_from is None,
             call.kv_lens is None,

@@ -139,7 +139,15 @@ class RowInfo:
             full_from, full_until = full_rows(plan, self.phase.prompt_length)
             arguments["full_from"] = _shifted(full_from, gone)
             arguments["full_until"] = _shifted(full_until, gone)
+        if plan.selected_keys and not self._behind_prompts():
+            arguments["selected_keys"] = plan.selected_keys
         return arguments
+
+    def _behind_prompts(self) -> bool:
+        """Whether no row belongs to a prompt, as far as the host knows without waiting."""
+        if isinstance(self.q_offset, Tensor) or self.phase.rows is not None:
+            return False
+        return self.prompt_end is not None and self.q_offset >= self.prompt_end
 
     def _slots_gone(self, keys: int) -> int:
         if self.native_window is not None:
@@ -201,6 +209,7 @@ class RowInfo:
             "sink_tokens": plan.sink_tokens,
             "cu_seqlens_q": offsets,
             "cu_seqlens_k": offsets,
+            "selected_keys": plan.selected_keys,
         }
         if plan.needs_prompt_length:
             if self.phase.rows is None:

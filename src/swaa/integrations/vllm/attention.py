@@ -17,6 +17,7 @@ from swaa.attention import swaa_attention
 from swaa.config import LayerPlan
 from swaa.integrations.vllm.chunks import Chunks, FullRows
 from swaa.integrations.vllm.metadata import SlidingMetadata, most_gathered
+from swaa.integrations.vllm.selected import PromptRows
 
 
 class SlidingAttention(AttentionImpl[SlidingMetadata]):
@@ -92,7 +93,14 @@ class SlidingAttention(AttentionImpl[SlidingMetadata]):
             return output.zero_()
         if output_scale is not None or output_block_scale is not None:
             raise NotImplementedError("swaa's attention does not quantise its output")
-        chunks = attn_metadata.chunks
+        selected, chunks = attn_metadata.selected, attn_metadata.chunks
+        if selected is not None:
+            if selected.paged:
+                numbers = (selected.paged, selected.paged_rows)
+                self._paged(query, kv_cache, attn_metadata, output, *numbers)
+            for rows, slots in zip(selected.rows, selected.slots, strict=True):
+                self._selected(query, kv_cache, output, rows, slots)
+            return output
         if chunks is None:
             self._paged(query, kv_cache, attn_metadata, output, None, None)
             return output
@@ -153,6 +161,25 @@ class SlidingAttention(AttentionImpl[SlidingMetadata]):
             backend=self.kernels,
         )
         output[rows].copy_(result.output[0])
+
+    def _selected(
+        self, query: Tensor, kv_cache: Tensor, output: Tensor, rows: PromptRows, slots: Tensor
+    ) -> None:
+        """Rows of one request, those of its prompt selected."""
+        keys, values = self.gather(kv_cache, slots).split(self.head_size, dim=-1)
+        result = swaa_attention(
+            query[None, rows.first : rows.end],
+            keys[None],
+            values[None],
+            window=self.plan.window,
+            sink_tokens=self.plan.sink_tokens,
+            full_from=rows.full_from,
+            q_start=rows.position,
+            scale=self.scale,
+            selected_keys=self.plan.selected_keys,
+            backend=self.kernels,
+        )
+        output[rows.first : rows.end].copy_(result.output[0])
 
     def _apart(
         self,

@@ -86,4 +86,5 @@ def _derive(stock: type[Any], name: str, memory: Memory, changes: dict[str, Any]
 def _name(kind: str, memory: Memory) -> str:
     plan = memory.plan
     decode = "FullDecode" if plan.full_decode else ""
-    return f"Swaa{kind}W{plan.window}S{plan.sink_tokens}T{plan.dense_tail}{decode}"
+    chosen = f"K{plan.selected_keys}" if plan.selected_keys else ""
+    return f"Swaa{kind}W{plan.window}S{plan.sink_tokens}T{plan.dense_tail}{decode}{chosen}"

@@ -16,7 +16,9 @@ from torch import Tensor
 from vllm.v1.attention.backend import AttentionCGSupport, AttentionMetadataBuilder
 
 from swaa.config import LayerPlan
+from swaa.integrations.vllm import selected
 from swaa.integrations.vllm.chunks import Chunks, Layout, lay_out, place
+from swaa.integrations.vllm.selected import Selected
 
 
 @dataclass
@@ -34,6 +36,7 @@ class SlidingMetadata:
         full_from: int32 ``[requests]``, rows from this position on see everything, or None.
         full_until: int32 ``[requests]``, the end of those rows, or None: no end.
         chunks: the last requests, if their keys are gathered, or None.
+        selected: the requests with prompt rows, where those are selected, or None.
     """
 
     num_actual_tokens: int
@@ -46,6 +49,7 @@ class SlidingMetadata:
     full_from: Tensor | None
     full_until: Tensor | None
     chunks: Chunks | None = None
+    selected: Selected | None = None
 
 
 class SlidingMetadataBuilder(AttentionMetadataBuilder[SlidingMetadata]):
@@ -101,8 +105,22 @@ class SlidingMetadataBuilder(AttentionMetadataBuilder[SlidingMetadata]):
             full_until=self._full_until[:requests]
             if staged and not self.plan.full_decode
             else None,
-            chunks=self._chunks(batch),
+            chunks=None if self.plan.selected_keys else self._chunks(batch),
+            selected=self._selected(batch) if self.plan.selected_keys else None,
         )
+
+    def _selected(self, batch: Any) -> Selected | None:
+        """The requests with prompt rows, if any; of lengths that the host knows anyway."""
+        lengths, prompts = batch.seq_lens_cpu_upper_bound, self._prompt_lengths(batch)
+        if lengths is None or prompts is None or len(prompts) < batch.num_reqs:
+            return None  # a warm-up or a padded batch
+        offsets = batch.query_start_loc_cpu[: batch.num_reqs + 1].tolist()
+        lengths = lengths[: batch.num_reqs].tolist()
+        rows = selected.prompt_rows(self.plan, offsets, lengths, prompts[: batch.num_reqs])
+        if not rows:
+            return None
+        page = self.kv_cache_spec.block_size
+        return selected.place(rows, offsets, batch.block_table_tensor, page)
 
     def _chunks(self, batch: Any) -> Chunks | None:
         """Long chunks of prompts, if any; of lengths that the host knows anyway."""
@@ -155,6 +173,8 @@ class SlidingMetadataBuilder(AttentionMetadataBuilder[SlidingMetadata]):
 
 
 def most_gathered(vllm_config: Any, plan: LayerPlan) -> int:
-    """Most keys that one forward pass gathers: enough for any single chunk."""
+    """Most keys that one forward pass gathers: enough for any single chunk, or whole request."""
+    if plan.selected_keys:
+        return vllm_config.model_config.max_model_len
     rows = vllm_config.scheduler_config.max_num_batched_tokens
     return 2 * rows + plan.window + plan.sink_tokens

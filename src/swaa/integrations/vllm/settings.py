@@ -44,7 +44,7 @@ class Settings:
             ValueError: for a list of which the model has no layer.
         """
         config = self.config.within(layers)
-        for name in ("full_layers", "full_decode"):
+        for name in ("full_layers", "full_decode", "selected_layers"):
             given, left = getattr(self.config, name), getattr(config, name)
             if given == left:
                 continue

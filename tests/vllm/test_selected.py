@@ -1,0 +1,96 @@
+"""Selected rows in vLLM against the adapted Transformers model, its prompt cut alike."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from swaa.config import LayerPlan, SWAAConfig
+from tests.vllm.engine import TOLERANCE, Engine, Judge, prompts_of, sampling
+
+CONFIG = SWAAConfig(
+    window=40,
+    sink_tokens=4,
+    full_decode=(0,),
+    dense_tail=8,
+    selected_layers=(1, 2),
+    selected_keys=64,
+)
+CHUNK = 128
+NEW = 12
+# Hits of the prefix cache end where blocks of rows do.
+OPTIONS = {"block_size": 128, "max_num_batched_tokens": CHUNK, "num_gpu_blocks_override": 100}
+
+
+@pytest.fixture(scope="module")
+def engine(checkpoint):
+    with Engine(checkpoint(), CONFIG.to_dict(), **OPTIONS) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def judge(checkpoint):
+    from transformers import AutoModelForCausalLM
+
+    import swaa
+
+    model = AutoModelForCausalLM.from_pretrained(checkpoint(), dtype=torch.float32).eval()
+    swaa.adapt(model, CONFIG, quiet=True)
+
+    def check(prompt, answer, chunk=CHUNK):
+        output = model.generate(
+            input_ids=torch.tensor([prompt]),
+            max_new_tokens=len(answer.token_ids),
+            do_sample=False,
+            prefill_chunk_size=chunk,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        assert list(answer.token_ids) == output.sequences[0, len(prompt) :].tolist()
+        wanted = torch.stack(output.logits)[:, 0].log_softmax(-1).amax(-1)
+        said = zip(answer.token_ids, answer.logprobs, strict=True)
+        found = [one[token].logprob for token, one in said]
+        assert (torch.tensor(found) - wanted).abs().max() < TOLERANCE
+
+    return check
+
+
+@pytest.mark.parametrize("length", [1, 100, 129, 384, 500])
+def test_prompts_in_chunks(engine, judge, length):
+    (prompt,) = prompts_of(length, seed=length)
+    judge(prompt, engine.answers([prompt], max_tokens=NEW)[0])
+
+
+def test_a_choice_is_made(engine, judge):
+    """A model that slides in the same layers answers otherwise."""
+    (prompt,) = prompts_of(500, seed=500)
+    answer = engine.answers([prompt], max_tokens=NEW)[0]
+    plain = dataclasses.replace(CONFIG, selected_layers=(), selected_keys=0, full_decode=(0, 1, 2))
+    assert plain.layers(4)[1] == LayerPlan(window=40, sink_tokens=4, full_decode=True, dense_tail=8)
+    folder = engine.llm.llm_engine.model_config.model
+    with pytest.raises(AssertionError):
+        Judge(folder, plain).check(prompt, answer)
+
+
+def test_a_prompt_beside_requests_that_generate(engine, judge):
+    short, long = prompts_of(30, 470, seed=3)
+    core = engine.llm.llm_engine
+    core.add_request("short", {"prompt_token_ids": short}, sampling(max_tokens=NEW))
+    core.step()
+    core.add_request("long", {"prompt_token_ids": long}, sampling(max_tokens=NEW))
+    answers = {}
+    while core.has_unfinished_requests():
+        for output in core.step():
+            if output.finished:
+                answers[output.request_id] = output.outputs[0]
+    judge(short, answers["short"])
+    judge(long, answers["long"], chunk=CHUNK - 1)  # the other request has a row in every step
+    assert engine.free_blocks() == engine.free_at_start
+
+
+def test_a_prefix_that_is_cached(engine, judge):
+    base, more = prompts_of(300, 200, seed=4)
+    engine.answers([base], max_tokens=2)
+    output = engine.run([base + more], max_tokens=NEW)[0]
+    assert output.num_cached_tokens == 256
+    judge(base + more, output.outputs[0])
