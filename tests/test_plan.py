@@ -10,6 +10,7 @@ import swaa
 from swaa.attention.mask import left_bounds, visible
 from swaa.config import LayerPlan, SWAAConfig
 from swaa.integrations.transformers.cache import SWAACache
+from swaa.integrations.transformers.cache_name import cache_argument
 from swaa.plan import price, visible_pairs
 from swaa.shapes import LayerShape, ModelShape, read_shape, shape_of
 
@@ -86,7 +87,7 @@ def test_kv_bytes_are_those_of_the_real_cache(name, config, chunk):
     prompt = torch.randint(1, 96, (2, 61))
     with torch.no_grad(), swaa.prompt_length(61):
         for part in prompt.split(chunk or 61, dim=1):
-            model(part, past_key_values=cache)
+            model(part, **cache_argument(cache))
     result = price(model.config, config, prompt_length=61, batch=2, chunk=chunk, dtype="float32")
     assert result.cost.kv_steady_bytes == cache.kv_bytes()
     assert result.cost.kv_peak_bytes == cache.peak_kv_bytes

@@ -10,6 +10,7 @@ from transformers import Cache, PreTrainedModel
 
 from swaa.config import LayerPlan
 from swaa.integrations.transformers.cache import SWAACache
+from swaa.integrations.transformers.cache_name import NAMES, cache_argument, cache_in
 from swaa.integrations.transformers.fast import graph_sample
 from swaa.integrations.transformers.mask import left_padding
 from swaa.phase import Phase, current_phase, declare
@@ -32,13 +33,15 @@ class Generate:
         inputs = args[0] if args else kwargs.get("inputs")
         _check_mask(kwargs.get("attention_mask"))
         tokens = _prompt_tokens(inputs, kwargs)
-        cache = kwargs.get("past_key_values")
+        cache = cache_in(kwargs)
+        for name in NAMES:
+            kwargs.pop(name, None)
         if cache is None:
-            made = self._make_cache(self._options(args, kwargs))
-            if made is not None:
-                kwargs["past_key_values"] = made
+            cache = self._make_cache(self._options(args, kwargs))
         elif isinstance(cache, SWAACache):
             self._make_room_for_tail(cache, inputs, kwargs, tokens)
+        if cache is not None:
+            kwargs.update(cache_argument(cache))
         outer = current_phase()
         if outer.generating and isinstance(outer.prompt_length, int):
             # An assistant model drafts inside another model's generate: what follows that prompt
@@ -120,5 +123,5 @@ def _prompt_tokens(inputs: Any, kwargs: dict[str, Any]) -> int:
         return embeds.shape[1]
     if ids is not None:
         return ids.shape[1]
-    cache = kwargs.get("past_key_values")
+    cache = cache_in(kwargs)
     return 1 + (cache.get_seq_length() if isinstance(cache, Cache) else 0)
