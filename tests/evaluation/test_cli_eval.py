@@ -163,6 +163,7 @@ def test_a_mistake_is_one_line_and_code_2(tiny, capsys, words, message):
 def test_a_judge_heeds_the_flags_of_servers():
     flags = {"served_model": None, "api": "completions", "key_variable": "OPENAI_API_KEY"}
     given = argparse.Namespace(endpoint=None, concurrency=2, timeout=5.0, **flags)
+    given.key_over_http = False
     given.judge_endpoint = "http://127.0.0.1:9/v1"
     refuse_unused(given, local={})
     given.judge_endpoint = None
