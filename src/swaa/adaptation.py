@@ -59,6 +59,10 @@ class Adaptation:
     summary: str
     warm_up_seconds: float | None = None
 
+    def __repr__(self) -> str:
+        """Short: an interactive shell shows what :func:`adapt` returned."""
+        return f"<Adaptation: {self.summary}>"
+
 
 @dataclass(frozen=True)
 class _Undo:
