@@ -142,7 +142,7 @@ def test_a_served_model_is_asked(tiny, capsys):
         (["--key-variable", "K"], "--key-variable does nothing without --endpoint"),
         (["--timeout", "5"], "--timeout does nothing without --endpoint"),
         (["--recipes", "fast", "--recipe", "fast"], "--recipe and --recipes exclude each other"),
-        (["--lengths", "4k"], "--lengths 4k: expected whole numbers of at least 1"),
+        (["--lengths", "4q"], "--lengths 4q: expected whole numbers of at least 1"),
         (["--samples", "0"], "--samples 0: expected a whole number of at least 1"),
         (["--tasks", "nedle"], "unknown task 'nedle'; did you mean 'needle'?"),
         (

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swaa.cli.endpoints import add_key_over_http
-from swaa.cli.options import words
+from swaa.cli.options import add_results_option, words
 from swaa.cli.progress import ProgressBar
 from swaa.cli.table import Cell, format_table
 
@@ -47,9 +47,7 @@ def register(subparsers: Any) -> None:
         help="to compare; 'full' is vLLM without swaa (default: %(default)s)",
     )
     _add_workload_options(parser)
-    parser.add_argument(
-        "--results", default="results", metavar="DIR", help="folder (default: %(default)s)"
-    )
+    add_results_option(parser)
     parser.add_argument(
         "--again", action="store_true", help="measure what is measured already (default: show it)"
     )

@@ -8,7 +8,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from swaa.cli.endpoints import add_endpoint_options, endpoint_from, judge_from, refuse_unused
-from swaa.cli.options import add_model_options
+from swaa.cli.options import OUTPUT, add_model_options
 
 if TYPE_CHECKING:
     from swaa.evaluation.engines import Engine, Sampling
@@ -35,7 +35,14 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument("model", metavar="MODEL", help="folder, hub name, GGUF file, or smollm2")
     parser.add_argument("--data", required=True, metavar="FILE", help="questions: .jsonl and so on")
-    parser.add_argument("--out", required=True, metavar="OUT", help="chat-format .jsonl to write")
+    parser.add_argument(
+        *OUTPUT,
+        "--out",
+        dest="out",
+        required=True,
+        metavar="OUT",
+        help="chat-format .jsonl to write",
+    )
     _add_drawing_options(parser)
     _add_model_options(parser)
     add_endpoint_options(parser)

@@ -15,6 +15,7 @@ from swaa.cli.options import (
     add_backend_option,
     add_config_options,
     add_model_options,
+    add_results_option,
     config_from,
     whole_numbers,
     words,
@@ -60,9 +61,7 @@ def register(subparsers: Any) -> None:
     _add_prompt_options(parser)
     _add_local_options(parser)
     add_endpoint_options(parser, note="; --recipes then names the one that it runs")
-    parser.add_argument(
-        "--results", default="results", metavar="D", help="folder (default: %(default)s)"
-    )
+    add_results_option(parser)
     parser.add_argument(
         "--gather",
         action="store_true",

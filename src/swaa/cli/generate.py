@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from swaa.models import LoadedModel
 
 
+STDIN = "-"
+"""Stands for standard input where a file is named."""
+
+
 @dataclass(frozen=True)
 class _Run:
     """One setting's answer."""
@@ -50,7 +54,9 @@ def register(subparsers: Any) -> None:
         description="Answer a question about a document under a recipe, and say what it cost.",
     )
     parser.add_argument("model", metavar="MODEL", help="folder, hub name, GGUF file, or smollm2")
-    parser.add_argument("--file", required=True, metavar="F", help="the document, UTF-8 text")
+    parser.add_argument(
+        "--file", required=True, metavar="F", help="the document, UTF-8 text; - reads stdin"
+    )
     parser.add_argument("--question", required=True, metavar="Q", help="asked after the document")
     parser.add_argument(
         "--compare",
@@ -112,21 +118,22 @@ def run(args: argparse.Namespace) -> int:
 
 
 def read_document(path: str) -> str:
-    """The text of a document.
+    """The text of a document: of a file, or of ``-``, standard input.
 
     Raises:
         FileNotFoundError: when there is no such file.
         ValueError: for a file that is empty or not UTF-8 text.
     """
-    file = Path(path)
-    if not file.is_file():
+    name = "stdin" if path == STDIN else path
+    if path != STDIN and not Path(path).is_file():
         raise FileNotFoundError(f"no such file: {path}")
     try:
-        text = file.read_text(encoding="utf-8")
+        data = sys.stdin.buffer.read() if path == STDIN else Path(path).read_bytes()
+        text = data.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError:
-        raise ValueError(f"{path} is not UTF-8 text") from None
+        raise ValueError(f"{name} is not UTF-8 text") from None
     if not text.strip():
-        raise ValueError(f"the document is empty: {path}")
+        raise ValueError(f"the document is empty: {name}")
     return text
 
 

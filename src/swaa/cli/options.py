@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from swaa.cli.numbers import dtype_name, whole_number
 from swaa.config import SWAAConfig
 from swaa.layers import LayerSelection, parse_layers
 
 DEFAULT_RECIPE = "balanced"
 """The recipe of a command that was given none."""
+
+OUTPUT = ("-o", "--output")
+"""What every verb calls where it writes to."""
 
 KNOBS = ("window", "sink_tokens", "full_layers", "full_decode", "dense_tail")
 """What the flags on top of a recipe are called in parsed arguments."""
@@ -134,7 +140,7 @@ def refuse_twice(parts: Sequence[str], given: str) -> None:
 
 
 def whole_numbers(text: str, flag: str, *, least: int = 1) -> tuple[int, ...]:
-    """The numbers of a flag that takes several with commas: ``8192,32768``.
+    """The numbers of a flag that takes several with commas: ``8192,32k``.
 
     Args:
         text: what was given.
@@ -144,10 +150,13 @@ def whole_numbers(text: str, flag: str, *, least: int = 1) -> tuple[int, ...]:
     Raises:
         ValueError: naming the flag, for anything else.
     """
-    numbers = [word.replace("_", "") for word in words(text, flag)]
-    if not all(number.isdecimal() and int(number) >= least for number in numbers):
+    try:
+        numbers = tuple(map(whole_number, words(text, flag)))
+    except argparse.ArgumentTypeError:
+        numbers = ()
+    if not numbers or min(numbers) < least:
         raise ValueError(f"{flag} {text}: expected whole numbers of at least {least}, with commas")
-    return tuple(map(int, numbers))
+    return numbers
 
 
 def add_backend_option(parser: Any, *, names: str = "fa4, triton, sdpa or reference") -> None:
@@ -170,6 +179,7 @@ def add_model_options(parser: Any, *, auto: str = "the checkpoint's own") -> Non
     """
     parser.add_argument(
         "--dtype",
+        type=dtype_name,
         default="auto",
         metavar="T",
         help=f"float32, bfloat16, float16 or auto, {auto} (default: %(default)s)",
@@ -192,8 +202,28 @@ def add_measured_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--again", action="store_true", help="measure what is measured already (default: show it)"
     )
+    add_results_option(parser)
     parser.add_argument(
-        "--output", default="results", metavar="DIR", help="folder of results (default: results)"
+        "--json", action="store_true", help="print the result as JSON alone (default: tables)"
+    )
+
+
+@contextlib.contextmanager
+def tables_aside(args: argparse.Namespace) -> Iterator[None]:
+    """With ``--json``, print on stderr what is for people, so that stdout holds JSON alone."""
+    with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
+        yield
+
+
+def add_results_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--output``, the folder of all results, under every name that it has had."""
+    parser.add_argument(
+        *OUTPUT,
+        "--results",
+        dest="results",
+        default="results",
+        metavar="DIR",
+        help="folder of results (default: %(default)s)",
     )
 
 
@@ -218,8 +248,8 @@ def _flag(name: str) -> str:
 
 def _count(text: str, name: str, least: int) -> int:
     try:
-        value = int(text)
-    except ValueError:
+        value = whole_number(text)
+    except argparse.ArgumentTypeError:
         value = least - 1
     if value < least:
         also = " or none" if name == "window" else ""

@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     from swaa.integrations.vllm.launch import check_installed, serve
     from swaa.integrations.vllm.settings import Settings
 
-    own = Parser(prog="swaa serve", add_help=False)
+    own = Parser(prog="swaa serve", add_help=False, passes_on=True)
     _add_options(own)
     own, rest = own.parse_known_args(args.arguments, argparse.Namespace(**vars(args)))
     check_installed()

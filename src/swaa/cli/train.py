@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from swaa.cli.options import (
+    OUTPUT,
     add_backend_option,
     add_config_options,
     add_model_options,
@@ -43,7 +44,9 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument("model", metavar="MODEL", help="folder, hub name, GGUF file, or smollm2")
     parser.add_argument("--data", required=True, metavar="FILE", help="chat-format JSONL")
-    parser.add_argument("--out", required=True, metavar="OUT", help="new or empty folder")
+    parser.add_argument(
+        *OUTPUT, "--out", dest="out", required=True, metavar="OUT", help="new or empty folder"
+    )
     parser.add_argument(
         "--skip-bad",
         action="store_true",

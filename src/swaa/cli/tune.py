@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swaa.cli.options import (
+    OUTPUT,
     add_backend_option,
     add_config_options,
     add_model_options,
@@ -60,7 +61,9 @@ def register(subparsers: Any) -> None:
     add_config_options(parser, default=DEFAULT_RECIPE)
     _add_local_options(parser)
     parser.add_argument(
+        *OUTPUT,
         "--out",
+        dest="out",
         metavar="FILE",
         help="the recipe; the plot lies beside it (default: MODEL-tuned.json)",
     )

@@ -116,7 +116,7 @@ class Endpoint(Address):
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     """A redirected request would carry the key to wherever the answer says."""
 
-    def redirect_request(self, *_given: Any) -> None:
+    def redirect_request(self, *_args: Any, **_options: Any) -> None:
         """Follow none: the answer becomes an error."""
 
 
