@@ -100,6 +100,7 @@ class Price:
         dtype: of the cache.
         cost: of the configuration.
         full: of the unadapted model.
+        weight_bytes: of the weights in that type; ``None``: they were not counted.
         notes: what the numbers leave out, one sentence each.
     """
 
@@ -111,6 +112,7 @@ class Price:
     cost: Cost
     full: Cost
     notes: tuple[str, ...]
+    weight_bytes: int | None = None
 
     def ratios(self) -> dict[str, float]:
         """Each total divided by the unadapted model's."""
@@ -130,6 +132,10 @@ class Price:
         """
         ratios = self.ratios()
         return {share: ratios[name] for share, name in _SHARES.items() if name in ratios}
+
+    def needed_bytes(self) -> int | None:
+        """Weights and the most keys and values at once; ``None``: weights were not counted."""
+        return None if self.weight_bytes is None else self.weight_bytes + self.cost.kv_peak_bytes
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -190,6 +196,7 @@ def price(
         cost=cost_of(plans),
         full=cost_of([LayerPlan(window=None)] * len(plans)),
         notes=tuple(_notes(shape, plans, prompt_length)),
+        weight_bytes=None if shape.parameters is None else shape.parameters * DTYPE_BYTES[dtype],
     )
 
 

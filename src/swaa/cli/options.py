@@ -96,6 +96,34 @@ def config_from(
     return config
 
 
+def settings_from(args: argparse.Namespace, names: str) -> list[tuple[str, SWAAConfig]]:
+    """Name and configuration of several recipes; the knobs are turned on all but full attention.
+
+    Args:
+        args: parsed arguments, with those of :func:`add_config_options` and ``recipes``.
+        names: of the recipes, with commas between them.
+
+    Raises:
+        ValueError: for ``--recipe`` beside ``--recipes``; for a recipe that is unknown or there
+            twice; for knobs that would do nothing.
+    """
+    from swaa.recipes import resolve
+
+    if args.recipe is not None and args.recipes is not None:
+        raise ValueError("--recipe and --recipes exclude each other; give one of them")
+    settings: list[tuple[str, SWAAConfig]] = []
+    for name in words(names, "--recipes" if args.recipe is None else "--recipe"):
+        one = argparse.Namespace(**vars(args) | {"recipe": name})
+        slides = resolve(name).window is not None
+        settings.append((name, config_from(one) if slides else resolve(name)))
+    knobs = [name for name in KNOBS if getattr(args, name) is not None]
+    if knobs and all(config.window is None for _, config in settings):
+        raise ValueError(
+            f"{_flag(knobs[0])} would do nothing: every recipe given is full attention"
+        )
+    return settings
+
+
 def name_from(args: argparse.Namespace, *, default: str = DEFAULT_RECIPE) -> str:
     """What to call the configuration in tables and results: ``balanced window=512``.
 
