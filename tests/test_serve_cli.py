@@ -129,7 +129,7 @@ def test_mistakes_take_one_line(handed, capsys, words, reason):
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
 def test_without_vllm(capsys):
     assert main(["serve", "folder"]) == 2
-    assert "pip install 'swaa[vllm]'" in capsys.readouterr().err
+    assert "pip install -e '.[vllm]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from swaa.extras import install_line
 from swaa.memory import explain_out_of_memory
 from swaa.training.switch import put_adapter_on, read_adapter
 
@@ -307,5 +308,5 @@ def require_gguf() -> None:
     missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(
-            f"reading GGUF files needs {' and '.join(missing)}; run: pip install 'swaa[gguf]'"
+            f"reading GGUF files needs {' and '.join(missing)}; run: {install_line('gguf')}"
         )

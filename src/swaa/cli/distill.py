@@ -8,6 +8,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from swaa.cli.endpoints import add_endpoint_options, endpoint_from, judge_from, refuse_unused
+from swaa.cli.numbers import counted
 from swaa.cli.options import OUTPUT, add_model_options
 
 if TYPE_CHECKING:
@@ -174,8 +175,9 @@ def _print(args: argparse.Namespace, done: Distilled) -> None:
         print(json.dumps({**dataclasses.asdict(done), "path": str(done.path)}, indent=2))
         return
     print(
-        f"{done.questions} questions, {done.answers} answers, {done.right} right;"
-        f" {done.kept} kept, {done.unanswered} questions without a right answer"
+        f"{counted(done.questions, 'question')}, {counted(done.answers, 'answer')},"
+        f" {done.right} right; {done.kept} kept,"
+        f" {counted(done.unanswered, 'question')} without a right answer"
     )
     if done.unjudged:
         print(f"{done.unjudged} verdicts of the judge could not be read; they count as wrong.")

@@ -31,3 +31,8 @@ def whole_number(text: str) -> int:
 def dtype_name(text: str) -> str:
     """A type by the name that torch gives it: ``bfloat16`` for ``bf16``; others as they are."""
     return _DTYPES.get(text.lower(), text.lower())
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 conversation``, ``2 conversations``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -339,7 +339,9 @@ def _as_json(tuned: Tuned) -> dict[str, Any]:
 
 def _draw(tuned: Tuned, chosen: Point, path: Path, model: str) -> Path | None:
     if importlib.util.find_spec("matplotlib") is None:
-        print("swaa tune: no plot: pip install 'swaa[plot]'", file=sys.stderr)
+        from swaa.extras import install_line
+
+        print(f"swaa tune: no plot: {install_line('plot')}", file=sys.stderr)
         return None
     from swaa.selection.plot import draw
 
