@@ -190,3 +190,16 @@ def test_an_index_into_a_single_configuration_is_refused(tmp_path):
     SWAAConfig(window=8).save(path)
     with pytest.raises(ValueError, match="leave out '#3'"):
         SWAAConfig.load(f"{path}#3")
+
+
+def test_window_and_sinks_cover_what_no_row_slides_past():
+    sliding = SWAAConfig(window=8, sink_tokens=2)
+    assert sliding.covers(10)
+    assert not sliding.covers(11)
+    assert not sliding.covers(9, 2)
+    assert SWAAConfig(window=8, sink_tokens=2, full_decode=True).covers(9, 2)
+    assert not SWAAConfig(window=8, sink_tokens=2, full_decode=[0]).covers(9, 2)
+    assert not SWAAConfig(window=None).covers(1)
+    assert sliding.idle("it") == (
+        "nothing slides: window 8 and 2 sinks cover it; it is full attention"
+    )

@@ -195,7 +195,7 @@ def price(
         dtype=dtype,
         cost=cost_of(plans),
         full=cost_of([LayerPlan(window=None)] * len(plans)),
-        notes=tuple(_notes(shape, plans, prompt_length)),
+        notes=tuple(_notes(shape, config, plans, prompt_length)),
         weight_bytes=None if shape.parameters is None else shape.parameters * DTYPE_BYTES[dtype],
     )
 
@@ -332,7 +332,9 @@ def _linear_weights(shape: ModelShape) -> int | None:
     return sum(known) if len(known) == len(weights) else None
 
 
-def _notes(shape: ModelShape, plans: Sequence[LayerPlan], prompt_length: int) -> Iterator[str]:
+def _notes(
+    shape: ModelShape, config: SWAAConfig, plans: Sequence[LayerPlan], prompt_length: int
+) -> Iterator[str]:
     sliding = [
         plan
         for layer, plan in zip(shape.layers, plans, strict=True)
@@ -340,7 +342,7 @@ def _notes(shape: ModelShape, plans: Sequence[LayerPlan], prompt_length: int) ->
     ]
     if not sliding and any(plan.window is not None for plan in plans):
         yield "Nothing changes: each layer with full attention is one of those left full."
-    if sliding and prompt_length <= (sliding[0].window or 0) + sliding[0].sink_tokens:
+    if sliding and config.covers(prompt_length):
         yield "The prompt fits into window and sinks: it is computed as with full attention."
     if _linear_weights(shape) is None:
         yield (

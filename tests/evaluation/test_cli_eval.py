@@ -22,6 +22,18 @@ def tiny(loaded, monkeypatch, tmp_path):
     return loaded
 
 
+def test_what_slides_nowhere_is_said_and_keeps_nothing_of_full_attention(tiny, capsys):
+    words = ["eval", "tiny", *_LIGHT, "--recipes", "full,naive", "--sink-tokens", "64"]
+    assert cli.main([*words, "--window", "800", "--dense-tail", "8"]) == 0
+    out = capsys.readouterr().out
+    label = "naive window=800 sink_tokens=64 dense_tail=8"
+    assert f"{label}: nothing slides: window 800 and 64 sinks cover every prompt of needl" in out
+    assert cli.main([*words, "--window", "800", "--dense-tail", "8", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["recipe"] for row in rows] == ["full", "naive"]
+    assert [(row["retention"], row["p"]) for row in rows] == [(None, None)] * 2
+
+
 _LIGHT = ["--tasks", "needle", "--lengths", "600", "--samples", "1"]
 
 
@@ -35,7 +47,8 @@ def test_recipes_are_measured_on_the_same_samples_and_kept(tiny, capsys, tmp_pat
     assert _run(*words) == 0
     out = capsys.readouterr().out
     assert sum(line.startswith("needle ") for line in out.splitlines()) == 6
-    assert "naive: window 128, 0 sinks\n" in out
+    assert "naive window=128: window 128, 0 sinks\n" in out
+    assert "nothing slides" not in out
     assert "in the sinks" in out
     files = sorted((tmp_path / "results" / "eval").iterdir())
     assert len(files) == 12

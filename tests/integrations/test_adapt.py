@@ -389,3 +389,23 @@ def test_a_reset_cache_starts_afresh():
         cache.reset()
         assert cache.get_seq_length() == cache.kv_bytes() == 0
         assert torch.equal(model(IDS, **cache_argument(cache)).logits, first)
+
+
+def test_the_first_call_says_where_nothing_slides(capsys, caplog):
+    model = tiny_model("llama")
+    swaa.adapt(model, SWAAConfig(window=40, sink_tokens=4))
+    for _ in range(2):
+        model.generate(IDS, max_new_tokens=2)
+    assert [record.message for record in caplog.records] == [
+        "nothing slides: window 40 and 4 sinks cover this prompt of 40 tokens; it is full attention"
+        " (said of the first call only)"
+    ]
+    assert "nothing slides" not in capsys.readouterr().out
+    swaa.adapt(model, SWAAConfig(window=512))
+    assert "nothing slides: window 512 covers all 512 tokens that" in capsys.readouterr().out
+    caplog.clear()
+    swaa.adapt(model, CONFIG)
+    model.generate(IDS, max_new_tokens=2)
+    swaa.adapt(model, SWAAConfig(window=40), quiet=True)
+    model.generate(IDS, max_new_tokens=2)
+    assert caplog.records == []

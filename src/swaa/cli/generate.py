@@ -109,11 +109,17 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--backend would do nothing: every layer is full")
     prompt = build_prompt(loaded.tokenizer, document, args.question)
     check_context(loaded, prompt.shape[1], args.max_new_tokens)
+    for name, config in settings:
+        if config.covers(prompt.shape[1], args.max_new_tokens):
+            what = f"the prompt of {prompt.shape[1]:,} tokens"
+            print(f"swaa generate: {name}: {config.idle(what)}", file=sys.stderr, flush=True)
     runs = [_answer(args, loaded, prompt, *item) for item in settings]
     if args.json:
         print(json.dumps({"model": loaded.name, "runs": [_to_dict(run) for run in runs]}, indent=2))
     else:
         _print(runs)
+        if args.compare is not None:
+            _print_savings(loaded, settings)
     return 0
 
 
@@ -203,6 +209,28 @@ def _print(runs: list[_Run]) -> None:
         print(_side_by_side(runs), end="\n\n")
     headers = ("setting", "prompt tokens", "first token s", "tokens/s", "KV MiB", "peak KV MiB")
     print(format_table(headers, [_cells(run) for run in runs]))
+
+
+def _print_savings(loaded: LoadedModel, settings: list[tuple[str, SWAAConfig]]) -> None:
+    """From which lengths on each recipe is worth it on this model, by arithmetic."""
+    from swaa.savings import saves_from
+    from swaa.shapes import shape_of
+
+    try:
+        shape = shape_of(loaded.model.config)
+    except ValueError:
+        return  # a model without a price
+    sliding = [item for item in settings if item[1].window is not None]
+    for name, config in sliding:
+        tenth, half = (saves_from(shape, config, share) for share in (0.1, 0.5))
+        if tenth is None:
+            print(f"{name}: by arithmetic, saves a tenth of a prompt's FLOPs at no length")
+            continue
+        more = "never half" if half is None else f"half from {half:,} on"
+        print(
+            f"{name}: by arithmetic, saves a tenth of a prompt's FLOPs from {tenth:,} tokens on,"
+            f" {more}"
+        )
 
 
 def _cells(run: _Run) -> tuple[Cell, ...]:

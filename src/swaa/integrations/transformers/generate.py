@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from transformers import Cache, PreTrainedModel
 
-from swaa.config import LayerPlan
+from swaa.config import LayerPlan, SWAAConfig
 from swaa.integrations.transformers.cache import SWAACache
 from swaa.integrations.transformers.cache_name import NAMES, cache_argument, cache_in
 from swaa.integrations.transformers.fast import graph_sample
@@ -22,17 +23,22 @@ class Generate:
     Args:
         model: the adapted model.
         plans: the plan of each layer.
+
+    Attributes:
+        unsaid: the configuration, until the first call has said whether anything slides there.
     """
 
     def __init__(self, model: PreTrainedModel, plans: Sequence[LayerPlan]) -> None:
         self.model = model
         self.plans = tuple(plans)
+        self.unsaid: SWAAConfig | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model's own ``generate``; same arguments, same result."""
         inputs = args[0] if args else kwargs.get("inputs")
         _check_mask(kwargs.get("attention_mask"))
         tokens = _prompt_tokens(inputs, kwargs)
+        self._say_idle(tokens)
         cache = cache_in(kwargs)
         for name in NAMES:
             kwargs.pop(name, None)
@@ -53,6 +59,12 @@ class Generate:
         with declare(Phase(prompt_length=tokens, generating=True)):
             model: Any = self.model
             return type(model).generate(model, *args, **kwargs)
+
+    def _say_idle(self, tokens: int) -> None:
+        config, self.unsaid = self.unsaid, None
+        if config is not None and config.covers(tokens):
+            line = config.idle(f"this prompt of {tokens:,} tokens")
+            logging.getLogger("swaa").warning("%s (said of the first call only)", line)
 
     def batch(self, *args: Any, **kwargs: Any) -> Any:
         """Stands in for ``generate_batch``, whose masks know neither sinks nor phases."""
