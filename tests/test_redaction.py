@@ -73,6 +73,10 @@ def test_whatever_follows_a_secret_flag_is_hidden():
         *("--api-k", HIDDEN),
     ]
     assert arguments_without_secrets(["--hf-token"]) == ["--hf-token"]
+    assert arguments_without_secrets(["-O.api_key=x", "-O.level=3"]) == [
+        *(f"-O.api_key={HIDDEN}", "-O.level=3")
+    ]
+    assert arguments_without_secrets(["--api-key", "-a=b"]) == ["--api-key", HIDDEN]
 
 
 def test_json_among_arguments_is_looked_into():

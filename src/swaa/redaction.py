@@ -76,12 +76,14 @@ def arguments_without_secrets(arguments: Sequence[str]) -> list[str]:
 def _hidden(arguments: Sequence[str]) -> Iterator[str]:
     secret = False
     for word in arguments:
-        if not word.startswith("--"):
+        name, is_joined, value = word.partition("=")
+        short = is_joined and not secret and name.startswith("-")  # -O.name=value
+        if not (word.startswith("--") or short):
             yield HIDDEN if secret else _value(word)
             continue
-        name, is_joined, value = word.partition("=")
-        secret = _is_secret_flag(name[2:])
-        yield name + is_joined + (HIDDEN if secret and value else _value(value))
+        hides = _is_secret_flag(name.lstrip("-"))
+        secret = hides and not short  # values of a long flag may go on behind it
+        yield name + is_joined + (HIDDEN if hides and value else _value(value))
 
 
 def _is_secret_flag(name: str) -> bool:
