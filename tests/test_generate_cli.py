@@ -47,6 +47,14 @@ def test_says_what_is_active_answers_and_counts(capsys, words):
     assert "fast window=64: prompt [########################] 100 %" in captured.err
 
 
+def test_what_slides_nowhere_is_said(capsys, words):
+    assert main([*words, "--recipe", "naive", "--window", "1k"]) == 0
+    said = capsys.readouterr().err
+    assert "naive window=1k: nothing slides: window 1024 covers the prompt of 432 token" in said
+    assert main([*words, "--recipe", "naive"]) == 0
+    assert "nothing slides" not in capsys.readouterr().err
+
+
 def test_full_leaves_the_model_as_it_is(capsys, words):
     without_window = [word for word in words if word not in ("--window", "64")]
     assert main([*without_window, "--recipe", "full"]) == 0
@@ -59,7 +67,9 @@ def test_compare_shows_both(capsys, words):
     assert lines[0].startswith("naive window=64: adapted 4 of 4 layers")
     assert lines[1] == "full: full attention, the model as it is"
     assert lines[3].split() == ["naive", "window=64", "|", "full"]
-    assert [line.split()[0] for line in lines[-2:]] == ["naive", "full"]
+    assert [line.split()[0] for line in lines[-3:-1]] == ["naive", "full"]
+    said = "naive window=64: by arithmetic, saves a tenth of a prompt's FLOPs from "
+    assert lines[-1].startswith(said)
 
 
 def test_json_holds_both_runs(capsys, words):

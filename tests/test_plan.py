@@ -7,9 +7,11 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 import swaa
+from swaa import models
 from swaa.attention.mask import left_bounds, visible
 from swaa.config import LayerPlan, SWAAConfig
 from swaa.integrations.transformers.cache import SWAACache
+from swaa.integrations.transformers.cache_name import cache_argument
 from swaa.plan import price, visible_pairs
 from swaa.shapes import LayerShape, ModelShape, read_shape, shape_of
 
@@ -86,7 +88,7 @@ def test_kv_bytes_are_those_of_the_real_cache(name, config, chunk):
     prompt = torch.randint(1, 96, (2, 61))
     with torch.no_grad(), swaa.prompt_length(61):
         for part in prompt.split(chunk or 61, dim=1):
-            model(part, past_key_values=cache)
+            model(part, **cache_argument(cache))
     result = price(model.config, config, prompt_length=61, batch=2, chunk=chunk, dtype="float32")
     assert result.cost.kv_steady_bytes == cache.kv_bytes()
     assert result.cost.kv_peak_bytes == cache.peak_kv_bytes
@@ -149,10 +151,45 @@ def test_hybrid_prices_its_softmax_layers_only():
     assert "FLOPs are those of softmax attention only" in result.notes[0]
 
 
-def test_composite_is_priced_by_its_text_model():
-    text = _config("Gemma3Text", **GEMMA3)
-    composite = transformers.Gemma3Config(text_config=text.to_dict())
-    assert shape_of(composite) == shape_of(text)
+@pytest.mark.parametrize(
+    "config",
+    [
+        lambda: transformers.Gemma3Config(text_config=_config("Gemma3Text", **GEMMA3).to_dict()),
+        lambda: transformers.MllamaConfig(),
+        lambda: transformers.Qwen2VLConfig(),
+    ],
+    ids=["gemma3", "mllama", "qwen2_vl"],
+)
+def test_a_composite_is_refused_as_adapt_refuses_it(config, tmp_path):
+    with pytest.raises(ValueError, match=r"cannot be adapted"):
+        shape_of(config())
+    config().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"cannot be adapted"):
+        read_shape(str(tmp_path))
+
+
+def test_what_adapt_refuses_by_its_modules_is_refused_too(tmp_path):
+    transformers.GPTJConfig(vocab_size=96, n_embd=32, n_layer=2, n_head=4).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="AttentionInterface"):
+        read_shape(str(tmp_path))
+
+
+def test_weights_are_counted_and_fit_or_not(tmp_path):
+    config = _config("Llama", dtype="float16")
+    config.save_pretrained(tmp_path)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    weights = 2 * sum(weight.numel() for weight in model.parameters())
+    for name in (str(tmp_path), str(tmp_path / "config.json")):
+        result = price(name, SWAAConfig(window=4), prompt_length=100)
+        assert result.weight_bytes == weights
+        assert result.needed_bytes() == weights + result.cost.kv_peak_bytes
+    assert price(config, SWAAConfig(window=4)).needed_bytes() is None
+
+
+def test_shapes_of_the_benchmark_have_a_price():
+    shape = read_shape("qwen3-4b")
+    assert (shape.parameters, len(shape.layers)) == (4_022_468_096, 36)
 
 
 def test_notes_say_what_a_reader_would_miss():
@@ -191,6 +228,8 @@ def test_gguf_metadata_is_enough():
     assert (len(shape.layers), shape.trained_context) == (30, 8192)
     assert (layer.kind, layer.heads, layer.kv_heads, layer.head_dim) == ("full", 9, 3, 64)
     assert sum(each.linear_weights for each in shape.layers) + shape.head_weights == 134_479_872
+    assert shape.dtype == models.dequantised_dtype()  # as generate loads it
+    assert models.dequantised_dtype("cpu") == "float32"
 
 
 @pytest.mark.parametrize(

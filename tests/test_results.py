@@ -3,6 +3,7 @@ import errno
 import json
 import os
 import platform
+import stat
 
 import pytest
 
@@ -106,6 +107,7 @@ def test_samples_that_are_there_stay_but_for_a_torn_line(tmp_path):
         ({"kind": "../up"}, ValueError, "kind is '../up'"),
         ({"config": {"model": "/models/tiny"}}, ValueError, r"config\.model holds the path"),
         ({"config": {"models": ["C:\\tiny"]}}, ValueError, "results hold names, not paths"),
+        ({"config": {"model": "Bearer abcdefgh12345678"}}, ValueError, "looks like a secret"),
         ({"config": {"dtype": object()}}, TypeError, "config must hold JSON values only"),
         ({"rows": ({"loss": float("nan")},)}, ValueError, "rows holds NaN or infinity"),
     ],
@@ -131,3 +133,14 @@ def test_unreadable_file_is_named(tmp_path, change, message):
     with pytest.raises(ValueError, match=message) as caught:
         results.load(path)
     assert path.name in str(caught.value)
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_the_umask_says_who_may_read_results(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        results.write_whole(tmp_path / "samples.jsonl", "private\n")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "samples.jsonl").stat().st_mode) == mode
+    assert [path.name for path in tmp_path.iterdir()] == ["samples.jsonl"]

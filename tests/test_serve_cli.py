@@ -40,8 +40,34 @@ def handed(monkeypatch):
 def test_own_flags_are_taken_and_the_rest_is_handed_on(handed, words):
     assert main(words) == 0
     ((arguments, settings),) = handed
-    assert arguments == ["folder", "--port", "9000", "--uvloop"]
+    assert arguments == ["folder", "--port", "9000", "--uvloop", "--host", "127.0.0.1"]
     assert settings == Settings(config=dataclasses.replace(load_recipe("fast"), window=512))
+
+
+@pytest.mark.parametrize(
+    ("words", "file"),
+    [
+        (["--host", "0.0.0.0"], None),
+        (["--host="], None),
+        (["--uds", "/tmp/s"], None),
+        (["--headless"], None),
+        ([], "host: 10.0.0.7\n"),
+    ],
+    ids=["host", "empty", "uds", "headless", "file"],
+)
+def test_a_server_listens_elsewhere_than_here_on_request_only(
+    handed, tmp_path, capsys, words, file
+):
+    if file is not None:
+        (tmp_path / "flags.yaml").write_text(file)
+        words = ["--config", str(tmp_path / "flags.yaml")]
+    assert main(["serve", "folder", "--recipe", "fast", *words]) == 0
+    assert main(["serve", "folder", "--recipe", "fast", "--port", "9000"]) == 0
+    assert [arguments for arguments, _ in handed] == [
+        ["folder", *words],
+        ["folder", "--port", "9000", "--host", "127.0.0.1"],
+    ]
+    assert capsys.readouterr().err.count("listens on this machine only") == 1
 
 
 OWN = {"window": 24, "sink_tokens": 4, "dense_tail": 8}
@@ -103,7 +129,7 @@ def test_mistakes_take_one_line(handed, capsys, words, reason):
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
 def test_without_vllm(capsys):
     assert main(["serve", "folder"]) == 2
-    assert "pip install 'swaa[vllm]'" in capsys.readouterr().err
+    assert "pip install -e '.[vllm]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,13 @@ undoes it exactly, and :func:`swaa.swaa_attention` is the attention both are mad
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from swaa.config import LayerPlan, SWAAConfig
 
 if TYPE_CHECKING:
-    from swaa.adaptation import Adaptation, adapt, restore
+    from swaa.adaptation import Adaptation, adapt, is_adapted, restore
     from swaa.attention import AttentionOutput, swaa_attention
     from swaa.phase import attention_rows, prompt_length
     from swaa.recipes import list_recipes, load_recipe
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "Adaptation": "swaa.adaptation",
     "adapt": "swaa.adaptation",
+    "is_adapted": "swaa.adaptation",
     "restore": "swaa.adaptation",
     "AttentionOutput": "swaa.attention",
     "swaa_attention": "swaa.attention",
@@ -39,6 +41,7 @@ __all__ = [
     "__version__",
     "adapt",
     "attention_rows",
+    "is_adapted",
     "list_recipes",
     "load_recipe",
     "prompt_length",
@@ -51,4 +54,10 @@ def __getattr__(name: str) -> Any:
     # torch and transformers take seconds to import: load them when first needed.
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
+    if not name.startswith("_") and importlib.util.find_spec(f"swaa.{name}") is not None:
+        return importlib.import_module(f"swaa.{name}")  # swaa.models, after `import swaa` alone
     raise AttributeError(f"module 'swaa' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

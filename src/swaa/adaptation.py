@@ -62,6 +62,10 @@ class Adaptation:
     summary: str
     warm_up_seconds: float | None = None
 
+    def __repr__(self) -> str:
+        """Short: an interactive shell shows what :func:`adapt` returned."""
+        return f"<Adaptation: {self.summary}>"
+
 
 @dataclass(frozen=True)
 class _Undo:
@@ -119,11 +123,15 @@ def adapt(
     _install(model, resolved, layers, plans, backends)
     seconds = run_ahead(model, plans) if warm_up else None
     summary = _summary(resolved, plans, name)
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit is not None and resolved.covers(limit):
+        summary += f"; {resolved.idle(f'all {limit:,} tokens that the model can see')}"
     if seconds is not None:
         summary += f", warmed up in {seconds:.1f} s"
     adaptation = Adaptation(resolved, plans, name, summary, seconds)
     if not quiet:
         print(adaptation.summary)
+        vars(model)["generate"].unsaid = resolved
     return adaptation
 
 

@@ -211,6 +211,31 @@ class SWAAConfig:
             listed["selected_keys"] = 0
         return replace(self, **listed)
 
+    def covers(self, prompt_tokens: int, new_tokens: int = 0) -> bool:
+        """Whether window and sinks show every row every key, so that nothing slides.
+
+        >>> SWAAConfig(window=8, sink_tokens=2).covers(9), SWAAConfig(window=8).covers(9)
+        (True, False)
+
+        Args:
+            prompt_tokens: of the longest prompt.
+            new_tokens: of the longest answer.
+
+        Returns:
+            False without a window: there is nothing that could slide.
+        """
+        tokens = prompt_tokens + (0 if self.full_decode is True else new_tokens)
+        return self.window is not None and tokens <= self.window + self.sink_tokens
+
+    def idle(self, what: str) -> str:
+        """The sentence for what :meth:`covers` found: ``nothing slides: ...``.
+
+        Args:
+            what: is covered, such as ``the prompt of 9 tokens``.
+        """
+        sinks = f" and {self.sink_tokens} sinks cover" if self.sink_tokens else " covers"
+        return f"nothing slides: window {self.window}{sinks} {what}; it is full attention"
+
     def describe(self) -> str:
         """One line for people: ``window 2048, 64 sinks, full layers odd, full decode``."""
         if self.window is None:

@@ -14,6 +14,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase,
 
 from swaa.adaptation import is_adapted
 from swaa.integrations.transformers.cache import SWAACache, layer_bytes
+from swaa.integrations.transformers.cache_name import cache_of
 from swaa.integrations.transformers.fast import graph_sample, require_fast
 from swaa.integrations.transformers.support import UnsupportedModelError
 from swaa.memory import explain_out_of_memory
@@ -136,7 +137,7 @@ def generate_answer(
             **options,
         )
     new_ids = output.sequences[0, prompt_tokens:]
-    held, peak = cache_bytes(output.past_key_values)
+    held, peak = cache_bytes(cache_of(output))
     return Generation(
         text=_decode(loaded.tokenizer, new_ids),
         prompt_tokens=prompt_tokens,

@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from swaa.extras import install_line
 from swaa.memory import explain_out_of_memory
 from swaa.training.switch import put_adapter_on, read_adapter
 
@@ -178,10 +179,31 @@ def find_model(name: str) -> ModelSource:
     return ModelSource(name)
 
 
+def is_gguf(name: str) -> bool:
+    """Whether a name, as :func:`load_model` takes it, stands for a GGUF file."""
+    return (
+        name == EMBEDDED
+        or name.lower().endswith(".gguf")
+        or bool(_gguf_in(Path(name).expanduser()))
+    )
+
+
+def dequantised_dtype(device: str | torch.device = "auto") -> str:
+    """What ``auto`` makes of the weights of a GGUF file on a device."""
+    return "float32" if _device(device).type == "cpu" else "bfloat16"
+
+
+def _gguf_in(folder: Path) -> list[str]:
+    """GGUF files of a folder that holds no other model."""
+    if not folder.is_dir() or (folder / "config.json").is_file():
+        return []
+    return sorted(path.name for path in folder.glob("*.gguf"))
+
+
 def _find_in_folder(folder: Path, name: str) -> ModelSource:
     if (folder / "config.json").is_file():
         return ModelSource(str(folder))
-    files = sorted(path.name for path in folder.glob("*.gguf"))
+    files = _gguf_in(folder)
     if len(files) == 1:
         return ModelSource(str(folder), files[0])
     if files:
@@ -258,7 +280,7 @@ def _dtype(
     if dtype == "auto":
         if source.gguf_file is None:
             return "auto"
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
+        return DTYPES[dequantised_dtype(device)]
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; expected auto, {', '.join(DTYPES)}")
     return DTYPES[dtype]
@@ -286,5 +308,5 @@ def require_gguf() -> None:
     missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(
-            f"reading GGUF files needs {' and '.join(missing)}; run: pip install 'swaa[gguf]'"
+            f"reading GGUF files needs {' and '.join(missing)}; run: {install_line('gguf')}"
         )

@@ -101,6 +101,7 @@ class Price:
         dtype: of the cache.
         cost: of the configuration.
         full: of the unadapted model.
+        weight_bytes: of the weights in that type; ``None``: they were not counted.
         notes: what the numbers leave out, one sentence each.
     """
 
@@ -112,6 +113,7 @@ class Price:
     cost: Cost
     full: Cost
     notes: tuple[str, ...]
+    weight_bytes: int | None = None
 
     def ratios(self) -> dict[str, float]:
         """Each total divided by the unadapted model's."""
@@ -131,6 +133,10 @@ class Price:
         """
         ratios = self.ratios()
         return {share: ratios[name] for share, name in _SHARES.items() if name in ratios}
+
+    def needed_bytes(self) -> int | None:
+        """Weights and the most keys and values at once; ``None``: weights were not counted."""
+        return None if self.weight_bytes is None else self.weight_bytes + self.cost.kv_peak_bytes
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -190,7 +196,8 @@ def price(
         dtype=dtype,
         cost=cost_of(plans),
         full=cost_of([LayerPlan(window=None)] * len(plans)),
-        notes=tuple(_notes(shape, plans, prompt_length)),
+        notes=tuple(_notes(shape, config, plans, prompt_length)),
+        weight_bytes=None if shape.parameters is None else shape.parameters * DTYPE_BYTES[dtype],
     )
 
 
@@ -345,7 +352,9 @@ def _linear_weights(shape: ModelShape) -> int | None:
     return sum(known) if len(known) == len(weights) else None
 
 
-def _notes(shape: ModelShape, plans: Sequence[LayerPlan], prompt_length: int) -> Iterator[str]:
+def _notes(
+    shape: ModelShape, config: SWAAConfig, plans: Sequence[LayerPlan], prompt_length: int
+) -> Iterator[str]:
     sliding = [
         plan
         for layer, plan in zip(shape.layers, plans, strict=True)
@@ -353,7 +362,7 @@ def _notes(shape: ModelShape, plans: Sequence[LayerPlan], prompt_length: int) ->
     ]
     if not sliding and any(plan.window is not None for plan in plans):
         yield "Nothing changes: each layer with full attention is one of those left full."
-    if sliding and prompt_length <= (sliding[0].window or 0) + sliding[0].sink_tokens:
+    if sliding and config.covers(prompt_length):
         yield "The prompt fits into window and sinks: it is computed as with full attention."
     if _linear_weights(shape) is None:
         yield (

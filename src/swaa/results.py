@@ -14,8 +14,8 @@ import json
 import os
 import platform
 import re
+import secrets
 import subprocess
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,6 +23,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from swaa import __version__
+from swaa.redaction import is_secret_value
 
 SCHEMA = 1
 """Version of the file format; a newer one is refused."""
@@ -85,7 +86,7 @@ class Result:
 
     Raises:
         TypeError: when ``config`` or ``rows`` hold what JSON cannot.
-        ValueError: for an unusable name, NaN, or a path of this machine in ``config``.
+        ValueError: for an unusable name, NaN, or a path of this machine or a secret in ``config``.
     """
 
     kind: str
@@ -96,7 +97,7 @@ class Result:
 
     def __post_init__(self) -> None:
         result_hash(self.kind, self.name, self.config)
-        _check_paths(dataclasses.asdict(self.provenance), "provenance")
+        _check_published(dataclasses.asdict(self.provenance), "provenance")
         # As JSON gives them back, so that a loaded result equals the saved one.
         object.__setattr__(self, "config", _as_json(self.config, "config"))
         object.__setattr__(self, "rows", tuple(_as_json(list(self.rows), "rows")))
@@ -112,12 +113,13 @@ def result_hash(kind: str, name: str, config: Mapping[str, Any]) -> str:
 
     Raises:
         TypeError: when ``config`` holds what JSON cannot.
-        ValueError: for an unusable kind or name, NaN, or a path of this machine in ``config``.
+        ValueError: for an unusable kind or name, NaN, or a path of this machine or a secret in
+            ``config``.
     """
     for what, word in (("kind", kind), ("name", name)):
         if not _NAME.fullmatch(word):
             raise ValueError(f"{what} is {word!r}; use lower-case letters, digits, '.', '_', '-'")
-    _check_paths(config, "config")
+    _check_published(config, "config")
     content = _as_json({"kind": kind, "name": name, "config": config}, "config")
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:8]
@@ -172,18 +174,17 @@ def write_whole(path: Path, text: str) -> None:
         OSError: naming the file; the old one stays.
     """
     try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
+        # Not by tempfile, whose files are private: who may read results, the umask says.
+        beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        with beside.open("x", encoding="utf-8") as file:
             try:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
             except BaseException:
-                Path(file.name).unlink()
+                beside.unlink()
                 raise
-        Path(file.name).chmod(0o644)  # temporary files are private, results are not
-        Path(file.name).replace(path)
+        beside.replace(path)
     except OSError as error:
         raise OSError(
             error.errno,
@@ -304,17 +305,19 @@ def _mapping(value: object) -> object:
     raise TypeError(f"{value!r:.60} is a {type(value).__name__}")
 
 
-def _check_paths(value: object, name: str) -> None:
+def _check_published(value: object, name: str) -> None:
     # Results are published: a path says where somebody's files lie and helps nobody else.
     if isinstance(value, str):
+        if is_secret_value(value):
+            raise ValueError(f"{name} holds what looks like a secret; results are published")
         if PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute():
             raise ValueError(f"{name} holds the path {value!r}; results hold names, not paths")
     elif isinstance(value, Mapping):
         for key, item in value.items():
-            _check_paths(item, f"{name}.{key}")
+            _check_published(item, f"{name}.{key}")
     elif isinstance(value, (list, tuple)):
         for item in value:
-            _check_paths(item, name)
+            _check_published(item, name)
 
 
 def _version(package: str) -> str | None:

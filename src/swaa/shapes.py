@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -72,6 +74,7 @@ class ModelShape:
         trained_context: tokens the model was trained to see at once, where known.
         dtype: of the checkpoint, where known.
         swaa: the configuration that the checkpoint carries, where it carries one.
+        parameters: weights in all, tied ones once; ``None``: not counted.
     """
 
     model_type: str
@@ -80,52 +83,96 @@ class ModelShape:
     trained_context: int | None = None
     dtype: str | None = None
     swaa: Mapping[str, Any] | None = None
+    parameters: int | None = None
 
 
 def read_shape(name: str) -> ModelShape:
     """The shape of a model from its configuration; weights are not read.
 
     Args:
-        name: a folder, a hub name, a GGUF file, or ``smollm2``.
+        name: a folder, its config.json, a hub name, a GGUF file, ``smollm2``, or a shape of
+            :data:`swaa.benchmark.model_shapes.SHAPES`.
 
     Raises:
         FileNotFoundError: for a path that does not exist.
         ImportError: when a package is missing; the message holds its ``pip install`` line.
-        ValueError: for a configuration that cannot be read, or that swaa cannot price.
+        ValueError: for a configuration that cannot be read, and for a model that
+            :func:`swaa.adapt` refuses, with the reason.
     """
+    from swaa import models
+
+    config = _read_config(name)
+    shape = shape_of(config)
+    parameters = _parameters(config, name)
+    # Dequantised weights have no type of their own: what loading gives them here.
+    dtype = models.dequantised_dtype() if models.is_gguf(name) else shape.dtype
+    return dataclasses.replace(shape, parameters=parameters, dtype=dtype)
+
+
+def _read_config(name: str) -> PreTrainedConfig:
     from transformers import AutoConfig
 
     from swaa import models
+    from swaa.benchmark.model_shapes import shape_config
 
-    source = models.find_model(name)
-    options = {}
-    if source.gguf_file is not None:
-        models.require_gguf()
-        options["gguf_file"] = source.gguf_file
+    published = None if Path(name).exists() else shape_config(name)
+    if published is not None:
+        return published
+    options: dict[str, Any] = {"trust_remote_code": False}
+    path = Path(name).expanduser()
+    if path.is_file() and path.suffix == ".json":
+        location = str(path)
+    else:
+        source = models.find_model(name)
+        location = source.location
+        if source.gguf_file is not None:
+            models.require_gguf()
+            options["gguf_file"] = source.gguf_file
     try:
-        config = AutoConfig.from_pretrained(source.location, trust_remote_code=False, **options)
+        return AutoConfig.from_pretrained(location, **options)
     except ImportError:
         raise
     except Exception as error:  # a broken file fails the loader in ways that it does not declare
         reason = " ".join(str(error).split())
         raise ValueError(f"cannot read the configuration of {name}: {reason:.300}") from error
-    return shape_of(config)
+
+
+def _parameters(config: PreTrainedConfig, name: str) -> int:
+    """Weights of the model without their values, once it is one that can be adapted."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from swaa.integrations.transformers.support import find_layers
+
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except Exception as error:  # as above
+        reason = " ".join(str(error).split())
+        raise ValueError(f"cannot build {name} from its configuration: {reason:.300}") from error
+    find_layers(model)
+    return sum(weight.numel() for weight in model.parameters())
 
 
 def shape_of(config: PreTrainedConfig) -> ModelShape:
-    """The shape that a Transformers configuration describes; of a composite, the text model's.
+    """The shape that a Transformers configuration describes.
 
     Raises:
         ValueError: with the reason, for a model whose cost would come out wrong.
     """
     text = config.get_text_config()
     _refuse(text)
+    if text is not config:
+        raise ValueError(
+            f"{config.model_type} cannot be adapted: it is a composite of several models; price its"
+            f" text model alone ({text.model_type})"
+        )
     types = _layer_types(text)
     each = getattr(text, "per_layer_config", None) or [text] * len(types)
     layers = tuple(_layer(each[i], i, kind, text.model_type) for i, kind in enumerate(types))
     if not any(layer.kind == "full" for layer in layers):
         raise ValueError(f"{text.model_type} has no full-attention layer; nothing can slide")
-    dtype = getattr(text, "dtype", None) or getattr(config, "dtype", None)
+    dtype = getattr(text, "dtype", None)
     return ModelShape(
         model_type=text.model_type,
         layers=layers,

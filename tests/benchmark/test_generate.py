@@ -237,7 +237,7 @@ def test_nothing_is_begun_behind_the_time_limit(monkeypatch):
     assert options.config() == replace(options, time_limit=None).config()
 
 
-def test_results_are_kept_drawn_and_printed_with_json_last(tmp_path, capsys):
+def test_results_are_kept_drawn_and_printed_as_json_on_request(tmp_path, capsys):
     words = ["bench", "generate", "tiny", "--lengths", "200", "--new-tokens", "3", "--dtype"]
     words += ["float32", "--no-compile", "--repeats", "1", "--output", str(tmp_path)]
     words += ["--recipes", "full,naive window=32 sink_tokens=8"]
@@ -246,12 +246,14 @@ def test_results_are_kept_drawn_and_printed_with_json_last(tmp_path, capsys):
     kept = sorted(path.suffix for path in tmp_path.glob("generate/*"))
     assert kept == [".json", ".png"]
     loaded = results.load(next(tmp_path.glob("generate/*.json")))
-    assert json.loads(printed[-1])["rows"] == list(loaded.rows)
+    assert printed[-1].startswith("kept in ")
     assert loaded.config["recipes"]["naive window=32 sink_tokens=8"]["window"] == 32
     assert any(line.startswith("   200") and "naive window=32" in line for line in printed)
     assert loaded.provenance.model_revision == "random weights"
-    assert cli.main(words) == 0
-    assert "measured on" in capsys.readouterr().out
+    assert cli.main([*words, "--json"]) == 0
+    again = capsys.readouterr()
+    assert "measured on" in again.err
+    assert json.loads(again.out)["rows"] == list(loaded.rows)
 
 
 def test_knobs_take_lists_of_layers(tmp_path, monkeypatch):
@@ -370,7 +372,7 @@ def test_columns_say_what_the_rows_hold(result):
         (["--recipes", "3,fast"], "unknown recipe '3'"),
         (["--recipes", "fast, fast"], "--recipes fast, fast names fast twice"),
         (["--recipes", "stock"], "unknown recipe"),
-        (["--lengths", "8k"], "--lengths 8k: expected whole numbers"),
+        (["--lengths", "8q"], "--lengths 8q: expected whole numbers"),
         (["--chunk", "1,2"], "--chunk takes one number, got 2"),
         (["--new-tokens", "1"], "the time per token needs at least 2"),
         (["--dtype", "int8"], "dtype is 'int8'"),

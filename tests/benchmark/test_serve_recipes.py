@@ -74,6 +74,15 @@ def test_each_recipe_has_its_command():
     ]
 
 
+def test_secrets_reach_the_server_and_no_result():
+    run = _run(arguments=("--hf-token", "one", "--api-key=two", "three", "--max-model-len", "15"))
+    assert arguments_of(run)[:3] == ["--hf-token", "one", "--api-key=two"]
+    other = _run(arguments=("--hf-token", "1", "--api-key=2", "3", "--max-model-len", "15"))
+    assert run.identity == other.identity
+    shown = ["--hf-token", "***", "--api-key=***", "***", "--max-model-len", "15"]
+    assert run.identity["arguments"] == shown
+
+
 def test_the_server_gets_the_length_that_the_workload_needs():
     assert arguments_of(_run(arguments=("--dtype", "float16"))) == [
         *("--dtype", "float16"),

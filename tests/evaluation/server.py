@@ -41,6 +41,7 @@ def _handler(server):
             faults = {
                 "429": lambda: self.say(429, b"slow down", retry_after="0"),
                 "500": lambda: self.say(500, b"oops"),
+                "redirect": lambda: self.say(302, b"", location="/v1/elsewhere"),
                 "400": lambda: self.say(400, b'{"error": "prompt too long"}'),
                 "truncated": lambda: self.stream([_piece("half an ans")], length=10_000),
                 "malformed": lambda: self.stream([b"data: {not json\n\n"]),
@@ -65,12 +66,14 @@ def _handler(server):
                     ]
                 )
 
-        def say(self, code, data, retry_after=None):
+        def say(self, code, data, retry_after=None, location=None):
             self.send_response(code)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))
             if retry_after is not None:
                 self.send_header("Retry-After", retry_after)
+            if location is not None:
+                self.send_header("Location", location)
             self.end_headers()
             self.wfile.write(data)
 

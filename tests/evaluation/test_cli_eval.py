@@ -22,6 +22,18 @@ def tiny(loaded, monkeypatch, tmp_path):
     return loaded
 
 
+def test_what_slides_nowhere_is_said_and_keeps_nothing_of_full_attention(tiny, capsys):
+    words = ["eval", "tiny", *_LIGHT, "--recipes", "full,naive", "--sink-tokens", "64"]
+    assert cli.main([*words, "--window", "800", "--dense-tail", "8"]) == 0
+    out = capsys.readouterr().out
+    label = "naive window=800 sink_tokens=64 dense_tail=8"
+    assert f"{label}: nothing slides: window 800 and 64 sinks cover every prompt of needl" in out
+    assert cli.main([*words, "--window", "800", "--dense-tail", "8", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["recipe"] for row in rows] == ["full", "naive"]
+    assert [(row["retention"], row["p"]) for row in rows] == [(None, None)] * 2
+
+
 _LIGHT = ["--tasks", "needle", "--lengths", "600", "--samples", "1"]
 
 
@@ -35,7 +47,8 @@ def test_recipes_are_measured_on_the_same_samples_and_kept(tiny, capsys, tmp_pat
     assert _run(*words) == 0
     out = capsys.readouterr().out
     assert sum(line.startswith("needle ") for line in out.splitlines()) == 6
-    assert "naive: window 128, 0 sinks\n" in out
+    assert "naive window=128: window 128, 0 sinks\n" in out
+    assert "nothing slides" not in out
     assert "in the sinks" in out
     files = sorted((tmp_path / "results" / "eval").iterdir())
     assert len(files) == 12
@@ -142,7 +155,7 @@ def test_a_served_model_is_asked(tiny, capsys):
         (["--key-variable", "K"], "--key-variable does nothing without --endpoint"),
         (["--timeout", "5"], "--timeout does nothing without --endpoint"),
         (["--recipes", "fast", "--recipe", "fast"], "--recipe and --recipes exclude each other"),
-        (["--lengths", "4k"], "--lengths 4k: expected whole numbers of at least 1"),
+        (["--lengths", "4q"], "--lengths 4q: expected whole numbers of at least 1"),
         (["--samples", "0"], "--samples 0: expected a whole number of at least 1"),
         (["--tasks", "nedle"], "unknown task 'nedle'; did you mean 'needle'?"),
         (
@@ -163,6 +176,7 @@ def test_a_mistake_is_one_line_and_code_2(tiny, capsys, words, message):
 def test_a_judge_heeds_the_flags_of_servers():
     flags = {"served_model": None, "api": "completions", "key_variable": "OPENAI_API_KEY"}
     given = argparse.Namespace(endpoint=None, concurrency=2, timeout=5.0, **flags)
+    given.key_over_http = False
     given.judge_endpoint = "http://127.0.0.1:9/v1"
     refuse_unused(given, local={})
     given.judge_endpoint = None

@@ -98,6 +98,33 @@ def test_urls_are_checked(url):
         Endpoint(url=url, model="m")
 
 
+@pytest.mark.parametrize(
+    "url", ["http://10.0.0.7:8000/v1", "http://gpu.example/v1", "http://127.0.0.1.example/v1"]
+)
+def test_a_key_leaves_this_machine_unencrypted_on_request_only(url):
+    with pytest.raises(
+        ValueError, match=r"the key would go to .* over plain HTTP.*--key-over-http"
+    ):
+        Endpoint(url=url, model="m", key="secret")
+    assert Endpoint(url=url, model="m", key="secret", key_over_http=True).headers()["Authorization"]
+    assert "Authorization" not in Endpoint(url=url, model="m").headers()
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://gpu.example/v1", "http://localhost:1/v1", "http://127.1.2.3/v1", "http://[::1]/v1"],
+)
+def test_a_key_goes_where_nobody_else_reads_it(url):
+    assert Endpoint(url=url, model="m", key="secret").headers()["Authorization"] == "Bearer secret"
+
+
+def test_a_redirected_request_takes_the_key_nowhere(server):
+    server.script = ["redirect"]
+    with pytest.raises(EndpointError, match="refused the request, HTTP 302"):
+        _endpoint(server, key="secret").chat(MESSAGES)
+    assert len(server.requests) == 1
+
+
 def _requests(count):
     return [
         Request(id=f"r{index}", ids=(1, 2, index), content=f"say {index}", max_new_tokens=5)

@@ -1,5 +1,6 @@
 import json
 import os
+import stat
 import subprocess
 
 import pytest
@@ -59,9 +60,15 @@ def test_every_row_has_a_name_of_its_own(number):
     assert all(len(row.accuracy) == len(TASKS) == len(table.columns) for row in table.rows)
 
 
-def test_the_list_of_runs_runs_every_row(tiny, tmp_path, capsys):
-    assert cli.main(["eval", "some/tiny", "--paper-table", "1", "--results", "out"]) == 0
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_the_list_of_runs_runs_every_row(tiny, tmp_path, capsys, umask):
+    before = os.umask(umask)
+    code = cli.main(["eval", "some/tiny", "--paper-table", "1", "--results", "out"])
+    os.umask(before)
+    assert code == 0
     assert "runs: paper-table-1-tiny/runs.sh" in capsys.readouterr().out
+    mode = stat.S_IMODE((tmp_path / "paper-table-1-tiny" / "runs.sh").stat().st_mode)
+    assert mode == 0o777 & ~umask
     said = tmp_path / "said"
     stub = tmp_path / "bin" / "swaa"
     stub.parent.mkdir()

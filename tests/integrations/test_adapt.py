@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import swaa
 from swaa import SWAAConfig
 from swaa.integrations.transformers.cache import SWAACache
+from swaa.integrations.transformers.cache_name import cache_argument, cache_of
 from swaa.integrations.transformers.warm_up import ROOM, warm_up
 from tests.integrations.families import COMMON, FAMILIES, tiny_model
 
@@ -145,7 +146,7 @@ def test_generate_without_a_cache_and_with_the_stock_cache():
     own = model.generate(IDS, **options)
     assert torch.equal(model.generate(IDS, use_cache=False, **options), own)
     stock = DynamicCache(config=model.config)
-    assert torch.equal(model.generate(IDS, past_key_values=stock, **options), own)
+    assert torch.equal(model.generate(IDS, **cache_argument(stock), **options), own)
 
 
 def test_a_cache_of_ours_in_direct_calls():
@@ -156,7 +157,7 @@ def test_a_cache_of_ours_in_direct_calls():
     cache = SWAACache(model.config, plans)
     with torch.no_grad(), swaa.prompt_length(30):
         chunks = IDS.split([20, 10, 1, 1, 8], dim=1)
-        parts = [model(chunk, past_key_values=cache).logits for chunk in chunks]
+        parts = [model(chunk, **cache_argument(cache)).logits for chunk in chunks]
     torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-5, rtol=1e-5)
     assert cache.kv_bytes() == 4 * 2 * 11 * 2 * 16 * 4  # layers, k and v, slots, heads, dim, fp32
 
@@ -170,7 +171,7 @@ def test_a_later_turn_without_the_whole_conversation_is_refused():
         model.generate(
             IDS[:, :5],
             attention_mask=torch.ones(1, 47, dtype=torch.long),
-            past_key_values=first.past_key_values,
+            **cache_argument(cache_of(first)),
         )
 
 
@@ -313,6 +314,8 @@ def test_a_model_loaded_with_our_implementation_but_not_adapted_says_so():
         model(IDS)
 
 
+# Transformers 5.17 warns of offloaded layers, adapted or not.
+@pytest.mark.filterwarnings("ignore:You are calling .generate:UserWarning")
 def test_layers_spread_by_accelerate():
     accelerate = pytest.importorskip("accelerate", reason="accelerate is an optional extra")
     model = tiny_model("llama")
@@ -342,7 +345,7 @@ def test_holes_are_noticed_in_short_passes_too():
     mask[0, 20:22] = 0
     first = model(IDS, use_cache=True)
     with pytest.raises(ValueError, match="holes"):
-        model(IDS[:, :8], attention_mask=mask, past_key_values=first.past_key_values)
+        model(IDS[:, :8], attention_mask=mask, **cache_argument(cache_of(first)))
     with pytest.raises(ValueError, match="holes"):
         model.generate(IDS, attention_mask=mask[:, 8:], prefill_chunk_size=8)
 
@@ -382,7 +385,27 @@ def test_a_reset_cache_starts_afresh():
     plans = swaa.adapt(model, config, quiet=True).plans
     cache = SWAACache(model.config, plans)
     with torch.no_grad(), swaa.prompt_length(40):
-        first = model(IDS, past_key_values=cache).logits
+        first = model(IDS, **cache_argument(cache)).logits
         cache.reset()
         assert cache.get_seq_length() == cache.kv_bytes() == 0
-        assert torch.equal(model(IDS, past_key_values=cache).logits, first)
+        assert torch.equal(model(IDS, **cache_argument(cache)).logits, first)
+
+
+def test_the_first_call_says_where_nothing_slides(capsys, caplog):
+    model = tiny_model("llama")
+    swaa.adapt(model, SWAAConfig(window=40, sink_tokens=4))
+    for _ in range(2):
+        model.generate(IDS, max_new_tokens=2)
+    assert [record.message for record in caplog.records] == [
+        "nothing slides: window 40 and 4 sinks cover this prompt of 40 tokens; it is full attention"
+        " (said of the first call only)"
+    ]
+    assert "nothing slides" not in capsys.readouterr().out
+    swaa.adapt(model, SWAAConfig(window=512))
+    assert "nothing slides: window 512 covers all 512 tokens that" in capsys.readouterr().out
+    caplog.clear()
+    swaa.adapt(model, CONFIG)
+    model.generate(IDS, max_new_tokens=2)
+    swaa.adapt(model, SWAAConfig(window=40), quiet=True)
+    model.generate(IDS, max_new_tokens=2)
+    assert caplog.records == []

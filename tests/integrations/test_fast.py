@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import swaa
 from swaa.attention import api
 from swaa.integrations.transformers.cache import SWAACache
+from swaa.integrations.transformers.cache_name import cache_argument, cache_in, cache_of
 from swaa.integrations.transformers.compiled_layers import compiled_layers, decoder_layers
 from swaa.integrations.transformers.decode_step import DecodeStep
 from swaa.integrations.transformers.fast import graph_sample, plans_of, prefill
@@ -76,7 +77,7 @@ def test_memory_is_what_plan_predicts():
         output = generate(
             model, *prompt(), custom_generate=graph_sample, prefill_chunk_size=10, max_new_tokens=1
         )
-        cache = output.past_key_values
+        cache = cache_of(output)
         options = {"prompt_length": PROMPT, "batch": 2, "chunk": 10, "dtype": "float32"}
         cost = price(model.config, config, **options).cost
         one_token = 2 * 2 * 2 * 16 * 4 * sum(plan.keeps_all_keys for plan in plans_of(model))
@@ -215,7 +216,7 @@ def test_the_ordinary_path_reads_nothing_per_layer(declared, reads):
         cache = SWAACache(model.config, plans_of(model))
         reads.count = 0
         with torch.inference_mode(), swaa.prompt_length(end), reads:
-            model(prompt()[0], past_key_values=cache)
+            model(prompt()[0], **cache_argument(cache))
         counts.append(reads.count)
     assert counts[0] == counts[1] <= 2  # where the prompt ends, and whether rows are packed
 
@@ -290,16 +291,16 @@ def test_a_sliding_layer_of_the_models_own_has_no_static_form():
     ("options", "message"),
     [
         ({"num_beams": 2}, "no beams"),
-        ({"past_key_values": "kept"}, "pass no past_key_values"),
+        (cache_argument("kept"), "pass no cache"),
     ],
     ids=["beams", "kept"],
 )
 def test_what_the_fast_path_cannot_do_is_refused(options, message):
     model = adapted("llama", FULL_DECODE)
     ids = prompt(batch=1)[0]
-    if options.get("past_key_values"):
+    if cache_in(options):
         first = generate(model, ids, torch.ones_like(ids))
-        ids, options = first.sequences, {"past_key_values": first.past_key_values}
+        ids, options = first.sequences, cache_argument(cache_of(first))
     with pytest.raises(ValueError, match=message):
         generate(model, ids, torch.ones_like(ids), custom_generate=graph_sample, **options)
 
@@ -331,7 +332,7 @@ def test_a_static_cache_serves_no_second_turn(config):
     ids = prompt(batch=1)[0]
     first = generate(model, ids, torch.ones_like(ids), custom_generate=graph_sample)
     longer = torch.cat([first.sequences, ids[:, :3]], dim=1)
-    kept = {"past_key_values": first.past_key_values}
+    kept = cache_argument(cache_of(first))
     with pytest.raises(ValueError, match="serves one prompt and its answer"):
         generate(model, longer, torch.ones_like(longer), **kept)
 

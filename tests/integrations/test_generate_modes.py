@@ -6,6 +6,7 @@ import torch
 import swaa
 from swaa import SWAAConfig
 from swaa.integrations.transformers.cache import RollingLayer, SWAACache
+from swaa.integrations.transformers.cache_name import cache_argument, cache_of
 from tests.integrations.families import FAMILIES, NATIVE_WINDOW, layer_types, tiny_model
 from tests.integrations.loop_model import build_masks, loop_logits, positions, rows_of
 
@@ -129,8 +130,8 @@ def test_second_turn_with_the_kept_cache(family, config):
     cached = first.sequences.shape[1] - 1  # the last token's keys come with the next turn
     ids = torch.cat([first.sequences, prompt(batch=1, tokens=6)[0]], dim=1)
     second_prompt = ids.shape[1]
-    recomputed = config.dense_tail > 0 and first.past_key_values.has_evicted()
-    output = generate(model, ids, torch.ones_like(ids), past_key_values=first.past_key_values)
+    recomputed = config.dense_tail > 0 and cache_of(first).has_evicted()
+    output = generate(model, ids, torch.ones_like(ids), **cache_argument(cache_of(first)))
     total = output.sequences.shape[1]
     rows = rows_of(second_prompt, config.dense_tail, total)
     if not recomputed:  # rows in the cache keep the phase they were computed in
@@ -166,7 +167,7 @@ def test_static_cache_compiled_without_graph_breaks(family):
 def test_layers_that_slide_in_decoding_keep_sinks_and_window(family):
     model = tiny_model(family)
     swaa.adapt(model, MIXED_TAIL, quiet=True)
-    cache = generate(model, *prompt()).past_key_values
+    cache = cache_of(generate(model, *prompt()))
     assert isinstance(cache, SWAACache)
     types = layer_types(model)
     for index, layer in enumerate(cache.layers):

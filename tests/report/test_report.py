@@ -416,3 +416,15 @@ def test_the_committed_results_are_all_drawn(tmp_path):
     report = write_report(folder, tmp_path / "page.html")
     assert report.problems == ()
     assert report.runs == len(list(folder.rglob("*.json"))) > 0
+
+
+def test_what_is_no_report_is_not_replaced(tmp_path, capsys):
+    (tmp_path / "results").mkdir()
+    notes = tmp_path / "notes.html"
+    notes.write_text("<title>my notes</title>")
+    for output in (notes, tmp_path):
+        assert main(["report", str(tmp_path / "results"), "-o", str(output)]) == 2
+        assert "is no report, so it will not be replaced" in capsys.readouterr().err
+    assert notes.read_text() == "<title>my notes</title>"
+    for _ in range(2):  # a report may be replaced
+        assert main(["report", str(tmp_path / "results"), "-o", str(tmp_path / "r.html")]) == 0

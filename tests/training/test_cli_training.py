@@ -135,7 +135,9 @@ def test_missing_packages_are_named(capsys, monkeypatch, tmp_path):
     words = ("train", "smollm2", "--data", "d", "--out", tmp_path / "o")
     code, _, errors = _run(capsys, *words)
     assert code == 2
-    assert errors == ["swaa train: training needs trl; run: pip install 'swaa[train]'"]
+    assert errors == [
+        "swaa train: training needs trl; run: pip install -e '.[train]' in your clone of swaa"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -216,3 +216,13 @@ def test_what_was_asked_is_written_down(trained, tmp_path):
 def test_settings_are_checked(change, message):
     with pytest.raises(ValueError, match=message):
         TrainingSettings(**change)
+
+
+@pytest.mark.parametrize(
+    ("warmup", "steps", "rates"), [(0.05, 2, [1.0, 0.5]), (0.5, 4, [0.0, 0.5, 1.0, 0.5])]
+)
+def test_a_warm_up_of_one_step_wastes_none(trained, warmup, steps, rates):
+    options = {"schedule": "linear", "batch_size": 2, "accumulate": 1}
+    rows, _ = trained("run", warmup=warmup, max_steps=steps, **options)
+    seen = [row["learning_rate"] / STEPS["learning_rate"] for row in rows]
+    assert seen == pytest.approx(rates)

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from swaa.attention.call import AttentionCall, AttentionOutput, current_device
 from swaa.attention.fa4_lists import NEVER, make_lists, needs_gradient, some_rows_full
+from swaa.extras import install_line
 
-INSTALL = "pip install 'swaa[fa4]'"
+INSTALL = install_line("fa4")
 FEW_ROWS = 192
 """Calls of at most this many query rows are left to kernels that split the keys."""
 DTYPES = (torch.float16, torch.bfloat16)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from swaa.benchmark.model_shapes import SHAPES
+from swaa.benchmark.model_shapes import shape_config
 from swaa.models import load_model
 
 SEED = 0
@@ -37,12 +37,10 @@ def make_model(name: str, *, device: str, dtype: torch.dtype) -> MeasuredModel:
         device: ``cuda`` or ``cpu``.
         dtype: of weights and cache.
     """
-    if name not in SHAPES:
+    config = shape_config(name)
+    if config is None:
         loaded = load_model(name, dtype=dtype, device=device)
         return MeasuredModel(loaded.model, loaded.name, loaded.revision)
-    values = dict(SHAPES[name])
-    config = AutoConfig.for_model(values.pop("model_type"), **values)
-    config.eos_token_id = config.bos_token_id = config.pad_token_id = None
     torch.manual_seed(SEED)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)

@@ -75,10 +75,9 @@ def seen_whole(options: Options) -> str | None:
     """Where recipes differ from full attention in nothing, in one line; ``None``: nowhere."""
     by_lengths: dict[tuple[int, ...], list[str]] = {}
     for name, config in options.recipes.items():
-        seen = (config.window or 0) + config.sink_tokens
-        answer = 0 if config.full_decode is True else options.new_tokens
-        lengths = tuple(n for n in sorted(set(options.lengths)) if n + answer <= seen)
-        if config.window is not None and lengths:
+        every = sorted(set(options.lengths))
+        lengths = tuple(n for n in every if config.covers(n, options.new_tokens))
+        if lengths:
             by_lengths.setdefault(lengths, []).append(name)
     if not by_lengths:
         return None

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from swaa.extras import install_line
+
 Row = Mapping[str, Any]
 
 _PANELS = (
@@ -29,7 +31,7 @@ def plot_generate(rows: Sequence[Row], path: str | Path, *, title: str) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise ValueError("plots need matplotlib: pip install 'swaa[plot]'") from None
+        raise ValueError(f"plots need matplotlib: {install_line('plot')}") from None
     timed = [row for row in rows if row["kind"] in ("run", "t0") and not row["refused"]]
     if not timed:
         raise ValueError("nothing was measured, so there is nothing to plot")

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from swaa.extras import install_line
+
 Row = Mapping[str, Any]
 
 
@@ -23,7 +25,7 @@ def plot_kernels(rows: Sequence[Row], path: str | Path, *, title: str) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise ValueError("plots need matplotlib: pip install 'swaa[plot]'") from None
+        raise ValueError(f"plots need matplotlib: {install_line('plot')}") from None
     panels: dict[tuple[str, int, int], list[Row]] = {}
     for row in rows:
         if "p50" in row:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen3-4b": {
@@ -65,3 +68,15 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 Speed depends on sizes, not on what the weights hold.
 """
+
+
+def shape_config(name: str) -> PreTrainedConfig | None:
+    """The configuration of a shape; ``None``: there is none of that name."""
+    from transformers import AutoConfig
+
+    if name not in SHAPES:
+        return None
+    values = dict(SHAPES[name])
+    config = AutoConfig.for_model(values.pop("model_type"), **values)
+    config.eos_token_id = config.bos_token_id = config.pad_token_id = None
+    return config

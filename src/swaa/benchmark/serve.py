@@ -19,6 +19,7 @@ from swaa.benchmark.serve_process import Server, launch_command, running
 from swaa.benchmark.serve_workload import Workload
 from swaa.config import SWAAConfig
 from swaa.evaluation.address import Address
+from swaa.redaction import arguments_without_secrets
 
 KIND = "serve"
 """Folder of these results."""
@@ -173,8 +174,9 @@ def _check(load: Load, address: Address) -> None:
 
 
 def _names(arguments: Sequence[str]) -> list[str]:
-    # Results hold names, not paths.
-    return [Path(word).name if Path(word).is_absolute() else word for word in arguments]
+    # Results hold names, neither paths nor secrets.
+    shown = arguments_without_secrets(arguments)
+    return [Path(word).name if Path(word).is_absolute() else word for word in shown]
 
 
 def _result(run: ServeRun, rows: Sequence[dict[str, Any]], seconds: float) -> results.Result:

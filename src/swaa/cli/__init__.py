@@ -9,9 +9,10 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from swaa import __version__
+from swaa.cli.numbers import whole_number
 
 VERBS = {
     "demo": "watch a small model lose a fact under a plain window and find it again",
@@ -34,11 +35,43 @@ MISTAKE = 2
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors take one line."""
+    """An argument parser whose errors take one line, and whose numbers may end in k.
 
-    def __init__(self, *args: object, **options: object) -> None:
+    Args:
+        args: of :class:`argparse.ArgumentParser`.
+        passes_on: whether arguments that it does not know are somebody else's, not mistakes.
+        options: of :class:`argparse.ArgumentParser`.
+    """
+
+    def __init__(self, *args: object, passes_on: bool = False, **options: object) -> None:
         options.setdefault("allow_abbrev", False)
         super().__init__(*args, **options)  # pyright: ignore[reportArgumentType]
+        self.register("type", int, whole_number)
+        self._passes_on = passes_on
+
+    def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, args: Any = None, namespace: Any = None
+    ) -> Any:
+        """As argparse does it; what is not known is refused here, where its neighbours are known.
+
+        Args:
+            args: words; ``None``: those of the process.
+            namespace: takes the values; ``None``: a new one.
+        """
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown and not self._passes_on:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{self._meant(unknown)}")
+        return found, unknown
+
+    def _meant(self, unknown: Sequence[str]) -> str:
+        """``; did you mean --window?``, of the first flag among them."""
+        flag = next((word.partition("=")[0] for word in unknown if word.startswith("-")), None)
+        if flag is None:
+            return ""
+        known = [name for name in self._option_string_actions if name.startswith("--")]
+        longer = [name for name in known if name.startswith(flag)] if len(flag) > 2 else []
+        near = longer or difflib.get_close_matches(flag.replace("_", "-"), known, n=1)
+        return f"; did you mean {near[0]}?" if near else ""
 
     def error(self, message: str) -> NoReturn:
         """Print one line on stderr and leave with code 2."""

@@ -10,7 +10,14 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any
 
-from swaa.cli.options import add_measured_options, config_from, refuse_twice, whole_numbers
+from swaa.cli.numbers import dtype_name
+from swaa.cli.options import (
+    add_measured_options,
+    config_from,
+    refuse_twice,
+    tables_aside,
+    whole_numbers,
+)
 from swaa.cli.table import format_table
 from swaa.config import SWAAConfig
 
@@ -37,8 +44,7 @@ def register(subparsers: Any) -> None:
         "generate",
         help="time to the first token, time per token and memory, end to end",
         description="Time a prompt and an answer under each recipe, beside the same model with the"
-        " best stock attention that runs here, and beside the limit that attention alone sets."
-        " The last line of stdout is JSON.",
+        " best stock attention that runs here, and beside the limit that attention alone sets.",
     )
     parser.add_argument(
         "model",
@@ -69,6 +75,7 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--dtype",
+        type=dtype_name,
         default="bfloat16",
         metavar="T",
         help="bfloat16, float16 or float32 (default: bfloat16)",
@@ -84,6 +91,14 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print and keep the results."""
+    with tables_aside(args):
+        result = _measure(args)
+    if args.json:
+        print(json.dumps(result.to_dict()))
+    return 0
+
+
+def _measure(args: argparse.Namespace) -> Result:
     options = _options(args)
 
     from swaa import results
@@ -92,8 +107,8 @@ def run(args: argparse.Namespace) -> int:
     from swaa.benchmark.generate_unfinished import not_begun
 
     name, config = options.file_name(), options.config()
-    path = results.result_path("generate", name, config, folder=args.output)
-    found = results.find("generate", name, config, folder=args.output)
+    path = results.result_path("generate", name, config, folder=args.results)
+    found = results.find("generate", name, config, folder=args.results)
     finished = found is not None and not not_begun(found.rows)
     if (note := seen_whole(options)) is not None:
         _say(note)
@@ -105,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
         def keep(result: Result) -> None:
             # A finished run is only replaced by another.
             if not (finished and not_begun(result.rows)):
-                results.save(result, folder=args.output)
+                results.save(result, folder=args.results)
 
         result = measure(
             options,
@@ -122,8 +137,7 @@ def run(args: argparse.Namespace) -> int:
         _plot(result, path)
         rest = f"; {left} rows are not begun, the same command goes on" if left else ""
         print(f"kept in {path}{rest}")
-    print(json.dumps(result.to_dict()))
-    return 0
+    return result
 
 
 def _say(line: str) -> None:

@@ -6,10 +6,12 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from swaa.cli.options import add_measured_options, whole_numbers, words
+from swaa.cli.numbers import dtype_name
+from swaa.cli.options import add_measured_options, tables_aside, whole_numbers, words
 
 if TYPE_CHECKING:
     from swaa.benchmark.kernels import Options
+    from swaa.results import Result
 
 
 def register(subparsers: Any) -> None:
@@ -18,7 +20,7 @@ def register(subparsers: Any) -> None:
         "kernels",
         help="attention kernels: prefill, decode, backward",
         description="Time attention kernels. Each first shows on this GPU which keys its rows see;"
-        " one whose mask is wrong is not timed. The last line of stdout is JSON.",
+        " one whose mask is wrong is not timed.",
     )
     parser.add_argument(
         "--phases",
@@ -44,7 +46,11 @@ def register(subparsers: Any) -> None:
             flag, type=int, default=default, metavar="N", help=f"{text} (default: {default})"
         )
     parser.add_argument(
-        "--dtype", default="bfloat16", metavar="T", help="bfloat16 or float16 (default: bfloat16)"
+        "--dtype",
+        type=dtype_name,
+        default="bfloat16",
+        metavar="T",
+        help="bfloat16 or float16 (default: bfloat16)",
     )
     parser.add_argument(
         "--backends", default="triton,fa4", metavar="B", help="of ours (default: triton,fa4)"
@@ -58,6 +64,14 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print and keep the results."""
+    with tables_aside(args):
+        result = _measure(args)
+    if args.json:
+        print(json.dumps(result.to_dict()))
+    return 0
+
+
+def _measure(args: argparse.Namespace) -> Result:
     options = _options(args)
 
     import torch
@@ -69,22 +83,21 @@ def run(args: argparse.Namespace) -> int:
     result = None
     if torch.cuda.is_available() and not args.again:
         name, config = kernels.file_name(options), kernels.config_of(options)
-        result = results.find("kernels", name, config, folder=args.output)
+        result = results.find("kernels", name, config, folder=args.results)
     if result is None:
         result = kernels.measure(options)
     else:
         print(f"measured on {result.provenance.created[:10]}; --again measures anew")
         for row in result.rows[1:]:
             print(kernels.describe(dict(row)))
-    path = results.save(result, folder=args.output)
+    path = results.save(result, folder=args.results)
     try:
         title = f"{result.provenance.device}, torch {result.provenance.versions['torch']}"
         plot_kernels(result.rows, path.with_suffix(".png"), title=title)
     except ValueError as error:  # the numbers are there all the same
         print(f"no plot: {error}")
     print(f"kept in {path}")
-    print(json.dumps(result.to_dict()))
-    return 0
+    return result
 
 
 def _options(args: argparse.Namespace) -> Options:

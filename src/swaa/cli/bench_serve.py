@@ -9,7 +9,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swaa.cli.options import words
+from swaa.cli.endpoints import add_key_over_http
+from swaa.cli.options import add_results_option, words
 from swaa.cli.progress import ProgressBar
 from swaa.cli.table import Cell, format_table
 
@@ -46,9 +47,7 @@ def register(subparsers: Any) -> None:
         help="to compare; 'full' is vLLM without swaa (default: %(default)s)",
     )
     _add_workload_options(parser)
-    parser.add_argument(
-        "--results", default="results", metavar="DIR", help="folder (default: %(default)s)"
-    )
+    add_results_option(parser)
     parser.add_argument(
         "--again", action="store_true", help="measure what is measured already (default: show it)"
     )
@@ -99,6 +98,7 @@ def _add_server_options(parser: argparse.ArgumentParser) -> None:
         metavar="V",
         help="environment variable with that server's key (default: %(default)s)",
     )
+    add_key_over_http(group)
     group.add_argument(
         "--start-timeout",
         type=float,
@@ -199,8 +199,8 @@ def _source(args: argparse.Namespace, names: tuple[str, ...]) -> Endpoint | Laun
     from swaa.benchmark.serve_device import local_device
 
     if args.endpoint is None:
-        for name in ("served_model", "device_name"):
-            if getattr(args, name) is not None:
+        for name in ("served_model", "device_name", "key_over_http"):
+            if getattr(args, name):
                 raise ValueError(f"--{name.replace('_', '-')} would do nothing without --endpoint")
         from swaa.integrations.vllm.launch import check_installed
 
@@ -218,6 +218,7 @@ def _source(args: argparse.Namespace, names: tuple[str, ...]) -> Endpoint | Laun
         url=args.endpoint,
         model=args.served_model or args.model,
         key=os.environ.get(args.key_variable),
+        key_over_http=args.key_over_http,
         device=args.device_name or SERVED,
     )
 

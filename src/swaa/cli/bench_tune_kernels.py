@@ -6,7 +6,8 @@ import argparse
 import json
 from typing import Any
 
-from swaa.cli.options import whole_numbers, words
+from swaa.cli.numbers import dtype_name
+from swaa.cli.options import OUTPUT, tables_aside, whole_numbers, words
 
 
 def register(subparsers: Any) -> None:
@@ -16,7 +17,7 @@ def register(subparsers: Any) -> None:
         help="find the tile sizes of our Triton kernels for this GPU",
         description="Try tile sizes one knob at a time, from those in force; exact masks and"
         " gradients first. Writes the table of this GPU, which then is what the kernels run with."
-        " Takes minutes: every tile is compiled. The last line of stdout is JSON.",
+        " Takes minutes: every tile is compiled.",
     )
     parser.add_argument(
         "--kernels",
@@ -31,7 +32,11 @@ def register(subparsers: Any) -> None:
         help="channels per head, several with commas (default: 64,128,256)",
     )
     parser.add_argument(
-        "--dtype", default="bfloat16", metavar="T", help="bfloat16 or float16 (default: bfloat16)"
+        "--dtype",
+        type=dtype_name,
+        default="bfloat16",
+        metavar="T",
+        help="bfloat16 or float16 (default: bfloat16)",
     )
     for flag, default, text in (
         ("--tokens", 16_384, "length of the prompt that is timed, in tokens"),
@@ -42,7 +47,12 @@ def register(subparsers: Any) -> None:
             flag, type=int, default=default, metavar="N", help=f"{text} (default: {default})"
         )
     parser.add_argument(
-        "--output", metavar="DIR", help="folder of the table (default: inside the package)"
+        *OUTPUT, metavar="DIR", help="folder of the table (default: inside the package)"
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print the table as JSON alone (default: what was tried)",
     )
     parser.set_defaults(bench=run)
 
@@ -63,8 +73,9 @@ def run(args: argparse.Namespace) -> int:
         window=args.window,
         sink_tokens=args.sink_tokens,
     )
-    table = tune_kernels.tune(options)
-    path = tune_kernels.save(table, args.output)
-    print(f"kept in {path}")
-    print(json.dumps(table))
+    with tables_aside(args):
+        table = tune_kernels.tune(options)
+        print(f"kept in {tune_kernels.save(table, args.output)}")
+    if args.json:
+        print(json.dumps(table))
     return 0

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swaa.cli.options import add_model_options
+from swaa.cli.options import OUTPUT, add_model_options
 from swaa.cli.progress import ProgressBar, format_seconds
 from swaa.cli.table import format_table
 
@@ -46,7 +46,9 @@ def register(subparsers: Any) -> None:
             f"--{name}", type=int, default=default, metavar="N", help=f"{text}, default: {default}"
         )
     parser.add_argument(
+        *OUTPUT,
         "--out",
+        dest="out",
         default="swaa-demo",
         metavar="DIR",
         help="folder of the JSON and PNG (default: %(default)s)",

@@ -8,7 +8,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from swaa.cli.endpoints import add_endpoint_options, endpoint_from, judge_from, refuse_unused
-from swaa.cli.options import add_model_options
+from swaa.cli.numbers import counted
+from swaa.cli.options import OUTPUT, add_model_options
 
 if TYPE_CHECKING:
     from swaa.evaluation.engines import Engine, Sampling
@@ -35,7 +36,14 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument("model", metavar="MODEL", help="folder, hub name, GGUF file, or smollm2")
     parser.add_argument("--data", required=True, metavar="FILE", help="questions: .jsonl and so on")
-    parser.add_argument("--out", required=True, metavar="OUT", help="chat-format .jsonl to write")
+    parser.add_argument(
+        *OUTPUT,
+        "--out",
+        dest="out",
+        required=True,
+        metavar="OUT",
+        help="chat-format .jsonl to write",
+    )
     _add_drawing_options(parser)
     _add_model_options(parser)
     add_endpoint_options(parser)
@@ -167,8 +175,9 @@ def _print(args: argparse.Namespace, done: Distilled) -> None:
         print(json.dumps({**dataclasses.asdict(done), "path": str(done.path)}, indent=2))
         return
     print(
-        f"{done.questions} questions, {done.answers} answers, {done.right} right;"
-        f" {done.kept} kept, {done.unanswered} questions without a right answer"
+        f"{counted(done.questions, 'question')}, {counted(done.answers, 'answer')},"
+        f" {done.right} right; {done.kept} kept,"
+        f" {counted(done.unanswered, 'question')} without a right answer"
     )
     if done.unjudged:
         print(f"{done.unjudged} verdicts of the judge could not be read; they count as wrong.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from swaa.evaluation.endpoint import Endpoint
@@ -57,6 +57,7 @@ def add_endpoint_options(parser: argparse.ArgumentParser, *, note: str = "") -> 
         metavar="V",
         help="environment variable with the server's key (default: %(default)s)",
     )
+    add_key_over_http(group)
     group.add_argument(
         "--judge-endpoint", metavar="URL", help="server of the judge of free answers (no default)"
     )
@@ -69,6 +70,15 @@ def add_endpoint_options(parser: argparse.ArgumentParser, *, note: str = "") -> 
     )
 
 
+def add_key_over_http(parser: Any) -> None:
+    """Add ``--key-over-http``, of a verb that asks a server, or a group of its flags."""
+    parser.add_argument(
+        "--key-over-http",
+        action="store_true",
+        help="let keys go to other machines over plain HTTP (default: refused)",
+    )
+
+
 def endpoint_from(args: argparse.Namespace) -> Endpoint:
     """The server that answers."""
     from swaa.evaluation.endpoint import Endpoint
@@ -77,6 +87,7 @@ def endpoint_from(args: argparse.Namespace) -> Endpoint:
         url=args.endpoint,
         model=args.served_model or args.model,
         key=os.environ.get(args.key_variable),
+        key_over_http=args.key_over_http,
         timeout_s=args.timeout,
     )
 
@@ -99,6 +110,7 @@ def judge_from(args: argparse.Namespace) -> Judge | None:
             url=args.judge_endpoint,
             model=args.judge_model,
             key=os.environ.get(args.judge_key_variable),
+            key_over_http=args.key_over_http,
             timeout_s=args.timeout,
         ),
         concurrency=args.concurrency,
@@ -121,7 +133,7 @@ def refuse_unused(args: argparse.Namespace, *, local: dict[str, object]) -> None
         "key_variable": "OPENAI_API_KEY",
     }
     if not args.judge_endpoint:  # a judge is a server, too
-        served |= {"concurrency": 8, "timeout": 600.0}
+        served |= {"concurrency": 8, "timeout": 600.0, "key_over_http": False}
     unused, where = (served, "without") if args.endpoint is None else (local, "with")
     for name, default in unused.items():
         if getattr(args, name) != default:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from swaa.cli.endpoints import add_endpoint_options, judge_from
 from swaa.cli.eval_source import check_processes, follow, open_source
 from swaa.cli.options import (
-    KNOBS,
     add_backend_option,
     add_config_options,
     add_model_options,
-    config_from,
+    add_results_option,
+    settings_from,
     whole_numbers,
     words,
 )
@@ -60,9 +59,7 @@ def register(subparsers: Any) -> None:
     _add_prompt_options(parser)
     _add_local_options(parser)
     add_endpoint_options(parser, note="; --recipes then names the one that it runs")
-    parser.add_argument(
-        "--results", default="results", metavar="D", help="folder (default: %(default)s)"
-    )
+    add_results_option(parser)
     parser.add_argument(
         "--gather",
         action="store_true",
@@ -207,26 +204,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _settings(args: argparse.Namespace) -> list[tuple[str, SWAAConfig]]:
     """Name and configuration of each recipe; the knobs are turned on all but full attention."""
-    if args.recipe is not None and args.recipes is not None:
-        raise ValueError("--recipe and --recipes exclude each other; give one of them")
     from swaa.evaluation.gathered import require_different_names
-    from swaa.recipes import resolve
 
-    flag = "--recipes" if args.recipe is None else "--recipe"
-    settings: list[tuple[str, SWAAConfig]] = []
-    for name in words(args.recipes or args.recipe or DEFAULT_RECIPES, flag):
-        config = resolve(name)
-        if config.window is not None:
-            one = copy.copy(args)
-            one.recipe = name
-            config = config_from(one)
-        settings.append((name, config))
+    settings = settings_from(args, args.recipes or args.recipe or DEFAULT_RECIPES)
     if args.gather:
         require_different_names([name for name, _ in settings])
-    knobs = [name for name in KNOBS if getattr(args, name) is not None]
-    if knobs and all(config.window is None for _, config in settings):
-        named = "--" + knobs[0].replace("_", "-")
-        raise ValueError(f"{named} would do nothing: every recipe given is full attention")
     return settings
 
 

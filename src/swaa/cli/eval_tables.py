@@ -35,8 +35,10 @@ def print_tables(outcomes: Sequence[Outcome]) -> None:
         print()
     if read:
         _print_perplexities(read, *(sorted_by or (None, 0)))
-    for name, config in {o.run.setting: o.run.config for o in outcomes}.items():
+    for name, config in {label(o): o.run.config for o in outcomes}.items():
         print(f"{name}: {config.describe()}")
+    for line in _idle(outcomes):
+        print(line)
     unjudged = sum(outcome.result.rows[0]["unjudged"] for outcome in answered)
     if unjudged:
         print(f"{unjudged} verdicts of the judge could not be read; they count as wrong.")
@@ -66,7 +68,7 @@ def _cells(outcome: Outcome, pair: Mapping[str, Any]) -> tuple[Cell, ...]:
     return (
         outcome.run.task.name,
         outcome.run.length,
-        outcome.run.setting,
+        label(outcome),
         row["samples"],
         f"{100 * row['accuracy']:.1f}",
         f"{100 * row['low']:.1f} to {100 * row['high']:.1f}",
@@ -78,6 +80,37 @@ def _cells(outcome: Outcome, pair: Mapping[str, Any]) -> tuple[Cell, ...]:
         _percent(row.get("kv_share")),
         None if row["first_token_s"] is None else f"{row['first_token_s']:.2f}",
     )
+
+
+def label(outcome: Outcome) -> str:
+    """A recipe's name, and the knobs that were turned on it: ``naive sink_tokens=64``."""
+    from swaa.recipes import list_recipes
+
+    name, config = outcome.run.setting, outcome.run.config.to_dict()
+    shipped = {recipe.name: recipe.config.to_dict() for recipe in list_recipes()}.get(name, config)
+    turned = [f"{knob}={_word(value)}" for knob, value in config.items() if value != shipped[knob]]
+    return " ".join([name, *turned])
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(map(str, value)) or "none"
+    if isinstance(value, bool):
+        return "all" if value else "none"
+    return str(value)
+
+
+def _idle(outcomes: Sequence[Outcome]) -> list[str]:
+    """A line for each setting and task whose prompts window and sinks cover."""
+    from swaa.evaluation.comparison import nothing_slides
+
+    lines = []
+    for outcome in outcomes:
+        if nothing_slides(outcome):
+            longest = max(sample["length"] for sample in outcome.samples)
+            what = f"every prompt of {outcome.run.task.name}, of up to {longest:,} tokens"
+            lines.append(f"{label(outcome)}: {outcome.run.config.idle(what)}")
+    return lines
 
 
 def _percent(share: float | None) -> str | None:
@@ -93,7 +126,7 @@ def _print_places(outcomes: Sequence[Outcome], window: int, sink_tokens: int) ->
         if any(count for _, count in found.values()):
             shares = [f"{right} of {count}" for right, count in (found[name] for name in _PLACES)]
             run = outcome.run
-            rows.append((run.task.name, run.length, run.setting, *shares))
+            rows.append((run.task.name, run.length, label(outcome), *shares))
     if rows:
         print(f"\nBy where the needle lies: the first {sink_tokens} tokens, the last {window}, or")
         print("between; of several needles, all of them, else they count as between.")
@@ -108,7 +141,7 @@ def _print_perplexities(outcomes: Sequence[Outcome], window: int | None, sink_to
         means = split(outcome.samples, window=window, sink_tokens=sink_tokens)
         shown = ("-" if nll is None else f"{math.exp(nll):.2f}" for nll in means.values())
         run = outcome.run
-        rows.append((run.length, run.setting, len(outcome.samples), *shown))
+        rows.append((run.length, label(outcome), len(outcome.samples), *shown))
     if window is not None:
         print(f"Perplexity of the first {window + sink_tokens} tokens, of the prompt beyond, and")
         print("of what counts as generated:")

@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from swaa.models import LoadedModel
 
 
+STDIN = "-"
+"""Stands for standard input where a file is named."""
+
+
 @dataclass(frozen=True)
 class _Run:
     """One setting's answer."""
@@ -50,7 +54,9 @@ def register(subparsers: Any) -> None:
         description="Answer a question about a document under a recipe, and say what it cost.",
     )
     parser.add_argument("model", metavar="MODEL", help="folder, hub name, GGUF file, or smollm2")
-    parser.add_argument("--file", required=True, metavar="F", help="the document, UTF-8 text")
+    parser.add_argument(
+        "--file", required=True, metavar="F", help="the document, UTF-8 text; - reads stdin"
+    )
     parser.add_argument("--question", required=True, metavar="Q", help="asked after the document")
     parser.add_argument(
         "--compare",
@@ -103,30 +109,37 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--backend would do nothing: every layer is full")
     prompt = build_prompt(loaded.tokenizer, document, args.question)
     check_context(loaded, prompt.shape[1], args.max_new_tokens)
+    for name, config in settings:
+        if config.covers(prompt.shape[1], args.max_new_tokens):
+            what = f"the prompt of {prompt.shape[1]:,} tokens"
+            print(f"swaa generate: {name}: {config.idle(what)}", file=sys.stderr, flush=True)
     runs = [_answer(args, loaded, prompt, *item) for item in settings]
     if args.json:
         print(json.dumps({"model": loaded.name, "runs": [_to_dict(run) for run in runs]}, indent=2))
     else:
         _print(runs)
+        if args.compare is not None:
+            _print_savings(loaded, settings)
     return 0
 
 
 def read_document(path: str) -> str:
-    """The text of a document.
+    """The text of a document: of a file, or of ``-``, standard input.
 
     Raises:
         FileNotFoundError: when there is no such file.
         ValueError: for a file that is empty or not UTF-8 text.
     """
-    file = Path(path)
-    if not file.is_file():
+    name = "stdin" if path == STDIN else path
+    if path != STDIN and not Path(path).is_file():
         raise FileNotFoundError(f"no such file: {path}")
     try:
-        text = file.read_text(encoding="utf-8")
+        data = sys.stdin.buffer.read() if path == STDIN else Path(path).read_bytes()
+        text = data.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError:
-        raise ValueError(f"{path} is not UTF-8 text") from None
+        raise ValueError(f"{name} is not UTF-8 text") from None
     if not text.strip():
-        raise ValueError(f"the document is empty: {path}")
+        raise ValueError(f"the document is empty: {name}")
     return text
 
 
@@ -196,6 +209,28 @@ def _print(runs: list[_Run]) -> None:
         print(_side_by_side(runs), end="\n\n")
     headers = ("setting", "prompt tokens", "first token s", "tokens/s", "KV MiB", "peak KV MiB")
     print(format_table(headers, [_cells(run) for run in runs]))
+
+
+def _print_savings(loaded: LoadedModel, settings: list[tuple[str, SWAAConfig]]) -> None:
+    """From which lengths on each recipe is worth it on this model, by arithmetic."""
+    from swaa.savings import saves_from
+    from swaa.shapes import shape_of
+
+    try:
+        shape = shape_of(loaded.model.config)
+    except ValueError:
+        return  # a model without a price
+    sliding = [item for item in settings if item[1].window is not None]
+    for name, config in sliding:
+        tenth, half = (saves_from(shape, config, share) for share in (0.1, 0.5))
+        if tenth is None:
+            print(f"{name}: by arithmetic, saves a tenth of a prompt's FLOPs at no length")
+            continue
+        more = "never half" if half is None else f"half from {half:,} on"
+        print(
+            f"{name}: by arithmetic, saves a tenth of a prompt's FLOPs from {tenth:,} tokens on,"
+            f" {more}"
+        )
 
 
 def _cells(run: _Run) -> tuple[Cell, ...]:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from swaa.cli.numbers import dtype_name, whole_number
 from swaa.config import SWAAConfig
 from swaa.layers import LayerSelection, parse_layers
 
 DEFAULT_RECIPE = "balanced"
 """The recipe of a command that was given none."""
+
+OUTPUT = ("-o", "--output")
+"""What every verb calls where it writes to."""
 
 KNOBS = (
     "window",
@@ -109,6 +115,34 @@ def config_from(
     return config
 
 
+def settings_from(args: argparse.Namespace, names: str) -> list[tuple[str, SWAAConfig]]:
+    """Name and configuration of several recipes; the knobs are turned on all but full attention.
+
+    Args:
+        args: parsed arguments, with those of :func:`add_config_options` and ``recipes``.
+        names: of the recipes, with commas between them.
+
+    Raises:
+        ValueError: for ``--recipe`` beside ``--recipes``; for a recipe that is unknown or there
+            twice; for knobs that would do nothing.
+    """
+    from swaa.recipes import resolve
+
+    if args.recipe is not None and args.recipes is not None:
+        raise ValueError("--recipe and --recipes exclude each other; give one of them")
+    settings: list[tuple[str, SWAAConfig]] = []
+    for name in words(names, "--recipes" if args.recipe is None else "--recipe"):
+        one = argparse.Namespace(**vars(args) | {"recipe": name})
+        slides = resolve(name).window is not None
+        settings.append((name, config_from(one) if slides else resolve(name)))
+    knobs = [name for name in KNOBS if getattr(args, name) is not None]
+    if knobs and all(config.window is None for _, config in settings):
+        raise ValueError(
+            f"{_flag(knobs[0])} would do nothing: every recipe given is full attention"
+        )
+    return settings
+
+
 def name_from(args: argparse.Namespace, *, default: str = DEFAULT_RECIPE) -> str:
     """What to call the configuration in tables and results: ``balanced window=512``.
 
@@ -153,7 +187,7 @@ def refuse_twice(parts: Sequence[str], given: str) -> None:
 
 
 def whole_numbers(text: str, flag: str, *, least: int = 1) -> tuple[int, ...]:
-    """The numbers of a flag that takes several with commas: ``8192,32768``.
+    """The numbers of a flag that takes several with commas: ``8192,32k``.
 
     Args:
         text: what was given.
@@ -163,10 +197,13 @@ def whole_numbers(text: str, flag: str, *, least: int = 1) -> tuple[int, ...]:
     Raises:
         ValueError: naming the flag, for anything else.
     """
-    numbers = [word.replace("_", "") for word in words(text, flag)]
-    if not all(number.isdecimal() and int(number) >= least for number in numbers):
+    try:
+        numbers = tuple(map(whole_number, words(text, flag)))
+    except argparse.ArgumentTypeError:
+        numbers = ()
+    if not numbers or min(numbers) < least:
         raise ValueError(f"{flag} {text}: expected whole numbers of at least {least}, with commas")
-    return tuple(map(int, numbers))
+    return numbers
 
 
 def add_backend_option(parser: Any, *, names: str = "fa4, triton, sdpa or reference") -> None:
@@ -189,6 +226,7 @@ def add_model_options(parser: Any, *, auto: str = "the checkpoint's own") -> Non
     """
     parser.add_argument(
         "--dtype",
+        type=dtype_name,
         default="auto",
         metavar="T",
         help=f"float32, bfloat16, float16 or auto, {auto} (default: %(default)s)",
@@ -211,8 +249,28 @@ def add_measured_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--again", action="store_true", help="measure what is measured already (default: show it)"
     )
+    add_results_option(parser)
     parser.add_argument(
-        "--output", default="results", metavar="DIR", help="folder of results (default: results)"
+        "--json", action="store_true", help="print the result as JSON alone (default: tables)"
+    )
+
+
+@contextlib.contextmanager
+def tables_aside(args: argparse.Namespace) -> Iterator[None]:
+    """With ``--json``, print on stderr what is for people, so that stdout holds JSON alone."""
+    with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
+        yield
+
+
+def add_results_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--output``, the folder of all results, under every name that it has had."""
+    parser.add_argument(
+        *OUTPUT,
+        "--results",
+        dest="results",
+        default="results",
+        metavar="DIR",
+        help="folder of results (default: %(default)s)",
     )
 
 
@@ -240,8 +298,8 @@ def _flag(name: str) -> str:
 
 def _count(text: str, name: str, least: int) -> int:
     try:
-        value = int(text)
-    except ValueError:
+        value = whole_number(text)
+    except argparse.ArgumentTypeError:
         value = least - 1
     if value < least:
         also = " or none" if name == "window" else ""

@@ -7,22 +7,41 @@ import itertools
 import json
 from typing import TYPE_CHECKING, Any
 
-from swaa.cli.options import DEFAULT_RECIPE, add_config_options, config_from
+from swaa.cli.numbers import dtype_name
+from swaa.cli.options import DEFAULT_RECIPE, add_config_options, config_from, settings_from
 from swaa.cli.table import format_bytes, format_flops, format_table
 
 if TYPE_CHECKING:
     from swaa.plan import LayerCost, Price
+    from swaa.shapes import ModelShape
 
 
 def register(subparsers: Any) -> None:
     """Add the verb to the command line."""
     parser = subparsers.add_parser(
         "plan",
-        help="price a recipe on a model: KV bytes and FLOPs, without loading weights",
-        description="Price a recipe on a model from its configuration alone, beside the model as"
+        help="price recipes on a model: KV bytes and FLOPs, without loading weights",
+        description="Price recipes on a model from its configuration alone, beside the model as"
         " it is. The cost is arithmetic, not a measurement.",
     )
-    parser.add_argument("model", metavar="MODEL", help="folder, hub name, GGUF file, or smollm2")
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="folder, config.json, hub name, GGUF file, smollm2, or a shape of 'swaa bench"
+        " generate'",
+    )
+    parser.add_argument(
+        "--recipes",
+        metavar="R,R",
+        help="several recipes, a row each; knobs are turned on all but full attention"
+        " (default: one, in full detail)",
+    )
+    parser.add_argument(
+        "--gpu-memory",
+        type=float,
+        metavar="GIB",
+        help="say whether weights and KV fit into a GPU of so many GiB (default: not said)",
+    )
     parser.add_argument(
         "--prompt-length",
         type=int,
@@ -38,8 +57,10 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--dtype",
+        type=dtype_name,
         metavar="T",
-        help="of the cache: float32, bfloat16, float16 (default: the checkpoint's, or bfloat16)",
+        help="of weights and cache: float32, bfloat16, float16 (default: what 'swaa generate' loads"
+        " here: the checkpoint's; or bfloat16)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON (default: a table)")
     add_config_options(parser, default=f"what the model's config.json carries, or {DEFAULT_RECIPE}")
@@ -52,25 +73,83 @@ def run(args: argparse.Namespace) -> int:
     from swaa.shapes import read_shape
 
     # The flags first: a mistake in them should not wait for the model.
-    config = config_from(args)
+    if args.gpu_memory is not None and not args.gpu_memory > 0:
+        raise ValueError(f"--gpu-memory {args.gpu_memory}: expected GiB, a number above 0")
+    several = args.recipes is not None
+    settings = settings_from(args, args.recipes) if several else [("", config_from(args))]
     shape = read_shape(args.model)
-    if args.recipe is None and shape.swaa is not None:
-        config = config_from(args, default=SWAAConfig.from_dict(shape.swaa))
-    result = price(
-        shape,
-        config,
-        prompt_length=args.prompt_length,
-        batch=args.batch,
-        chunk=args.chunk,
-        dtype=args.dtype,
-    )
-    print(
-        json.dumps({"model": args.model, **result.to_dict()}) if args.json else _text(result, args)
-    )
+    if not several and args.recipe is None and shape.swaa is not None:
+        settings = [("", config_from(args, default=SWAAConfig.from_dict(shape.swaa)))]
+    sizes = {name: getattr(args, name) for name in ("prompt_length", "batch", "chunk", "dtype")}
+    prices = {name: price(shape, config, **sizes) for name, config in settings}
+    if args.json:
+        values = [{"recipe": name, **_values(price, args)} for name, price in prices.items()]
+        print(json.dumps(values if several else _values(prices[""], args)))
+    elif several:
+        print(_side_by_side(prices, shape, args))
+    else:
+        print(_text(prices[""], shape, args))
     return 0
 
 
-def _text(price: Price, args: argparse.Namespace) -> str:
+def _values(price: Price, args: argparse.Namespace) -> dict[str, Any]:
+    fits = {} if args.gpu_memory is None else {"fits": _spare(price, args) >= 0}
+    return {"model": args.model, **price.to_dict(), **fits}
+
+
+def _spare(price: Price, args: argparse.Namespace) -> float:
+    """Bytes of the GPU that weights and KV leave; below 0: they do not fit."""
+    needed = price.needed_bytes()
+    assert needed is not None  # a shape that was read has its weights counted
+    return args.gpu_memory * 2**30 - needed
+
+
+def _fits(price: Price, args: argparse.Namespace) -> str:
+    spare = _spare(price, args)
+    left = format_bytes(abs(spare))
+    return f"fits, {left} left" if spare >= 0 else f"does not fit, {left} too much"
+
+
+def _room(price: Price, args: argparse.Namespace) -> str:
+    fits = _fits(price, args)
+    note = "; activations take some of it" if _spare(price, args) >= 0 else ""
+    return f"On {args.gpu_memory:g} GiB, weights and KV at its peak: {fits}{note}."
+
+
+def _sizes(price: Price, shape: ModelShape, args: argparse.Namespace) -> str:
+    """What was priced, in one line."""
+    chunks = "" if price.chunk == price.prompt_length else f" in chunks of {price.chunk}"
+    assumed = ""
+    if args.dtype is None and shape.dtype is None:
+        assumed = " (assumed: the checkpoint names no type)"
+    return (
+        f"{price.batch} x {price.prompt_length} prompt tokens{chunks}, weights"
+        f" {format_bytes(price.weight_bytes or 0)}, cache in {price.dtype}{assumed}"
+    )
+
+
+def _side_by_side(prices: dict[str, Price], shape: ModelShape, args: argparse.Namespace) -> str:
+    headers = ["recipe", "KV at its peak", "KV, prompt done", "KV %", "prefill", "prefill %"]
+    headers += ["a token", "a token %"]
+    rows = []
+    for name, price in prices.items():
+        ratios, cost = price.ratios(), price.cost
+        row = [name, format_bytes(cost.kv_peak_bytes), format_bytes(cost.kv_steady_bytes)]
+        row += [f"{100 * ratios['kv_steady_bytes']:.0f}"]
+        for total in ("prefill_flops", "decode_flops"):
+            row += [format_flops(getattr(cost, total)), f"{100 * ratios[total]:.0f}"]
+        rows.append([*row, *([] if args.gpu_memory is None else [_fits(price, args)])])
+    if args.gpu_memory is not None:
+        headers.append(f"on {args.gpu_memory:g} GiB, weights and peak KV")
+    first = next(iter(prices.values()))
+    notes = [f"{name}: {note}" for name, price in prices.items() for note in price.notes]
+    configs = [f"{name}: {price.config.describe()}" for name, price in prices.items()]
+    blocks = [f"{args.model}: {_sizes(first, shape, args)}; % of full attention"]
+    blocks += [format_table(headers, rows), "\n".join(configs), "\n".join(notes)]
+    return "\n\n".join(block for block in blocks if block)
+
+
+def _text(price: Price, shape: ModelShape, args: argparse.Namespace) -> str:
     layers = [
         (
             _indices(group),
@@ -82,13 +161,12 @@ def _text(price: Price, args: argparse.Namespace) -> str:
         )
         for group in _groups(price.cost.layers)
     ]
-    chunks = "" if price.chunk == price.prompt_length else f" in chunks of {price.chunk}"
     headers = ("layers", "attention", "KV tokens", "KV each", "prefill each", "a token each")
     blocks = [
-        f"{args.model}: {price.config.describe()}\n"
-        f"{price.batch} x {price.prompt_length} prompt tokens{chunks}, cache in {price.dtype}",
+        f"{args.model}: {price.config.describe()}\n{_sizes(price, shape, args)}",
         format_table(headers, layers),
         _totals(price),
+        "" if args.gpu_memory is None else _room(price, args),
         "\n".join(price.notes),
     ]
     return "\n\n".join(block for block in blocks if block)

@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from swaa.cli import MISTAKE
+from swaa.cli.options import OUTPUT
 
 
 def register(subparsers: Any) -> None:
@@ -22,7 +23,7 @@ def register(subparsers: Any) -> None:
         "results", nargs="?", default="results", metavar="DIR", help="folder (default: results)"
     )
     parser.add_argument(
-        "-o", "--output", default="report.html", metavar="FILE", help="page (default: report.html)"
+        *OUTPUT, default="report.html", metavar="FILE", help="page (default: report.html)"
     )
     parser.add_argument(
         "--strict",

@@ -22,7 +22,8 @@ def register(subparsers: Any) -> None:
         help="serve a model by vLLM under a recipe",
         usage="swaa serve MODEL [--recipe R] [knobs] [arguments of vllm serve]",
         description="Start 'vllm serve' under a recipe. Every argument that is not listed here goes"
-        " to vLLM. The server is ended unless every worker confirms that the recipe is active.",
+        " to vLLM. The server is ended unless every worker confirms that the recipe is active. It"
+        " listens on 127.0.0.1 unless --host or --uds says otherwise.",
     )
     parser.add_argument("model", metavar="MODEL", help="folder or hub name")
     _add_options(parser)
@@ -33,10 +34,11 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until the server ends; its exit code."""
+    from swaa.integrations.vllm.address import kept_to_this_machine
     from swaa.integrations.vllm.launch import check_installed, serve
     from swaa.integrations.vllm.settings import Settings
 
-    own = Parser(prog="swaa serve", add_help=False)
+    own = Parser(prog="swaa serve", add_help=False, passes_on=True)
     _add_options(own)
     own, rest = own.parse_known_args(args.arguments, argparse.Namespace(**vars(args)))
     check_installed()
@@ -50,7 +52,14 @@ def run(args: argparse.Namespace) -> int:
     if own.recipe is None:
         source = f"{DEFAULT_RECIPE}, the default" if carried is None else "the checkpoint's own"
         print(f"swaa serve: recipe: {source}", file=sys.stderr, flush=True)
-    return serve([own.model, *rest], Settings(config=config, publish_generated=publish))
+    arguments = kept_to_this_machine(rest)
+    if len(arguments) > len(rest):
+        print(
+            "swaa serve: listens on this machine only; --host 0.0.0.0 opens it to others",
+            file=sys.stderr,
+            flush=True,
+        )
+    return serve([own.model, *arguments], Settings(config=config, publish_generated=publish))
 
 
 def _carried(model: str, arguments: Sequence[str]) -> Settings | None:

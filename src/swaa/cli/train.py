@@ -10,7 +10,9 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from swaa.cli.numbers import counted
 from swaa.cli.options import (
+    OUTPUT,
     add_backend_option,
     add_config_options,
     add_model_options,
@@ -43,7 +45,9 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument("model", metavar="MODEL", help="folder, hub name, GGUF file, or smollm2")
     parser.add_argument("--data", required=True, metavar="FILE", help="chat-format JSONL")
-    parser.add_argument("--out", required=True, metavar="OUT", help="new or empty folder")
+    parser.add_argument(
+        *OUTPUT, "--out", dest="out", required=True, metavar="OUT", help="new or empty folder"
+    )
     parser.add_argument(
         "--skip-bad",
         action="store_true",
@@ -227,9 +231,11 @@ def _settings(args: argparse.Namespace) -> TrainingSettings:
 def _require_packages(tracker: str) -> None:
     import importlib.util
 
+    from swaa.extras import install_line
+
     for name in ("trl", "peft"):
         if importlib.util.find_spec(name) is None:
-            raise ImportError(f"training needs {name}; run: pip install 'swaa[train]'")
+            raise ImportError(f"training needs {name}; run: {install_line('train')}")
     if tracker != "none" and importlib.util.find_spec(tracker) is None:
         raise ImportError(f"--tracker {tracker} needs {tracker}; run: pip install {tracker}")
 
@@ -293,14 +299,16 @@ def _print(args: argparse.Namespace, done: Training) -> None:
     for reason in done.skipped:
         print(f"skipped {reason}")
     print(done.summary)
-    over = "" if done.examples is None else f" over {done.examples} conversations"
+    over = "" if done.examples is None else f" over {counted(done.examples, 'conversation')}"
     took = "" if done.seconds is None else f" in {done.seconds:.0f} s"
     print(
-        f"{last['step']} steps{over}{took}: loss {first['loss']:.3f} at first,"
+        f"{counted(last['step'], 'step')}{over}{took}: loss {first['loss']:.3f} at first,"
         f" {last['loss']:.3f} at last"
     )
     print(f"adapter: {done.adapter}")
     if done.merged is not None:
         print(f"merged:  {done.merged} (swaa.adapt(model) and swaa serve need no flag)")
     if done.plot is None:
-        print("no picture of the curve: run pip install 'swaa[plot]'")
+        from swaa.extras import install_line
+
+        print(f"no picture of the curve: run {install_line('plot')}")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swaa.cli.options import (
+    OUTPUT,
     add_backend_option,
     add_config_options,
     add_model_options,
@@ -60,7 +61,9 @@ def register(subparsers: Any) -> None:
     add_config_options(parser, default=DEFAULT_RECIPE)
     _add_local_options(parser)
     parser.add_argument(
+        *OUTPUT,
         "--out",
+        dest="out",
         metavar="FILE",
         help="the recipe; the plot lies beside it (default: MODEL-tuned.json)",
     )
@@ -336,7 +339,9 @@ def _as_json(tuned: Tuned) -> dict[str, Any]:
 
 def _draw(tuned: Tuned, chosen: Point, path: Path, model: str) -> Path | None:
     if importlib.util.find_spec("matplotlib") is None:
-        print("swaa tune: no plot: pip install 'swaa[plot]'", file=sys.stderr)
+        from swaa.extras import install_line
+
+        print(f"swaa tune: no plot: {install_line('plot')}", file=sys.stderr)
         return None
     from swaa.selection.plot import draw
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from swaa.demo.run import DemoRow
+from swaa.extras import install_line
 
 
 def require_matplotlib() -> None:
@@ -16,7 +17,7 @@ def require_matplotlib() -> None:
         ImportError: with the ``pip install`` line.
     """
     if importlib.util.find_spec("matplotlib") is None:
-        raise ImportError("drawing needs matplotlib; run: pip install 'swaa[plot]'")
+        raise ImportError(f"drawing needs matplotlib; run: {install_line('plot')}")
 
 
 def draw(rows: Sequence[DemoRow], path: Path, *, title: str) -> None:

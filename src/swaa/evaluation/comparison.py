@@ -208,12 +208,12 @@ def against_full(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
 
     Returns:
         For each outcome ``retention`` in per cent and McNemar's ``p``; ``None`` for full attention
-        itself, and where its outcome is not among them.
+        itself, where its outcome is not among them, and where :func:`nothing_slides`.
     """
     rows = []
     for outcome in outcomes:
         full = next((o for o in outcomes if _is_pair(outcome, o)), None)
-        if full is None or is_likelihood(outcome.run):
+        if full is None or is_likelihood(outcome.run) or nothing_slides(outcome):
             rows.append({"retention": None, "p": None})
             continue
         ours, theirs = _right(outcome.samples), _right(full.samples)
@@ -221,6 +221,17 @@ def against_full(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
         a, b = [ours[name] for name in ids], [theirs[name] for name in ids]
         rows.append({"retention": retention(sum(a) / len(a), sum(b) / len(b)), "p": mcnemar(a, b)})
     return rows
+
+
+def nothing_slides(outcome: Outcome) -> bool:
+    """Whether window and sinks cover every prompt and answer: what was measured is full attention.
+
+    Any difference from full attention's answers is then one of rounding.
+    """
+    return all(
+        outcome.run.config.covers(sample["length"], sample.get("new_tokens") or 0)
+        for sample in outcome.samples
+    )
 
 
 def places(outcomes: Sequence[Outcome]) -> tuple[int, int] | None:

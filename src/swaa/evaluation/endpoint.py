@@ -96,7 +96,7 @@ class Endpoint(Address):
     def _send(self, request: urllib.request.Request) -> Completion:
         started = time.perf_counter()
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout_s) as response:
+            with _OPENER.open(request, timeout=self.timeout_s) as response:
                 return _read(response, started)
         except urllib.error.HTTPError as error:
             with error:
@@ -111,6 +111,16 @@ class Endpoint(Address):
         except (OSError, http.client.HTTPException) as error:
             cause = error.reason if isinstance(error, urllib.error.URLError) else error
             raise _PassingError(str(cause) or type(cause).__name__) from None
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirected request would carry the key to wherever the answer says."""
+
+    def redirect_request(self, *_args: Any, **_options: Any) -> None:
+        """Follow none: the answer becomes an error."""
+
+
+_OPENER = urllib.request.build_opener(_NoRedirect)
 
 
 class _PassingError(Exception):

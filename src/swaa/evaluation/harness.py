@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from swaa.adaptation import adapt
 from swaa.config import SWAAConfig
+from swaa.extras import install_line
 from swaa.models import find_model, load_model
 from swaa.phase import prompt_length
 from swaa.recipes import resolve
@@ -34,7 +35,7 @@ try:
     from lm_eval.models.huggingface import HFLM
 except ImportError as error:
     raise ImportError(
-        f"the harness needs lm-eval ({error}); run: pip install 'swaa[lm-eval]'"
+        f"the harness needs lm-eval ({error}); run: {install_line('lm-eval')}"
     ) from None
 
 Base: Any = HFLM  # untyped; the same to type checkers where the harness is not installed

@@ -168,7 +168,8 @@ def write_runs(table: Table, model: str, folder: Path, *, results_folder: str) -
             row.config.save(folder / f"{row.name}.json")
     path = folder / "runs.sh"
     path.write_text("\n".join(_script(table, model, results_folder)) + "\n", encoding="utf-8")
-    path.chmod(0o755)
+    readers = path.stat().st_mode & 0o444  # as the umask has it
+    path.chmod(path.stat().st_mode | readers >> 2)
     return path
 
 

@@ -25,6 +25,9 @@ SCRIPTS = (
 )
 """Parts of the page's script, in order; ``main`` comes last."""
 
+_TITLE = b"<title>swaa report</title>"
+"""Tells a page of ours from other files."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
@@ -50,8 +53,10 @@ def write_report(results: str | Path, output: str | Path) -> Report:
 
     Raises:
         FileNotFoundError: when there is no such folder.
+        ValueError: when the file is there and is no report, which is left as it is.
     """
     folder, page = read_folder(results), Path(output)
+    _check_page(page)
     drawn = [(run, *figures_of(run)) for run in folder.runs]
     found = [problem for _, _, problem in drawn if problem is not None]
     problems = sorted([*folder.problems, *found], key=lambda problem: problem.path)
@@ -59,6 +64,19 @@ def write_report(results: str | Path, output: str | Path) -> Report:
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(_fill(content), encoding="utf-8", newline="\n")
     return Report(path=page, runs=len(folder.runs), problems=tuple(problems))
+
+
+def _check_page(page: Path) -> None:
+    if page.is_file():
+        with page.open("rb") as file:
+            start = file.read(4096)
+        if not start or _TITLE in start:
+            return
+    elif not page.is_dir():
+        return  # nothing is there, or a pipe
+    raise ValueError(
+        f"{page} is there and is no report, so it will not be replaced: name another file by -o"
+    )
 
 
 def _content(

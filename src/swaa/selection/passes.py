@@ -25,6 +25,7 @@ from transformers import DynamicCache
 from swaa.adaptation import adapt, restore
 from swaa.config import LayerPlan, SWAAConfig
 from swaa.integrations.transformers.attention import LayerAttention
+from swaa.integrations.transformers.cache_name import cache_argument
 from swaa.integrations.transformers.support import find_layers
 from swaa.memory import explain_out_of_memory
 from swaa.models import LoadedModel
@@ -284,8 +285,8 @@ class SharedPasses(AbstractContextManager["SharedPasses"]):
                 input_ids=batch.ids[:, begin:end],
                 attention_mask=None if batch.mask is None else batch.mask[:, :end],
                 position_ids=batch.positions[:, begin:end],
-                past_key_values=cache,
                 use_cache=True,
+                **cache_argument(cache),
                 **options,
             ).logits
         # A row predicts the token behind it; the last row predicts none of ours.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from swaa.extras import install_line
 from swaa.selection.report import Point, kept, kept_between, pareto
 
 
@@ -23,7 +24,7 @@ def draw(points: Sequence[Point], chosen: Point | None, path: Path, *, title: st
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise ImportError("drawing needs matplotlib; run: pip install 'swaa[plot]'") from None
+        raise ImportError(f"drawing needs matplotlib; run: {install_line('plot')}") from None
     figure = Figure(figsize=(11, 4.5), dpi=120, layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     front = pareto(points)

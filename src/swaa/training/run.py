@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -110,6 +111,10 @@ def train(
     data, out = Path(data).expanduser(), Path(out)
     longest = min(settings.max_length, loaded.trained_context or settings.max_length)
     read = load_conversations(data, loaded.tokenizer, max_length=longest, skip_bad=skip_bad)
+    most = max(len(example.input_ids) for example in read.examples)
+    if config.covers(most):
+        what = f"every conversation, of up to {most:,} tokens"
+        logging.getLogger("swaa").warning("swaa train: %s", config.idle(what))
     record = _record(name, config, data, settings)
     dtype, base_config = loaded.model.dtype, loaded.model.config.to_diff_dict()
     with hold(out):

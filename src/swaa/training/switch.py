@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from swaa.config import SWAAConfig
+from swaa.extras import install_line
 from swaa.phase import current_phase
 
 ADAPTER_KEY = "swaa_adapter"
@@ -73,7 +74,7 @@ def put_adapter_on(model: PreTrainedModel, folder: str | Path) -> None:
     if settings is None:
         raise ValueError(f"{folder} holds no adapter of swaa train")
     if importlib.util.find_spec("peft") is None:
-        raise ImportError(f"{folder} is an adapter and needs peft; run: pip install 'swaa[train]'")
+        raise ImportError(f"{folder} is an adapter and needs peft; run: {install_line('train')}")
     folder = Path(folder).expanduser()
     values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     model.load_adapter(str(folder))

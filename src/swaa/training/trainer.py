@@ -65,6 +65,19 @@ class SlidingTrainer(SFTTrainer):
         # TRL has put its own losses before the model's forward; ours are asked for instead.
         attach_losses(model)
 
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> Any:
+        """As Transformers does it, but for a warm-up of one step, which would be at rate 0.
+
+        Args:
+            num_training_steps: in all.
+            optimizer: whose rate it sets.
+        """
+        steps = int(num_training_steps * self._settings.warmup)
+        self.args.warmup_steps = steps if steps > 1 else 0
+        return super().create_scheduler(num_training_steps, optimizer)
+
     def compute_loss(
         self,
         model: Any,

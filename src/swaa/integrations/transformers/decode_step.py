@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from swaa.integrations.transformers.cache_name import cache_argument
 from swaa.integrations.transformers.mask import announce
 from swaa.integrations.transformers.static_cache import StaticSWAACache
 
@@ -75,9 +76,9 @@ class DecodeStep:
             input_ids=self.tokens[:, None],
             attention_mask=self._rows,
             position_ids=self._positions,
-            past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
+            **cache_argument(self.cache),
         )
         return output.logits[:, -1]
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from swaa.config import LayerPlan
+from swaa.integrations.transformers.cache_name import cache_argument, cache_in
 from swaa.integrations.transformers.decode_step import DecodeStep
 from swaa.integrations.transformers.mask import RowInfo, announce, left_padding
 from swaa.integrations.transformers.static_cache import StaticSWAACache
@@ -100,9 +101,9 @@ def prefill(
             input_ids=ids,
             attention_mask=rows,
             position_ids=positions,
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **cache_argument(cache),
         ).logits
         if on_chunk is not None:
             on_chunk(first + ids.shape[1])
@@ -208,7 +209,7 @@ class _Loop:
             sequences=self.ids,  # pyright: ignore[reportArgumentType]
             scores=_tuple(self._scores),
             logits=_tuple(self._logits),
-            past_key_values=cache,
+            **cache_argument(cache),
         )
 
 
@@ -219,8 +220,8 @@ def _tuple(kept: Sequence[Tensor]) -> Any:
 def _check_options(generation_config: Any, model_kwargs: dict[str, Any]) -> None:
     if generation_config.num_beams != 1:
         raise ValueError("graph_sample decodes greedily or by sampling; it has no beams")
-    cache = model_kwargs.get("past_key_values")
+    cache = cache_in(model_kwargs)
     if cache is not None and cache.get_seq_length():
-        raise ValueError("graph_sample computes the whole prompt; pass no past_key_values")
+        raise ValueError("graph_sample computes the whole prompt; pass no cache")
     if model_kwargs.get("inputs_embeds") is not None:
         raise ValueError("graph_sample takes input_ids; inputs_embeds have no chunks")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from transformers import Cache, PreTrainedModel
 
-from swaa.config import LayerPlan
+from swaa.config import LayerPlan, SWAAConfig
 from swaa.integrations.transformers.cache import SWAACache
+from swaa.integrations.transformers.cache_name import NAMES, cache_argument, cache_in
 from swaa.integrations.transformers.fast import graph_sample
 from swaa.integrations.transformers.mask import left_padding
 from swaa.phase import Phase, current_phase, declare
@@ -21,24 +23,31 @@ class Generate:
     Args:
         model: the adapted model.
         plans: the plan of each layer.
+
+    Attributes:
+        unsaid: the configuration, until the first call has said whether anything slides there.
     """
 
     def __init__(self, model: PreTrainedModel, plans: Sequence[LayerPlan]) -> None:
         self.model = model
         self.plans = tuple(plans)
+        self.unsaid: SWAAConfig | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model's own ``generate``; same arguments, same result."""
         inputs = args[0] if args else kwargs.get("inputs")
         _check_mask(kwargs.get("attention_mask"))
         tokens = _prompt_tokens(inputs, kwargs)
-        cache = kwargs.get("past_key_values")
+        self._say_idle(tokens)
+        cache = cache_in(kwargs)
+        for name in NAMES:
+            kwargs.pop(name, None)
         if cache is None:
-            made = self._make_cache(self._options(args, kwargs))
-            if made is not None:
-                kwargs["past_key_values"] = made
+            cache = self._make_cache(self._options(args, kwargs))
         elif isinstance(cache, SWAACache):
             self._make_room_for_tail(cache, inputs, kwargs, tokens)
+        if cache is not None:
+            kwargs.update(cache_argument(cache))
         outer = current_phase()
         if outer.generating and isinstance(outer.prompt_length, int):
             # An assistant model drafts inside another model's generate: what follows that prompt
@@ -50,6 +59,12 @@ class Generate:
         with declare(Phase(prompt_length=tokens, generating=True)):
             model: Any = self.model
             return type(model).generate(model, *args, **kwargs)
+
+    def _say_idle(self, tokens: int) -> None:
+        config, self.unsaid = self.unsaid, None
+        if config is not None and config.covers(tokens):
+            line = config.idle(f"this prompt of {tokens:,} tokens")
+            logging.getLogger("swaa").warning("%s (said of the first call only)", line)
 
     def batch(self, *args: Any, **kwargs: Any) -> Any:
         """Stands in for ``generate_batch``, whose masks know neither sinks nor phases."""
@@ -120,5 +135,5 @@ def _prompt_tokens(inputs: Any, kwargs: dict[str, Any]) -> int:
         return embeds.shape[1]
     if ids is not None:
         return ids.shape[1]
-    cache = kwargs.get("past_key_values")
+    cache = cache_in(kwargs)
     return 1 + (cache.get_seq_length() if isinstance(cache, Cache) else 0)

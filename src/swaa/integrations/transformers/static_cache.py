@@ -146,6 +146,8 @@ class StaticRollingLayer(RollingLayer):
         reserved: those slots, keys and values, until the prompt is done.
     """
 
+    is_croppable = False
+
     def __init__(self, plan: LayerPlan, prompt_tokens: int) -> None:
         super().__init__(plan)
         self.prompt_tokens = prompt_tokens

@@ -17,6 +17,9 @@ TIMEOUT_S = 5.0
 _FLAGS = ("host", "port", "uds", "ssl-certfile", "headless", "config", "additional-config")
 """Those that say where a server answers and what it is asked for."""
 
+HERE = "127.0.0.1"
+"""Where a server listens that was not told otherwise."""
+
 EVERYWHERE = ("", "0.0.0.0", "::")
 """Hosts that stand for all of a machine's addresses."""
 
@@ -32,7 +35,7 @@ class Address:
         uds: the socket file that it listens on instead, or None.
     """
 
-    host: str = "127.0.0.1"
+    host: str = HERE
     port: int = 8000
     tls: bool = False
     uds: str | None = None
@@ -108,11 +111,21 @@ def find_address(arguments: Sequence[str]) -> Address | None:
     if not port.isdecimal() or int(port) == 0:
         raise ValueError(f"--port {port}: expected a number above 0")
     return Address(
-        host="127.0.0.1" if host in EVERYWHERE else host,
+        host=HERE if host in EVERYWHERE else host,
         port=int(port),
         tls=bool(values.get("ssl-certfile")),
         uds=values.get("uds"),
     )
+
+
+def kept_to_this_machine(arguments: Sequence[str]) -> list[str]:
+    """Arguments of ``vllm serve`` with a ``--host`` of this machine, where they name none.
+
+    Left alone, vLLM listens on every address, for whoever reaches the machine.
+    """
+    flags = read_flags(arguments)
+    named = flags.keys() & {"host", "uds"} or flags.get("headless", False) is not False
+    return [*arguments, *(() if named else ("--host", HERE))]
 
 
 def read_flags(arguments: Sequence[str]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from swaa.extras import install_line
 from swaa.integrations.vllm.address import Address, find_address
 from swaa.integrations.vllm.plugin import REPORTS, REQUIRED
 from swaa.integrations.vllm.settings import KEY, Settings
@@ -90,7 +91,7 @@ def check_installed() -> None:
         ValueError: when the plugin is not registered or filtered out.
     """
     if importlib.util.find_spec("vllm") is None:
-        raise ImportError("vLLM is not installed here: pip install 'swaa[vllm]'")
+        raise ImportError(f"vLLM is not installed here: {install_line('vllm')}")
     if not any(point.name == NAME for point in importlib.metadata.entry_points(group=GROUP)):
         raise ValueError("swaa's vLLM plugin is not registered: install the package again")
     allowed = os.environ.get("VLLM_PLUGINS")

@@ -68,7 +68,7 @@ def summary(active: Active, layers: dict[str, Any], kv_cache: Any, vllm_config: 
     tokens, full_tokens = capacity(kv_cache, vllm_config)
     groups = "; ".join(_describe(group) for group in kv_cache.kv_cache_groups)
     config, longest = active.settings.config, vllm_config.model_config.max_model_len
-    idle = f" (no request of {longest:,} tokens outgrows it)" if config.window >= longest else ""
+    idle = f" (no request of {longest:,} tokens outgrows it)" if config.covers(longest) else ""
     return (
         f"swaa adapted {len(sliding)} of {len(served)} layers"
         f" ({', '.join(f'{count} {role}' for role, count in sorted(roles.items()))}){beside}:"

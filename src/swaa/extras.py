@@ -1,0 +1,12 @@
+"""How to install what a part of swaa needs beyond its core."""
+
+from __future__ import annotations
+
+
+def install_line(extra: str) -> str:
+    """The command that installs one of swaa's extras; from a clone, since no index has swaa yet.
+
+    Args:
+        extra: as pyproject.toml names it.
+    """
+    return f"pip install -e '.[{extra}]' in your clone of swaa"

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Runs the tests of the Transformers integration under the oldest and the newest version that
+# pyproject.toml allows. Each lies in a venv of its own, kept between runs, in which all other
+# packages are those of VENV (default .venv). LANES: folder of these venvs; arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+venv=$(realpath "${VENV:-.venv}")
+lanes=${LANES:-$venv}
+range=$(sed -n 's/^dependencies = .*"\(transformers>=[^"]*\)".*/\1/p' pyproject.toml)
+oldest=${range#transformers>=}
+oldest=${oldest%%,*}
+base=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+export OMP_NUM_THREADS=1
+
+run() { # lane, what to install, arguments of pytest
+  local python=$lanes/transformers-$1/bin/python
+  if [ ! -e "$python" ]; then
+    "$venv/bin/python" -m venv --without-pip "$lanes/transformers-$1"
+    # By addsitedir, which also follows the links of editable packages.
+    echo "import site; site.addsitedir('$base')" \
+      > "$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth"
+  fi
+  "$venv/bin/python" -m pip --python "$python" install --quiet --disable-pip-version-check \
+    --upgrade "$2"
+  echo "== Transformers $("$python" -c 'import transformers; print(transformers.__version__)'), $1"
+  "$python" -m pytest -n 2 "${@:3}"
+}
+
+[ $# -gt 0 ] || set -- tests/integrations tests/test_generation.py
+run oldest "transformers==$oldest" "$@"
+run newest "$range" "$@"
