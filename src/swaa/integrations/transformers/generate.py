@@ -134,7 +134,8 @@ class Generate:
         if method is not None:
             check_virtual_tokens(
                 method,
-                drafting=drafts,
+                drafts=drafts,
+                prefill_chunk_size=options["prefill_chunk_size"] is not None,
                 cache_implementation=static,
                 custom_generate=kwargs.get("custom_generate") is not None,
             )

@@ -95,7 +95,7 @@ def virtual_tokens(model: PreTrainedModel) -> str | None:
 
 
 def check_virtual_tokens(method: str, **unable: Any) -> None:
-    """Refuse modes in which nobody can tell how many slots PEFT has added.
+    """Refuse modes in which PEFT drops tokens, or nobody can tell how many slots it has added.
 
     Args:
         method: PEFT's.
@@ -107,6 +107,6 @@ def check_virtual_tokens(method: str, **unable: Any) -> None:
     for name, asked in unable.items():
         if asked:
             raise ValueError(
-                f"{method.lower().replace('_', ' ')} adds virtual tokens, which {name} of an"
-                " adapted model cannot count: use the ordinary generate, without it"
+                f"{method.lower().replace('_', ' ')} adds virtual tokens, which do not go with"
+                f" {name} of an adapted model: use the ordinary generate, without it"
             )
