@@ -144,6 +144,25 @@ def test_a_mask_that_spans_something_else_is_refused(cache):
         )
 
 
+@pytest.mark.parametrize("cache", ["ours", "stock"])
+def test_a_long_message_alone_is_not_taken_for_the_conversation(cache):
+    model = sharp_model(SLIDING)
+    kept = {} if cache == "ours" else {"past_key_values": DynamicCache(config=model.config)}
+    first = model.generate(tokens(41), return_dict_in_generate=True, **GREEDY, **kept)
+    with pytest.raises(ValueError, match="do not begin with the text that the cache holds"):
+        model.generate(tokens(90, seed=9), past_key_values=first.past_key_values, **GREEDY)
+
+
+def test_another_question_behind_a_kept_prefix_is_served():
+    model = sharp_model(SWAAConfig(window=8, sink_tokens=3, full_decode=True))
+    asked = [torch.cat([tokens(30), tokens(9, seed=seed)], 1) for seed in (5, 6)]
+    first = model.generate(asked[0], return_dict_in_generate=True, **GREEDY)
+    kept = first.past_key_values
+    kept.crop(30 - kept.get_seq_length())  # back to the end of the prefix
+    expected = model.generate(asked[1], **GREEDY)
+    assert torch.equal(model.generate(asked[1], past_key_values=kept, **GREEDY), expected)
+
+
 def test_a_turn_without_new_tokens_is_refused():
     model, first = first_turn(SLIDING)
     with pytest.raises(ValueError, match="got 46 tokens for a cache that holds 46"):

@@ -26,8 +26,10 @@ from swaa.integrations.transformers.prompt import (
     Given,
     check_kept_cache,
     check_mask,
+    check_same_text,
     check_virtual_tokens,
     read_given,
+    remember_prompt,
     virtual_tokens,
 )
 from swaa.integrations.transformers.sequences import NoCache, Sequences, calling, current_call
@@ -82,6 +84,8 @@ class Generate:
             kwargs["custom_generate"] = partial(graph_sample, streamer=kwargs["streamer"])
         with declare(Phase(full=full)), calling(sequences, cache):
             result = type(model).generate(model, **kwargs)
+        if isinstance(cache, Cache) and given.rows == given.tokens:
+            remember_prompt(cache, kwargs)
         return _without(cache, result) if isinstance(cache, NoCache) else result
 
     def batch(self, *args: Any, **kwargs: Any) -> Any:
@@ -130,6 +134,7 @@ class Generate:
         if not options["is_assistant"]:
             masked = kwargs.get("attention_mask") is not None
             check_kept_cache(given, masked=masked, drafts=drafts)
+            check_same_text(given, kwargs)
         method = virtual_tokens(self.model)
         if method is not None:
             check_virtual_tokens(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
 from swaa.integrations.transformers.mask import left_padding
@@ -12,6 +14,7 @@ PREFIX_TYPES = ("PREFIX_TUNING", "CARTRIDGE")
 """PEFT's methods that bring a cache of their own."""
 DRAFTS = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
 """Options of ``generate`` that make it verify drafts."""
+_PROMPT = "swaa_prompt"
 
 
 class Given(NamedTuple):
@@ -63,6 +66,39 @@ def check_kept_cache(given: Given, *, masked: bool, drafts: bool) -> None:
             " whole conversation as input_ids, or only its new tokens with an attention_mask that"
             " spans what is cached and what is new"
         )
+
+
+def remember_prompt(cache: Cache, kwargs: dict[str, Any]) -> None:
+    """Keep the prompt's ids beside its keys, for :func:`check_same_text`."""
+    ids = _ids(kwargs)
+    if ids is not None:
+        vars(cache)[_PROMPT] = ids
+
+
+def check_same_text(given: Given, kwargs: dict[str, Any]) -> None:
+    """Refuse a conversation that does not begin as the kept cache does.
+
+    A long message alone would be taken for the whole conversation otherwise.
+
+    Raises:
+        ValueError: when the texts differ.
+    """
+    ids, cached = _ids(kwargs), getattr(kwargs.get("past_key_values"), _PROMPT, None)
+    if not given.cached or ids is None or cached is None or given.rows != given.tokens:
+        return
+    both = min(cached.shape[1], given.cached)
+    if len(ids) == len(cached) and not torch.equal(
+        ids[:, :both].to(cached.device), cached[:, :both]
+    ):
+        raise ValueError(
+            "input_ids do not begin with the text that the cache holds: pass the whole"
+            " conversation, or only its new tokens with an attention_mask that spans all of it"
+        )
+
+
+def _ids(kwargs: dict[str, Any]) -> Tensor | None:
+    ids = kwargs.get("inputs") if kwargs.get("inputs") is not None else kwargs.get("input_ids")
+    return ids if isinstance(ids, Tensor) and kwargs.get("inputs_embeds") is None else None
 
 
 def check_mask(mask: Any) -> int | None:
