@@ -96,13 +96,13 @@ def test_adapted_model_frees_keys(adapted):
 
 
 def test_chunks_change_nothing_but_the_reports(adapted):
-    prompt = _ids(100)
+    prompt, hooks = _ids(100), dict(adapted.model._forward_hooks)
     whole, chunked = [], []
     first = generate_answer(adapted, prompt, max_new_tokens=8, on_prefill=whole.append)
     second = generate_answer(adapted, prompt, max_new_tokens=8, chunk=33, on_prefill=chunked.append)
     assert first.text == second.text
     assert (whole, chunked) == ([100], [33, 66, 99, 100])
-    assert not adapted.model._forward_hooks
+    assert adapted.model._forward_hooks == hooks
 
 
 def test_decoding_from_a_graph_changes_nothing(adapted):

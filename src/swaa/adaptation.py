@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +10,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
 
 from swaa.attention.api import (
     BACKENDS,
@@ -25,19 +27,27 @@ from swaa.integrations.transformers.attention import (
     Backends,
     LayerAttention,
     pick,
-    swaa_attention_forward,
 )
 from swaa.integrations.transformers.generate import Generate
-from swaa.integrations.transformers.mask import swaa_mask
+from swaa.integrations.transformers.passes import Passes
 from swaa.integrations.transformers.support import (
     Layers,
     UnsupportedModelError,
+    execution_device,
     find_layers,
     require_model,
 )
 from swaa.integrations.transformers.warm_up import warm_up as run_ahead
 
-_MISSING = object()
+_ON_INSTANCE = (
+    "_swaa_undo",
+    "generate",
+    "generate_batch",
+    "create_masks_for_generate",
+    "_get_logits_processor",
+    "_compiled_call",  # made by generate while adapted
+)
+"""Attributes of an adapted model that its class has or that only swaa knows."""
 
 PROBE_KEYS = 256
 """Tokens of the calls by which backends are asked whether they serve a model."""
@@ -72,8 +82,9 @@ class _Undo:
     """What :func:`restore` needs to know."""
 
     implementation: str | None
-    config_value: Any
+    config_values: dict[str, Any]
     modules: tuple[torch.nn.Module, ...]
+    hooks: tuple[RemovableHandle, ...]
 
 
 def adapt(
@@ -153,13 +164,12 @@ def restore(model: PreTrainedModel) -> None:
     model.set_attn_implementation(cast(str, undo.implementation))
     for module in undo.modules:
         del vars(module)["swaa_layer"]
-    # A compiled forward pass that generate made while adapted belongs to the adaptation.
-    for name in ("_swaa_undo", "generate", "generate_batch", "_compiled_call"):
+    for hook in undo.hooks:
+        hook.remove()
+    for name in _ON_INSTANCE:
         vars(model).pop(name, None)
-    if undo.config_value is _MISSING:
-        del vars(model.config)["swaa"]
-    else:
-        vars(model.config)["swaa"] = undo.config_value
+    del vars(model.config)["swaa"]
+    vars(model.config).update(undo.config_values)
 
 
 def _resolve(
@@ -207,7 +217,7 @@ def _pick_backends(
         raise BackendError(
             f"no attention backend {requested!r}; choose from auto, {', '.join(BACKENDS)}"
         )
-    if model.device.type == "meta":
+    if execution_device(model).type == "meta":
         raise UnsupportedModelError("the model's weights are not loaded (meta device)")
     # Selected rows ask the most of a backend, sliding ones more than full ones.
     plan = max(plans, key=lambda plan: (not plan.full, plan.selected_keys))
@@ -237,8 +247,9 @@ def _probe(model: PreTrainedModel, plan: LayerPlan, rows: int, *, static: bool) 
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     full_from, full_until = plan.full_rows(keys)
-    zero = torch.zeros(1, dtype=torch.int32, device=model.device)
-    options: dict[str, Any] = {"dtype": model.dtype, "device": model.device}
+    device = execution_device(model)
+    zero = torch.zeros(1, dtype=torch.int32, device=device)
+    options: dict[str, Any] = {"dtype": model.dtype, "device": device}
     return make_call(
         torch.empty(1, rows, heads, head_dim, **options),
         torch.empty(1, keys, kv_heads, head_dim, **options),
@@ -260,14 +271,9 @@ def _install(
     plans: tuple[LayerPlan, ...],
     backends: Backends,
 ) -> None:
-    AttentionInterface.register(IMPLEMENTATION, swaa_attention_forward)
-    AttentionMaskInterface.register(IMPLEMENTATION, swaa_mask)
     modules = {**layers.full, **layers.native}
-    undo = _Undo(
-        implementation=model.config._attn_implementation,
-        config_value=getattr(model.config, "swaa", _MISSING),
-        modules=tuple(modules.values()),
-    )
+    implementation = model.config._attn_implementation
+    _own_config(model)
     model.set_attn_implementation(IMPLEMENTATION)
     if model.config._attn_implementation != IMPLEMENTATION:
         raise UnsupportedModelError(
@@ -275,9 +281,32 @@ def _install(
         )
     for index, module in modules.items():
         vars(module)["swaa_layer"] = LayerAttention(plans[index], backends)
+    passes, generate = Passes(model), Generate(model, plans)
+    undo = _Undo(
+        implementation=implementation,
+        config_values={k: v for k, v in vars(model.config).items() if k == "swaa"},
+        modules=tuple(modules.values()),
+        hooks=(
+            model.register_forward_pre_hook(passes.enter, prepend=True, with_kwargs=True),
+            model.register_forward_hook(passes.leave, always_call=True),
+        ),
+    )
     vars(model.config)["swaa"] = config.to_dict()
-    generate = Generate(model, plans)
-    vars(model).update(_swaa_undo=undo, generate=generate, generate_batch=generate.batch)
+    vars(model).update(
+        _swaa_undo=undo,
+        generate=generate,
+        generate_batch=generate.batch,
+        create_masks_for_generate=passes.masks_ahead,
+        _get_logits_processor=generate.processors,
+    )
+
+
+def _own_config(model: PreTrainedModel) -> None:
+    """Give the model a configuration that no other model reads."""
+    shared, own = model.config, copy.deepcopy(model.config)
+    for module in model.modules():
+        if vars(module).get("config") is shared:
+            vars(module)["config"] = own
 
 
 def _summary(config: SWAAConfig, plans: tuple[LayerPlan, ...], backend: str) -> str:

@@ -16,7 +16,7 @@ from swaa.adaptation import is_adapted
 from swaa.integrations.transformers.cache import SWAACache, layer_bytes
 from swaa.integrations.transformers.cache_name import cache_of
 from swaa.integrations.transformers.fast import graph_sample, require_fast
-from swaa.integrations.transformers.support import UnsupportedModelError
+from swaa.integrations.transformers.support import UnsupportedModelError, execution_device
 from swaa.memory import explain_out_of_memory
 from swaa.models import LoadedModel
 
@@ -128,7 +128,7 @@ def generate_answer(
         streamer.start()
         model: Any = loaded.model  # its class types `generate` as a tensor
         output = model.generate(
-            input_ids.to(loaded.model.device),
+            input_ids.to(execution_device(loaded.model)),
             max_new_tokens=max_new_tokens,
             do_sample=False,
             prefill_chunk_size=chunk,

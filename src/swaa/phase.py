@@ -1,8 +1,9 @@
 """Where the prompt ends: declared by whoever knows it, never guessed from shapes.
 
 One query row is not "decoding": chunked prefill may end in a chunk of one token, and speculative
-decoding verifies several. So the phase is passed. ``generate`` of an adapted model declares it by
-itself; direct ``model(...)`` calls use :func:`prompt_length` or :func:`attention_rows`.
+decoding verifies several. So the phase is passed. ``generate`` of an adapted model ties it to the
+cache of its own sequences; direct ``model(...)`` calls use :func:`prompt_length` or
+:func:`attention_rows`.
 """
 
 from __future__ import annotations
@@ -17,44 +18,86 @@ from torch import Tensor
 
 
 class Phase(NamedTuple):
-    """What is known about the rows of the forward passes to come.
+    """What is known about the rows of a forward pass.
 
     Attributes:
         prompt_length: slots before it are prompt, padding included; per sequence if a tensor.
         rows: bool ``[batch, tokens]``, True where a row is an answer token; overrides
             ``prompt_length``.
-        generating: whether a ``generate`` of ours runs, which never packs sequences.
+        generating: whether a ``generate`` of ours runs, which has checked the prompts' mask.
         full: every row of every adapted layer sees everything, whatever the configuration.
+        longest: tokens of the longest prompt, padding left out; None where nobody counted.
     """
 
     prompt_length: int | Tensor | None = None
     rows: Tensor | None = None
     generating: bool = False
     full: bool = False
+    longest: int | None = None
 
 
-_PHASE: ContextVar[Phase | None] = ContextVar("swaa_phase", default=None)
+class _Pass(NamedTuple):
+    """A forward pass under way: whose it is, what its sequences are known by, what it is in."""
+
+    module: object
+    phase: Phase | None
+    outer: _Pass | None
+
+
+_DECLARED: ContextVar[Phase | None] = ContextVar("swaa_declared", default=None)
+_PASS: ContextVar[_Pass | None] = ContextVar("swaa_pass", default=None)
+_FULL_BLOCKS: list[None] = []  # compiled code cannot read context variables, but guards on a list
 
 
 def current_phase() -> Phase:
-    """The phase declared around this call; an empty one when nothing was declared.
+    """The phase of the forward pass under way; an empty one when nobody declared it.
 
-    Code inside torch.compile cannot read a declaration (a compiled graph would keep the first one
-    for ever), so there the phase is always empty.
+    What was declared around the call comes before what the pass's sequences are known by. Code
+    inside torch.compile cannot read either (a compiled graph would keep the first one for ever), so
+    there the phase is always empty.
+
+    Raises:
+        ValueError: inside torch.compile while a :func:`full_attention` block is open.
     """
     if torch.compiler.is_compiling():
+        if _FULL_BLOCKS:
+            raise ValueError("compiled code cannot see full_attention(): call the model uncompiled")
         return Phase()
-    return _PHASE.get() or Phase()
+    declared = declared_phase()
+    if declared is not None:
+        return declared
+    under_way = _PASS.get()
+    return (under_way and under_way.phase) or Phase()
+
+
+def declared_phase() -> Phase | None:
+    """What was declared around this call, if anything was."""
+    phase = _DECLARED.get()
+    if phase is None or (phase.prompt_length is None and phase.rows is None and not phase.full):
+        return None
+    return phase
 
 
 @contextmanager
 def declare(phase: Phase) -> Iterator[None]:
-    """Declare a phase for the forward passes inside the block."""
-    token = _PHASE.set(phase)
+    """Declare a phase for the forward passes inside the block; an empty one hides earlier ones."""
+    token = _DECLARED.set(phase)
     try:
         yield
     finally:
-        _PHASE.reset(token)
+        _DECLARED.reset(token)
+
+
+def begin_pass(module: object, phase: Phase | None) -> None:
+    """Say what the sequences of a module's forward pass are known by, until :func:`end_pass`."""
+    _PASS.set(_Pass(module, phase, _PASS.get()))
+
+
+def end_pass(module: object) -> None:
+    """The forward pass that :func:`begin_pass` announced is over."""
+    under_way = _PASS.get()
+    if under_way is not None and under_way.module is module:
+        _PASS.set(under_way.outer)
 
 
 @contextmanager
@@ -112,12 +155,17 @@ def attention_rows(answer: Tensor) -> Iterator[None]:
 
 @contextmanager
 def full_attention() -> Iterator[None]:
-    """Let an adapted model attend as it did before, for the direct calls inside the block.
+    """Let an adapted model attend as it did before, for the calls inside the block.
 
-    For a teacher that is the same model: nothing is restored or adapted again.
+    For a teacher that is the same model: nothing is restored or adapted again. Code inside
+    torch.compile cannot see the block and refuses to run in it.
 
     >>> with full_attention(), torch.no_grad():  # doctest: +SKIP
     ...     teacher = model(ids).logits
     """
-    with declare(Phase(full=True)):
-        yield
+    _FULL_BLOCKS.append(None)
+    try:
+        with declare(Phase(full=True)):
+            yield
+    finally:
+        _FULL_BLOCKS.pop()

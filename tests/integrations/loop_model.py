@@ -1,5 +1,6 @@
 """An independent judge: eager attention under a mask built row by row in plain loops."""
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -65,7 +66,8 @@ def loop_logits(model, ids, masks, position_ids):
     MASKS.update(masks)
     model.set_attn_implementation("swaa_loop")
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "the model is adapted, but its attention")
             return model(input_ids=ids, position_ids=position_ids, use_cache=False).logits
     finally:
         model.set_attn_implementation(before)

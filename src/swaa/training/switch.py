@@ -9,20 +9,26 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from swaa.config import SWAAConfig
 from swaa.extras import install_line
-from swaa.phase import current_phase
+from swaa.integrations.transformers.mask import RowInfo
+from swaa.phase import Phase, current_phase
 
 ADAPTER_KEY = "swaa_adapter"
 """Key of the adapter's config.json."""
+BASE = "__base__"
+"""PEFT's name for no adapter at all, among the adapters of a batch's sequences."""
+_OFF: ContextVar[tuple[bool, ...]] = ContextVar("swaa_adapter_off", default=())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,37 +89,90 @@ def put_adapter_on(model: PreTrainedModel, folder: str | Path) -> None:
         switch_by_length(model, settings.off_within)
 
 
-def switch_by_length(model: PreTrainedModel, off_within: int) -> Any:
-    """Turn the adapter off in forward passes whose declared prompt is short enough, else on.
+def switch_by_length(model: PreTrainedModel, off_within: int) -> Switch:
+    """Turn the adapter off in forward passes whose prompt is short enough, else on.
 
-    The longest prompt of a batch decides. Where no prompt length is declared the adapter is on.
+    The longest prompt of a batch decides, for each call of ``generate`` by itself. Where nobody
+    knows the prompt's length the adapter is on.
 
     Args:
-        model: with an adapter; ``generate`` of an adapted model declares the prompt's length.
-        off_within: longest prompt without the adapter (tokens; padding counts only where decoding
-            runs from a graph, which cannot wait for a mask to be read).
+        model: with an adapter; ``generate`` of an adapted model knows the prompt's length.
+        off_within: longest prompt without the adapter (tokens, without padding).
 
     Returns:
-        A handle whose ``remove()`` ends it.
+        The switch, whose ``remove()`` ends it.
     """
-    any_model: Any = model
-    on = True
+    switch = Switch(off_within)
+    switch.install(model)
+    return switch
 
-    def switch(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
-        nonlocal on
+
+class Switch:
+    """Whether an adapter is off is decided per forward pass; no module's state changes.
+
+    Args:
+        off_within: longest prompt without the adapter (tokens).
+    """
+
+    def __init__(self, off_within: int) -> None:
+        self.off_within = off_within
+        self._hooks: list[RemovableHandle] = []
+        self._off_in_compiled_code = False  # read and written while a graph is traced only
+
+    def install(self, model: PreTrainedModel) -> None:
+        """Hook the model, and every layer that carries an adapter."""
+        layers = [m for m in model.modules() if isinstance(m, _adapter_classes())]
+        self._hooks = [
+            model.register_forward_pre_hook(self._enter, with_kwargs=True),
+            model.register_forward_hook(self._leave, always_call=True),
+            *(m.register_forward_pre_hook(self._bypass, with_kwargs=True) for m in layers),
+        ]
+
+    def remove(self) -> None:
+        """Leave the adapter on from now on."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _enter(self, model: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+        mask = kwargs.get("attention_mask")
         if torch.compiler.is_compiling():
-            return  # the eager pass over the prompt has decided
-        longest = _longest_prompt(kwargs.get("attention_mask"))
-        wanted = longest is None or longest > off_within
-        if wanted != on:
-            (any_model.enable_adapters if wanted else any_model.disable_adapters)()
-            on = wanted
+            self._off_in_compiled_code = self._short(_phase_of_mask(mask), None)
+            return
+        phase = current_phase()
+        _OFF.set((*_OFF.get(), self._short(phase, mask)))
 
-    return model.register_forward_pre_hook(switch, with_kwargs=True)
+    def _leave(self, *_: Any) -> None:
+        if not torch.compiler.is_compiling():
+            _OFF.set(_OFF.get()[:-1])
+
+    def _bypass(self, _layer: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        if torch.compiler.is_compiling():
+            off = self._off_in_compiled_code
+        else:
+            off = _OFF.get()[-1:] == (True,)
+        return (args, {**kwargs, "adapter_names": [BASE] * len(args[0])}) if off else None
+
+    def _short(self, phase: Phase, mask: Any) -> bool:
+        longest = phase.longest if phase.longest is not None else _longest_prompt(phase, mask)
+        return longest is not None and longest <= self.off_within
 
 
-def _longest_prompt(mask: Any) -> int | None:
-    prompt = current_phase().prompt_length
+def _adapter_classes() -> tuple[type, ...]:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    return BaseTunerLayer, AuxiliaryTrainingWrapper
+
+
+def _phase_of_mask(mask: Any) -> Phase:
+    """Compiled code knows the phase by the mask that was made ahead of it."""
+    if isinstance(mask, dict):
+        mask = next(iter(mask.values()))
+    return mask.phase if isinstance(mask, RowInfo) else Phase()
+
+
+def _longest_prompt(phase: Phase, mask: Any) -> int | None:
+    prompt = phase.prompt_length
     if prompt is None:
         return None
     longest = int(prompt.max()) if isinstance(prompt, Tensor) else prompt

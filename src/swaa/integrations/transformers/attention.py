@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
 
 from swaa.attention.api import choose_backend, load_backend, make_call, require_backend
 from swaa.attention.call import AttentionCall, AttentionOutput
 from swaa.attention.operator import attend_compiled, is_plain
 from swaa.config import LayerPlan
-from swaa.integrations.transformers.mask import FEW_ROWS, RowInfo
+from swaa.integrations.transformers import IMPLEMENTATION
+from swaa.integrations.transformers.mask import FEW_ROWS, RowInfo, swaa_mask
 
 FOREIGN_ARGUMENTS = {
     "s_aux": "learned sink logits",
@@ -131,6 +133,8 @@ def swaa_attention_forward(
         )
     if dropout:
         raise ValueError(f"attention dropout is {dropout}; set config.attention_dropout to 0")
+    if kwargs.get("is_causal") is False:
+        raise ValueError("is_causal=False asks for attention in both directions, which swaa lacks")
     for name, what in FOREIGN_ARGUMENTS.items():
         if kwargs.get(name) is not None:
             raise ValueError(f"layer {module.layer_idx} uses {what} ({name}), which swaa lacks")
@@ -140,3 +144,8 @@ def swaa_attention_forward(
         q, k, v = (x.reshape(1, -1, *x.shape[2:]) for x in (q, k, v))
     output = layer.backends.run(make_call(q, k, v, scale=scaling, **arguments))
     return output.reshape(query.shape[0], query.shape[2], *output.shape[2:]), None
+
+
+# Here, so that what carries a LayerAttention (an unpickled model in a new process) finds them.
+AttentionInterface.register(IMPLEMENTATION, swaa_attention_forward)
+AttentionMaskInterface.register(IMPLEMENTATION, swaa_mask)

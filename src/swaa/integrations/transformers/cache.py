@@ -56,12 +56,20 @@ class RollingLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         rows = last_rows()
         if rows is None or rows.q_offset != self.cumulative_length or rows.batch != len(key_states):
-            raise ValueError("a cache of swaa serves adapted models only: call swaa.adapt(model)")
+            raise ValueError(
+                "a cache of swaa serves adapted models only, and no compiled code: call"
+                " swaa.adapt(model), and do not compile what uses this cache"
+            )
+        if rows.phase.full and self.evicted:
+            raise ValueError(
+                "this cache has freed keys that full_attention() needs: pass the whole conversation"
+                " without a cache"
+            )
         self._starts = rows.starts
         keys, values = self._appended(key_states, value_states)
         self.cumulative_length += key_states.shape[-2]
         self._prompt_done = not self.holds_prompt or self._past_prompt(rows)
-        if self.record_past:  # a crop follows, which trims
+        if self.record_past or rows.phase.full:  # a crop or a sliding row follows, which trims
             self.keys, self.values = keys, values
         else:
             self._trim(keys, values)
@@ -149,6 +157,7 @@ class SWAACache(DynamicCache):
     def __init__(self, config: PreTrainedConfig, plans: Sequence[LayerPlan]) -> None:
         super().__init__(config=config)
         self._made_of = (config, tuple(plans))
+        plans = plans[: len(self.layers)]  # self-speculation lowers the model's depth for a while
         for index, (layer, plan) in enumerate(zip(self.layers, plans, strict=True)):
             if type(layer) is DynamicLayer and not plan.keeps_all_keys:
                 self.layers[index] = RollingLayer(plan)

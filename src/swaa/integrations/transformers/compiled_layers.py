@@ -18,13 +18,12 @@ from torch import Tensor, nn
 from torch._dynamo import config as dynamo_config
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
+from swaa.integrations.transformers import UNTRACED_IMPLEMENTATION
 from swaa.integrations.transformers.attention import swaa_attention_forward
 from swaa.integrations.transformers.cache_name import NAMES, cache_in
 from swaa.integrations.transformers.mask import swaa_mask
 from swaa.integrations.transformers.support import UnsupportedModelError, attention_modules
 
-IMPLEMENTATION = "swaa_untraced"
-"""Name of the attention function that torch.compile does not look into."""
 MOST_SHAPES = 64
 """Shapes that are compiled before a layer runs uncompiled instead."""
 
@@ -45,11 +44,11 @@ def compiled_layers(
         UnsupportedModelError: for a model whose layers cannot be found.
     """
     layers = decoder_layers(model)
-    AttentionInterface.register(IMPLEMENTATION, untraced_attention_forward)
-    AttentionMaskInterface.register(IMPLEMENTATION, swaa_mask)
+    AttentionInterface.register(UNTRACED_IMPLEMENTATION, untraced_attention_forward)
+    AttentionMaskInterface.register(UNTRACED_IMPLEMENTATION, swaa_mask)
     implementation = model.config._attn_implementation
     assert implementation is not None
-    model.set_attn_implementation(IMPLEMENTATION)
+    model.set_attn_implementation(UNTRACED_IMPLEMENTATION)
     for layer in layers:
         vars(layer)["forward"] = _compiled(layer.forward, backend)
     try:

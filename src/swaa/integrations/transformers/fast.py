@@ -19,9 +19,10 @@ from swaa.config import LayerPlan
 from swaa.integrations.transformers.cache_name import cache_argument, cache_in
 from swaa.integrations.transformers.decode_step import DecodeStep
 from swaa.integrations.transformers.mask import RowInfo, announce, left_padding
+from swaa.integrations.transformers.sequences import tie, tied
 from swaa.integrations.transformers.static_cache import StaticSWAACache
 from swaa.integrations.transformers.support import UnsupportedModelError, find_layers
-from swaa.phase import Phase
+from swaa.phase import Phase, current_phase
 
 CHUNK = 8192
 """Prompt tokens of a forward pass: enough to fill a GPU, few enough to keep its buffers small."""
@@ -143,6 +144,9 @@ def graph_sample(
     prompt_tokens = input_ids.shape[1]
     new_tokens = generation_config.max_length - prompt_tokens
     cache = StaticSWAACache(model.config, plans, prompt_tokens=prompt_tokens, new_tokens=new_tokens)
+    sequences = tied(cache_in(model_kwargs))
+    if sequences is not None:
+        tie(cache, sequences)
     chunk = generation_config.prefill_chunk_size or CHUNK
     logits = prefill(model, input_ids, cache, chunk=chunk, starts=starts)
     eos = any(hasattr(criteria, "eos_token_id") for criteria in stopping_criteria)
@@ -225,3 +229,5 @@ def _check_options(generation_config: Any, model_kwargs: dict[str, Any]) -> None
         raise ValueError("graph_sample computes the whole prompt; pass no cache")
     if model_kwargs.get("inputs_embeds") is not None:
         raise ValueError("graph_sample takes input_ids; inputs_embeds have no chunks")
+    if current_phase().full:
+        raise ValueError("graph_sample slides; full_attention() is for the ordinary generate")

@@ -36,7 +36,9 @@ class RowInfo:
         starts: int32 ``[batch]``, slot of each first real token; None without padding.
         native_window: window of a layer that slid before it was adapted, which it keeps.
         kv_offset: slots that a natively sliding layer's cache has dropped.
-        phase: what was declared about the rows.
+        phase: what is known about the rows.
+        may_pack: whether positions that restart begin another sequence, as in training without
+            mask and cache.
     """
 
     ndim = 4  # Transformers takes a mask of 4 dimensions as ready made
@@ -52,6 +54,7 @@ class RowInfo:
         kv_offset: int,
         phase: Phase,
         device: torch.device,
+        may_pack: bool = False,
     ) -> None:
         self.batch = batch
         self.queries = queries
@@ -61,6 +64,7 @@ class RowInfo:
         self.kv_offset = kv_offset
         self.phase = phase
         self.device = device
+        self.may_pack = may_pack
         self._memo: dict[Any, Any] = {}
 
     def contiguous(self) -> RowInfo:
@@ -119,7 +123,7 @@ class RowInfo:
     def _arguments(self, plan: LayerPlan, keys: int, position_ids: Tensor | None) -> dict[str, Any]:
         if plan.needs_prompt_length and self.phase.rows is None:
             require_prompt_length(self.phase)
-        documents = self._documents(keys, position_ids)
+        documents = self._documents(position_ids)
         if documents is not None:
             return self._packed(plan, documents)
         gone = self._slots_gone(keys)
@@ -181,10 +185,9 @@ class RowInfo:
         starts = 0 if self.starts is None else (self.starts - gone).clamp(min=0)[:, None]
         return torch.where(full, starts, slots - plan.window + 1).to(torch.int32)
 
-    def _documents(self, keys: int, position_ids: Tensor | None) -> Tensor | None:
+    def _documents(self, position_ids: Tensor | None) -> Tensor | None:
         """Document number of each token ``[batch, tokens]``; None unless sequences are packed."""
-        fresh = isinstance(self.q_offset, int) and self.q_offset == 0 and keys == self.queries
-        if self.phase.generating or self.starts is not None or position_ids is None or not fresh:
+        if not self.may_pack or position_ids is None:
             return None
         restarts = torch.diff(position_ids, dim=-1) != 1
         if torch.compiler.is_compiling():  # cannot branch on what the positions hold
@@ -286,20 +289,26 @@ def swaa_mask(
     q_offset: Position = 0,
     kv_offset: int = 0,
     attention_mask: Any = None,
+    mask_function: Any = None,
     local_size: int | None = None,
+    allow_is_causal_skip: bool = True,
+    allow_is_bidirectional_skip: bool | None = None,
     use_vmap: bool = False,
     device: torch.device | str = "cpu",
-    **_: Any,  # mask_function, dtype, config, ...: the interface passes them, the rule needs none
+    **_: Any,  # dtype, config, ...: the interface passes them, the rule needs none
 ) -> RowInfo:
     """The mask function that Transformers calls; see AttentionMaskInterface.
 
     Raises:
-        ValueError: for masks with holes, and for models that overlay masks of their own.
+        ValueError: for masks with holes, for models that overlay masks of their own, and for
+            attention in both directions.
     """
     if isinstance(attention_mask, RowInfo):  # made ahead of a compiled forward pass
         return attention_mask
-    if use_vmap:
+    if use_vmap or getattr(mask_function, "__qualname__", "").startswith("or_masks"):
         raise ValueError("this model overlays a mask of its own, which swaa cannot keep")
+    if allow_is_bidirectional_skip is not None:  # only such masks know the option
+        raise ValueError("this model attends in both directions; swaa adapts causal attention")
     if isinstance(q_offset, Tensor):
         # A static layer counts in place, before its attention runs: keep the number as it is now.
         q_offset = int(q_offset) if q_length > FEW_ROWS else q_offset.clone()
@@ -318,6 +327,9 @@ def swaa_mask(
         kv_offset=kv_offset,
         phase=phase,
         device=torch.device(device),
+        # Transformers takes positions that restart for packing without mask and cache only, and
+        # then insists on a mask; it does so for one row of a static cache too.
+        may_pack=attention_mask is None and not allow_is_causal_skip and q_length > 1,
     )
     if local_size is None and not torch.compiler.is_compiling():
         _LAST.set(rows)

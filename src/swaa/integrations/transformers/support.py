@@ -6,6 +6,7 @@ import inspect
 import sys
 from typing import NamedTuple
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -99,7 +100,7 @@ def refuse_unsupported(model: PreTrainedModel) -> None:
         )
     if not hasattr(model, "generate"):
         raise UnsupportedModelError(f"{name} has no language model head; load it for causal LM")
-    if not getattr(config, "is_causal", True):
+    if not (getattr(config, "is_causal", True) and all(map(_looks_back, model.modules()))):
         raise UnsupportedModelError(f"{name} attends in both directions")
     if getattr(config, "attn_logit_softcapping", None):
         raise UnsupportedModelError(f"{name} soft-caps its scores (attn_logit_softcapping)")
@@ -121,9 +122,44 @@ def refuse_unsupported(model: PreTrainedModel) -> None:
         )
 
 
+def execution_device(model: PreTrainedModel) -> torch.device:
+    """Where attention computes; weights that accelerate has offloaded lie elsewhere."""
+    for attention in attention_modules(model).values():
+        for module in attention.modules():
+            device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+            if device is not None:
+                return torch.device(device)
+            for parameter in module.parameters(recurse=False):
+                if parameter.device.type != "meta":
+                    return parameter.device
+    return torch.device("meta")
+
+
+def compiled_modules(model: PreTrainedModel) -> list[nn.Module]:
+    """Modules whose forward is compiled, by ``torch.compile`` or ``module.compile()``."""
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, torch._dynamo.OptimizedModule)
+        or module._compiled_call_impl is not None
+        or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
+    ]
+
+
+def hides_the_phase(model: PreTrainedModel) -> bool:
+    """Whether masks are made in compiled code, which cannot see a phase."""
+    attention = set(attention_modules(model).values())
+    return any(attention <= set(module.modules()) for module in compiled_modules(model))
+
+
 def attention_modules_exist(model: PreTrainedModel) -> bool:
     """Whether any module's code asks the attention interface for its function."""
     return any(_dispatches(type(module)) for module in model.modules())
+
+
+def _looks_back(module: nn.Module) -> bool:
+    """Whether a module is no attention in both directions (BERT without ``is_decoder``)."""
+    return getattr(module, "is_causal", True) is not False or not _dispatches(type(module))
 
 
 def _dispatches(cls: type) -> bool:

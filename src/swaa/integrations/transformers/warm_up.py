@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from swaa.config import LayerPlan
+from swaa.integrations.transformers.support import execution_device
 
 ROOM = 256
 """Tokens behind the window, so that some keys are hidden: other kernels than a short prompt's."""
@@ -32,7 +33,8 @@ def warm_up(model: PreTrainedModel, plans: Sequence[LayerPlan]) -> float:
     config = model.config.get_text_config()
     tokens = ROOM + max((plan.window or 0) + plan.sink_tokens + plan.dense_tail for plan in plans)
     limit = getattr(config, "max_position_embeddings", None) or tokens
-    ids = torch.arange(min(tokens, limit - 2), device=model.device)[None] % config.vocab_size
+    device = execution_device(model)
+    ids = torch.arange(min(tokens, limit - 2), device=device)[None] % config.vocab_size
     generate = cast(Callable[..., object], model.generate)
     generate(
         input_ids=ids,
@@ -41,6 +43,6 @@ def warm_up(model: PreTrainedModel, plans: Sequence[LayerPlan]) -> float:
         min_new_tokens=2,
         do_sample=False,
     )
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return time.perf_counter() - begin
