@@ -59,8 +59,6 @@ class Backends:
             few,
             call.q.device,
             call.q.dtype,
-            call.q.shape[-1],  # layers may differ in it, and backends in what they serve
-            call.v.shape[-1],
             call.packed,
             call.left is None,
             call.full_from is None,
