@@ -51,10 +51,57 @@ SIZES = {
     "word_embed_proj_dim": 64,
     "n_inner": 96,
 }
+UNSET = object()
+SLIDING_AND_FULL = ["sliding_attention", "full_attention"] * 2
 SMALL = {
+    "deepseek_v4": {"sliding_window": NATIVE_WINDOW},
+    "dots1": {"n_shared_experts": 1},
+    "dots3_note_text": {"num_key_value_heads": 4},
+    "falcon_h1": {"mamba_d_ssm": 128},
+    "gemma3n_text": {
+        "sliding_window": NATIVE_WINDOW,
+        "num_kv_shared_layers": 2,
+        "layer_types": SLIDING_AND_FULL,
+        "laurel_rank": 8,
+        "altup_num_inputs": 2,
+        "activation_sparsity_pattern": [0.0] * LAYERS,
+    },
     "gemma4_text": {"global_head_dim": 32},
+    "gemma4_unified_text": {"global_head_dim": 32},
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]], "num_layers": LAYERS},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
+    "mamba2": {"num_heads": 8, "head_dim": 16},
+    "laguna": {"sliding_window": NATIVE_WINDOW},
+    "moshi": {"sliding_window": NATIVE_WINDOW},
+    "plbart": {"decoder_attention_heads": 4, "encoder_attention_heads": 4},
+    "prophetnet": {"num_hidden_layers": UNSET},
+    "reformer": {"is_decoder": True, "axial_pos_embds": False},
+    "roc_bert": {"pronunciation_embed_dim": 16, "shape_embed_dim": 16},
+    "whisper": {"decoder_attention_heads": 4, "encoder_attention_heads": 4},
+    "xlnet": {"max_position_embeddings": UNSET, "d_head": 16},
+    "xmod": {"default_language": "en_XX"},
+    "zaya": {"num_experts_per_tok": 1},
 }
-NOT_TRIED = {}
+"""What a type needs beside the sizes."""
+_TEXT = "its text model is tried as a type of its own"
+NOT_TRIED = {
+    "emu3": "a composite whose text model has no type of its own",
+    "gemma3n": "its vision tower needs timm",
+    "gemma4_assistant": "reads the keys of another model",
+    "gemma4_unified_assistant": "reads the keys of another model",
+    "mllama": "a composite whose text model has no type of its own",
+    "musicgen": "no text: its configuration holds three models",
+    "musicgen_melody": "no text: its configuration holds three models",
+    "cohere_compass_text": "its rotary embedding lacks parameters by default",
+    "dbrx": "its default configuration builds no model",
+    "inkling2_text": "many sizes without defaults",
+    "inkling_text": "many sizes without defaults",
+    "phi4_multimodal": "its vision and audio towers have no small size",
+    "qwen4_exp": "many sizes without defaults",
+    "qwen4_exp_text": "many sizes without defaults",
+    "qwen3_5": _TEXT,
+    "qwen3_5_moe": _TEXT,
+}
 TYPES = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
@@ -70,7 +117,7 @@ def tiny_config(name):
         slides = "sliding_attention" in (types or ())
         options["sliding_window"] = NATIVE_WINDOW if slides else None
     options.update(SMALL.get(name, {}))
-    return cls(**options)
+    return cls(**{key: value for key, value in options.items() if value is not UNSET})
 
 
 def build(config):
@@ -97,5 +144,6 @@ def _takes(cls, usual, key):
 
 
 def _settable(cls, key):
+    key = cls.attribute_map.get(key, key)
     found = inspect.getattr_static(cls, key, None)
     return not isinstance(found, property) or found.fset is not None
