@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -31,12 +32,15 @@ from swaa.integrations.transformers.attention import (
 from swaa.integrations.transformers.generate import Generate
 from swaa.integrations.transformers.passes import Passes
 from swaa.integrations.transformers.support import (
+    HeadShape,
     Layers,
     UnsupportedModelError,
     execution_device,
     find_layers,
+    head_shapes,
     require_model,
 )
+from swaa.integrations.transformers.trial import refuse_what_fails, try_out
 from swaa.integrations.transformers.warm_up import warm_up as run_ahead
 
 _ON_INSTANCE = (
@@ -85,6 +89,7 @@ class _Undo:
     config_values: dict[str, Any]
     modules: tuple[torch.nn.Module, ...]
     hooks: tuple[RemovableHandle, ...]
+    tried: bool
 
 
 def adapt(
@@ -93,6 +98,7 @@ def adapt(
     *,
     backend: str = "auto",
     warm_up: bool = False,
+    trial: bool = True,
     quiet: bool = False,
 ) -> Adaptation:
     """Make a loaded Transformers model slide, in place.
@@ -114,6 +120,9 @@ def adapt(
             One that serves prompts only (``fa4``) leaves decoding to the best other one.
         warm_up: compile the kernels now, by a short run of ``generate``, rather than at the first
             prompt; the summary says the seconds.
+        trial: first run two short prompts through the adapted model, two passes of six tokens,
+            to refuse a model whose code cannot live with swaa's mask and cache. Not repeated when
+            an adapted model is adapted again.
         quiet: do not print the summary.
 
     Returns:
@@ -128,10 +137,18 @@ def adapt(
     resolved = _resolve(model, config)
     layers = find_layers(model)
     plans = _plans(resolved, layers)
-    name, backends = _pick_backends(model, plans, backend)
+    name, backends = _backends_by_layer(model, layers, plans, backend)
+    tried = False
     if is_adapted(model):  # only now: a mistake above leaves the earlier adaptation in force
+        tried = vars(model)["_swaa_undo"].tried
         restore(model)
-    _install(model, resolved, layers, plans, backends)
+    install = functools.partial(
+        _install, model, resolved, layers, plans, backends, tried=trial or tried
+    )
+    if trial and not tried:
+        _install_and_try(model, layers, install)
+    else:
+        install()
     seconds = run_ahead(model, plans) if warm_up else None
     summary = _summary(resolved, plans, name)
     limit = getattr(model.config, "max_position_embeddings", None)
@@ -209,10 +226,26 @@ def _plans(config: SWAAConfig, layers: Layers) -> tuple[LayerPlan, ...]:
     return plans
 
 
+def _backends_by_layer(
+    model: PreTrainedModel, layers: Layers, plans: tuple[LayerPlan, ...], requested: str
+) -> tuple[str, dict[int, Backends]]:
+    """What serves each layer, the same object for layers of one shape; and the name to show."""
+    shapes = head_shapes(model.config, {**layers.full, **layers.native})
+    picked = {
+        shape: _pick_backends(model, plans, shape, requested)
+        for shape in dict.fromkeys(shapes.values())
+    }
+    names = {shape.head_dim: name for shape, (name, _) in picked.items()}
+    shown = [f"{name} for head_dim {size}" for size, name in names.items()]
+    if len(set(names.values())) == 1:
+        shown = [*names.values()][:1]
+    return " and ".join(shown), {index: picked[shape][1] for index, shape in shapes.items()}
+
+
 def _pick_backends(
-    model: PreTrainedModel, plans: tuple[LayerPlan, ...], requested: str
+    model: PreTrainedModel, plans: tuple[LayerPlan, ...], shape: HeadShape, requested: str
 ) -> tuple[str, Backends]:
-    """Ask with calls of the model's own shape; the name is the one to show."""
+    """Ask with calls of a layer's own shape; the name is the one to show."""
     if requested != "auto" and requested not in BACKENDS:
         raise BackendError(
             f"no attention backend {requested!r}; choose from auto, {', '.join(BACKENDS)}"
@@ -221,8 +254,8 @@ def _pick_backends(
         raise UnsupportedModelError("the model's weights are not loaded (meta device)")
     # Selected rows ask the most of a backend, sliding ones more than full ones.
     plan = max(plans, key=lambda plan: (not plan.full, plan.selected_keys))
-    prompt = _probe(model, plan, PROBE_KEYS, static=False)
-    decode = _probe(model, plan, 1, static=True)
+    prompt = _probe(model, plan, shape, PROBE_KEYS, static=False)
+    decode = _probe(model, plan, shape, 1, static=True)
     name = requested
     if requested == "auto":
         name, refused = choose_backend(prompt)
@@ -234,18 +267,18 @@ def _pick_backends(
     # stays open: the model may be moved to another device later.
     open_or_able = requested == "auto" or why_not(requested, decode) is None
     decoder = requested if open_or_able else choose_backend(decode).name
-    traced = _probe(model, plan, PROBE_KEYS, static=True) if requested == "auto" else prompt
+    traced = _probe(model, plan, shape, PROBE_KEYS, static=True) if requested == "auto" else prompt
     backends = Backends(requested, decoder, traced=pick(requested, traced))
     shown = choose_backend(decode).name if decoder == "auto" else decoder
     return name if name == shown else f"{name} (decoding: {shown})", backends
 
 
-def _probe(model: PreTrainedModel, plan: LayerPlan, rows: int, *, static: bool) -> AttentionCall:
-    """A call such as the model's layers will make; ``static`` has every number in a tensor."""
-    config, keys = model.config, PROBE_KEYS
-    heads = config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+def _probe(
+    model: PreTrainedModel, plan: LayerPlan, shape: HeadShape, rows: int, *, static: bool
+) -> AttentionCall:
+    """A call such as layers of a shape will make; ``static`` has every number in a tensor."""
+    heads, kv_heads, head_dim = shape
+    keys = PROBE_KEYS
     full_from, full_until = plan.full_rows(keys)
     device = execution_device(model)
     zero = torch.zeros(1, dtype=torch.int32, device=device)
@@ -269,7 +302,9 @@ def _install(
     config: SWAAConfig,
     layers: Layers,
     plans: tuple[LayerPlan, ...],
-    backends: Backends,
+    backends: Mapping[int, Backends],
+    *,
+    tried: bool,
 ) -> None:
     modules = {**layers.full, **layers.native}
     implementation = model.config._attn_implementation
@@ -280,7 +315,7 @@ def _install(
             f"{type(model).__name__} does not let its attention implementation be set"
         )
     for index, module in modules.items():
-        vars(module)["swaa_layer"] = LayerAttention(plans[index], backends)
+        vars(module)["swaa_layer"] = LayerAttention(plans[index], backends[index])
     passes, generate = Passes(model), Generate(model, plans)
     undo = _Undo(
         implementation=implementation,
@@ -290,6 +325,7 @@ def _install(
             model.register_forward_pre_hook(passes.enter, prepend=True, with_kwargs=True),
             model.register_forward_hook(passes.leave, always_call=True),
         ),
+        tried=tried,
     )
     vars(model.config)["swaa"] = config.to_dict()
     vars(model).update(
@@ -307,6 +343,16 @@ def _own_config(model: PreTrainedModel) -> None:
     for module in model.modules():
         if vars(module).get("config") is shared:
             vars(module)["config"] = own
+
+
+def _install_and_try(model: PreTrainedModel, layers: Layers, install: Callable[[], None]) -> None:
+    """Leave the model as it was before, where a trial finds that it cannot be adapted."""
+    install()
+    error = try_out(model, {**layers.full, **layers.native})
+    if error is not None:
+        restore(model)
+        refuse_what_fails(model, error)
+        install()
 
 
 def _summary(config: SWAAConfig, plans: tuple[LayerPlan, ...], backend: str) -> str:

@@ -2,10 +2,12 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from tokenizers import AddedToken
 
 from swaa.evaluation.endpoint import Endpoint, EndpointError
 from swaa.evaluation.engines import Request, Sampling, make_batches, openai
 from swaa.evaluation.engines.openai import OpenAIEngine
+from tests.evaluation.conftest import byte_tokenizer
 from tests.evaluation.server import serve
 
 MESSAGES = [{"role": "user", "content": "hello"}]
@@ -151,6 +153,18 @@ def test_engine_asks_for_drawn_answers(server):
     assert len(list(engine.answer([_requests(3)]))) == 3
     assert {body["temperature"] for body in server.requests} == {0.7}
     assert len({body["seed"] for body in server.requests}) == 3
+
+
+def test_engine_asks_for_thoughts_that_are_special_tokens(server):
+    tokenizer = byte_tokenizer()
+    server.default = "hm</think>It is 5.<end>"
+    plain = OpenAIEngine(_endpoint(server), tokenizer=tokenizer)
+    assert next(plain.answer([_requests(1)])).output == "hm</think>It is 5.<end>"
+    assert "skip_special_tokens" not in server.requests[-1]
+    tokenizer.add_tokens([AddedToken("</think>", special=True)], special_tokens=True)
+    engine = OpenAIEngine(_endpoint(server), tokenizer=tokenizer)
+    assert next(engine.answer([_requests(1)])).output == "hm</think>It is 5."
+    assert server.requests[-1]["skip_special_tokens"] is False
 
 
 def test_engine_hands_over_what_it_has_before_it_fails(server, monkeypatch):

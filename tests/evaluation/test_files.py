@@ -53,6 +53,8 @@ def test_own_questions(prompt, tmp_path):
     assert task.score(first, "It is 77").value == 1
     assert task.score(second, "X marks it").value == 1
     assert task.score(second, "neither").value == 0
+    assert task.score(first, "It is 177, or 77.5").value == 0
+    assert task.describe()["version"] == 2  # the first scorer found 77 in both
     assert not task.score(first, None).answered
     assert task.describe()["data"] == "my.jsonl"
     revision = task.describe()["data_revision"]

@@ -2,9 +2,11 @@
 
 import logging
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
+import transformers
 
 MODES = {
     "test_left_padded_batch": "padded batch",
@@ -29,10 +31,30 @@ NOTES = """
 (Qwen3-Next) stay as they are.
 
 Also tested: weights quantised by bitsandbytes (8 and 4 bits) and GGUF, layers spread by accelerate.
+"""
+EVERY_TYPE = "test_a_type_equals_the_dense_mask_or_is_refused"
+EQUAL = "## Every causal type of Transformers"
+TYPES = f"""
+{EQUAL}
 
-Refused, with the reason in the error: learned sink logits (gpt-oss), soft-capped scores (Gemma 2),
-latent attention (DeepSeek), sparse indexers, chunked attention, composite (vision, audio) models,
-encoder-decoders, models that slide in every layer, models outside Transformers' AttentionInterface.
+A tiny random model of each type that Transformers {{version}} knows. These equal their own eager
+attention under a dense mask, in prefill, in decoding and in a left-padded batch:
+
+{{equal}}
+
+## Refused by `adapt`
+
+With the reason; composites (vision, audio) by that of their kind.
+
+| reason | types |
+| --- | --- |
+{{refused}}
+
+## Not tried
+
+| reason | types |
+| --- | --- |
+{{skipped}}
 """
 
 
@@ -68,7 +90,41 @@ def pytest_terminal_summary(terminalreporter, config):
         found = [cells[family].get(mode, set()) for mode in MODES.values()]
         lines.append([f"`{family}`", *(_cell(outcomes) for outcomes in found)])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    Path(path).write_text(INTRODUCTION + table + "\n" + NOTES, encoding="utf-8")
+    page = INTRODUCTION + table + "\n" + NOTES + _every_type(terminalreporter)
+    Path(path).write_text(page, encoding="utf-8")
+
+
+def _every_type(terminalreporter):
+    """What the sweep over all types found."""
+    equal, refused, skipped = [], {}, {}
+    for outcome in ("passed", "skipped"):
+        for report in terminalreporter.stats.get(outcome, []):
+            match = re.search(rf"::{EVERY_TYPE}\[(.+)\]$", report.nodeid)
+            if match is None:
+                continue
+            reason = dict(report.user_properties).get("refused")
+            if outcome == "skipped":
+                skipped.setdefault(report.longrepr[2].removeprefix("Skipped: "), []).append(
+                    match[1]
+                )
+            elif reason is not None:
+                refused.setdefault(reason.replace("|", "/"), []).append(match[1])
+            else:
+                equal.append(match[1])
+    return TYPES.format(
+        version=transformers.__version__,
+        equal=textwrap.fill(_names(equal), 100),
+        refused=_reasons(refused),
+        skipped=_reasons(skipped),
+    )
+
+
+def _names(names):
+    return ", ".join(f"`{name}`" for name in sorted(names))
+
+
+def _reasons(found):
+    return "\n".join(f"| {reason} | {_names(names)} |" for reason, names in sorted(found.items()))
 
 
 def _cell(outcomes):

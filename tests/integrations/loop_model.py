@@ -1,5 +1,6 @@
 """An independent judge: eager attention under a mask built row by row in plain loops."""
 
+import sys
 import warnings
 from dataclasses import dataclass
 
@@ -18,7 +19,18 @@ def loop_attention(module, query, key, value, attention_mask, scaling=None, **kw
     return (weights @ value).transpose(1, 2).contiguous(), None
 
 
-AttentionInterface.register("swaa_loop", loop_attention)  # no mask function: the model passes None
+def dense_attention(module, query, key, value, attention_mask, **kwargs):
+    """The model's own eager attention, with whatever it does beside, under our mask."""
+    eager = sys.modules[type(module).__module__].eager_attention_forward
+    hidden = ~MASKS[module.layer_idx][:, None]
+    mask = torch.zeros(hidden.shape).masked_fill(hidden, torch.finfo(query.dtype).min)
+    return eager(module, query, key, value, mask, **kwargs)
+
+
+LOOP, DENSE = "swaa_loop", "swaa_dense"
+# No mask function: the model passes None.
+AttentionInterface.register(LOOP, loop_attention)
+AttentionInterface.register(DENSE, dense_attention)
 
 
 @dataclass
@@ -59,12 +71,12 @@ def build_masks(config, layer_types, starts, total, rows, documents=None, native
     return masks
 
 
-def loop_logits(model, ids, masks, position_ids):
+def loop_logits(model, ids, masks, position_ids, implementation=LOOP):
     """Logits of the unadapted model under the given masks; restores the implementation."""
     before = model.config._attn_implementation
     MASKS.clear()
     MASKS.update(masks)
-    model.set_attn_implementation("swaa_loop")
+    model.set_attn_implementation(implementation)
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "the model is adapted, but its attention")

@@ -359,6 +359,15 @@ def test_prompts_padded_on_the_right_are_refused():
         model.generate(IDS, attention_mask=mask, max_new_tokens=2)
 
 
+def test_an_empty_prompt_in_a_batch_is_named():
+    model = tiny_model("llama")
+    swaa.adapt(model, SWAAConfig(window=8), quiet=True)
+    mask = torch.ones(3, 40, dtype=torch.long)
+    mask[1] = 0
+    with pytest.raises(ValueError, match=r"prompt 1 of 3 \(from 0\) is empty"):
+        model.generate(IDS.repeat(3, 1), attention_mask=mask, max_new_tokens=2)
+
+
 def test_a_failed_adaptation_leaves_the_earlier_one_in_force():
     model = tiny_model("llama")
     swaa.adapt(model, CONFIG, quiet=True)

@@ -121,6 +121,8 @@ def test_own_prompts_are_read_with_and_without_answers(tmp_path, prompt):
     assert (first.id, first.answers, second.answers) == ("my.jsonl:1", ("1",), ("2",))
     assert task.name == "prompts:my.jsonl"
     assert first.length == len(prompt.encode(prompt.text("One?", "")))
+    assert [task.score(first, said).value for said in ("It is 1.", "It is 11.")] == [1, 0]
+    assert task.describe()["version"] == 2  # the first scorer found 1 in 11
     none = _read(_task(tmp_path, {"prompt": "One?"}, {"prompt": "Two?"}), prompt)
     assert [sample.answers for sample in none] == [(), ()]
 

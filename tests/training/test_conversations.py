@@ -1,16 +1,15 @@
 import json
 
 import pytest
+from transformers import AutoTokenizer
 
 from swaa.training.conversations import IGNORED, load_conversations
 from tests.checkpoint import save_checkpoint
-from tests.training.conftest import conversation, write_lines
+from tests.training.conftest import CHAT, conversation, write_lines
 
 
 @pytest.fixture(scope="session")
 def tokenizer(checkpoint):
-    from transformers import AutoTokenizer
-
     return AutoTokenizer.from_pretrained(checkpoint)
 
 
@@ -60,9 +59,53 @@ def test_a_question_about_the_answer_is_not_trained_on(tmp_path, tokenizer):
     assert _trained(tokenizer, example) == ["b<end>"]
 
 
-def test_without_a_chat_template(tmp_path):
-    from transformers import AutoTokenizer
+OPENING = CHAT.replace("m.content", "m.content.split('</think>')[-1]").replace(
+    "<|assistant|>{%", "<|assistant|><think>\n{%"
+)
+"""As R1 distillations have it: thoughts are opened for the model, and dropped once said."""
 
+
+@pytest.fixture
+def opening(checkpoint):
+    return AutoTokenizer.from_pretrained(checkpoint, chat_template=OPENING)
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["<think>\nadd\n</think>\n\nIt is 4.", "<think>add</think>It is 4.", "add</think> It is 4."],
+)
+def test_thoughts_that_the_template_opens_are_trained_on(tmp_path, opening, said):
+    (example,) = _load(tmp_path, opening, conversation("2+2?", said)).examples
+    said = said.removeprefix("<think>\n").removeprefix("<think>")
+    assert _trained(opening, example) == [f"{said}<end>"]
+    prompt = "<|user|>2+2?<end>\n<|assistant|><think>\n"
+    assert opening.decode(example.input_ids) == f"{prompt}{said}<end>\n"
+
+
+def test_thoughts_that_a_template_drops_are_trained_on_in_the_last_turn(tmp_path, checkpoint):
+    dropping = AutoTokenizer.from_pretrained(
+        checkpoint, chat_template=OPENING.replace("<think>\n", "")
+    )
+    said = "<think>add</think>It is 4."
+    line = conversation("hello", "hi", "2+2?", said)
+    (example,) = _load(tmp_path, dropping, line).examples
+    assert _trained(dropping, example) == ["hi<end>", f"{said}<end>"]
+
+
+@pytest.mark.parametrize(
+    ("turns", "message"),
+    [
+        (["2+2?", "It is 4."], "opens <think> for the model, and turn 2 has no </think>; put"),
+        (["2+2?", "add</think>"], "does not show what turn 2 answers"),
+        (["hi", "a</think>b", "c", "d</think>e"], "turn 2 differently.*split the conversation"),
+    ],
+)
+def test_what_a_thinking_template_cannot_be_trained_on(tmp_path, opening, turns, message):
+    with pytest.raises(ValueError, match=message):
+        _load(tmp_path, opening, conversation(*turns))
+
+
+def test_without_a_chat_template(tmp_path):
     plain = AutoTokenizer.from_pretrained(save_checkpoint(tmp_path / "plain"))
     (example,) = _load(tmp_path, plain, conversation("how?", "so.")).examples
     assert plain.decode(example.input_ids) == "how?\nso.<end>"

@@ -151,7 +151,11 @@ def _engine(args: argparse.Namespace, sampling: Sampling) -> tuple[Engine, Promp
         endpoint = endpoint_from(args)
         tokenizer = load_tokenizer(args.model, trust_remote_code=args.trust_remote_code)
         engine = OpenAIEngine(
-            endpoint, api=args.api, concurrency=args.concurrency, sampling=sampling
+            endpoint,
+            api=args.api,
+            concurrency=args.concurrency,
+            sampling=sampling,
+            tokenizer=tokenizer,
         )
         return engine, Prompt(tokenizer=tokenizer, **options), endpoint.model
     loaded = load_model(

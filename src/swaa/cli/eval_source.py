@@ -48,11 +48,10 @@ def open_source(
 
     if len(settings) > 1:
         raise ValueError("a server runs one recipe; name it alone: --recipes R")
-    served = ServedModel(endpoint_from(args), api=args.api, concurrency=args.concurrency)
-    yield (
-        served,
-        _prompt(args, load_tokenizer(args.model, trust_remote_code=args.trust_remote_code)),
-    )
+    endpoint = endpoint_from(args)
+    tokenizer = load_tokenizer(args.model, trust_remote_code=args.trust_remote_code)
+    served = ServedModel(endpoint, api=args.api, concurrency=args.concurrency, tokenizer=tokenizer)
+    yield served, _prompt(args, tokenizer)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from swaa.evaluation.sample import Sample
+from swaa.evaluation.thoughts import END, opened
 
 STEP_BY_STEP = (
     "The text above is long. Think step by step, and go back to the passages that matter before"
@@ -33,7 +34,8 @@ class Prompt:
         tokenizer: the model's.
         chat: frame by the tokenizer's chat template; default: where it has one.
         thinking: the model thinks before it answers: the answer is what follows ``</think>``,
-            outputs may have 10,000 tokens, and no answer is begun for it.
+            outputs may have 10,000 tokens, and no answer is begun for it. So it is, too, where the
+            chat template opens ``<think>``: an answer would be begun inside the thoughts.
         cot: ask to think step by step (the paper's first version).
         prefix: begin the answer with the task's words.
     """
@@ -48,7 +50,7 @@ class Prompt:
         """What tells runs with different prompts apart."""
         return {
             "chat": self._chat,
-            "thinking": self.thinking,
+            "thinking": self._thinks,
             "cot": self.cot,
             "answer_prefix": self._prefixed,
         }
@@ -78,7 +80,7 @@ class Prompt:
 
     def max_new_tokens(self, sample: Sample) -> int:
         """Longest output allowed."""
-        if self.thinking:
+        if self._thinks:
             return THINKING_TOKENS
         # Reasons take room that the tasks' short answers do not.
         return max(sample.max_new_tokens, 2_000) if self.cot else sample.max_new_tokens
@@ -88,9 +90,9 @@ class Prompt:
 
         An answer that never left its thoughts, or ran on beyond 4,000 tokens, is none.
         """
-        if self.thinking and "</think>" not in output:
+        if self._thinks and END not in output:
             return None
-        answer = output.rpartition("</think>")[2].strip()
+        answer = output.rpartition(END)[2].strip()
         # Text has at most one token per UTF-8 byte: short ones need no counting.
         if len(answer.encode()) > ANSWER_TOKENS:
             ids: Any = self.tokenizer(answer, add_special_tokens=False, verbose=False)
@@ -104,7 +106,11 @@ class Prompt:
 
     @property
     def _prefixed(self) -> bool:
-        return self.prefix and not self.thinking and not self.cot
+        return self.prefix and not self._thinks and not self.cot
+
+    @property
+    def _thinks(self) -> bool:
+        return self.thinking or bool(opened(self._frame[1]))
 
     @functools.cached_property
     def _frame(self) -> tuple[str, str]:

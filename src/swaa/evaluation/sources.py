@@ -78,6 +78,7 @@ class ServedModel:
         endpoint: where to ask.
         api: see :class:`swaa.evaluation.engines.openai.OpenAIEngine`.
         concurrency: prompts under way at once.
+        tokenizer: the model's; see there.
     """
 
     revision: str | None = None
@@ -90,8 +91,10 @@ class ServedModel:
         *,
         api: Literal["completions", "chat"] = "completions",
         concurrency: int = 8,
+        tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         self.model = endpoint.model
+        self._tokenizer = tokenizer
         self._endpoint = endpoint
         self._api: Literal["completions", "chat"] = api
         self._concurrency = concurrency
@@ -99,7 +102,12 @@ class ServedModel:
     def engine(self, config: SWAAConfig) -> OpenAIEngine:
         """The one engine there is: what the server runs is for its operator to say."""
         del config
-        return OpenAIEngine(self._endpoint, api=self._api, concurrency=self._concurrency)
+        return OpenAIEngine(
+            self._endpoint,
+            api=self._api,
+            concurrency=self._concurrency,
+            tokenizer=self._tokenizer,
+        )
 
     @contextmanager
     def running(self, engine: Engine) -> Iterator[Engine]:

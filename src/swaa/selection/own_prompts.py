@@ -14,6 +14,10 @@ from typing import Any
 from swaa.evaluation.prompt import Prompt
 from swaa.evaluation.sample import Sample, Score
 from swaa.evaluation.tasks.rows import DataFile, Row, take
+from swaa.evaluation.words import normalise, says
+
+VERSION = 2
+"""Of the scorer: the first found words inside of words. Results of another are kept apart."""
 
 MAX_NEW_TOKENS = 64
 """Longest answer where the line does not say (tokens)."""
@@ -37,7 +41,7 @@ class OwnPrompts:
 
     def describe(self) -> dict[str, Any]:
         """What tells runs of the task apart."""
-        return {"task": "prompts", "version": 1, **self.file.describe()}
+        return {"task": "prompts", "version": VERSION, **self.file.describe()}
 
     def samples(
         self, prompt: Prompt, *, length: int | None, count: int | None, seed: int
@@ -66,8 +70,7 @@ class OwnPrompts:
         if sample.tags["gold"] == "no":
             overlap = word_overlap(answer, sample.answers[0])
             return Score(1.0 if overlap >= SAME else overlap)
-        text = " ".join(answer.lower().split())
-        found = sum(" ".join(item.lower().split()) in text for item in sample.answers)
+        found = sum(says(answer, item) for item in sample.answers)
         return Score(found / len(sample.answers))
 
 
@@ -88,7 +91,7 @@ def _answers(row: Row) -> tuple[str, ...]:
         return ()
     answers = [answers] if isinstance(answers, str) else answers
     right = isinstance(answers, list) and answers
-    if not (right and all(isinstance(a, str) and a.strip() for a in answers)):
+    if not (right and all(isinstance(a, str) and normalise(a) for a in answers)):
         raise row.error("'answer' must be a text or a list of texts, none of them empty")
     return tuple(answers)
 

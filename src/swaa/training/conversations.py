@@ -15,6 +15,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
+from swaa.evaluation.thoughts import BEGIN, END, opened
+
 IGNORED = -100
 """Label of a token that is not answer."""
 
@@ -210,12 +212,13 @@ def _render(
     """The conversation as the model reads it, and where its answers are."""
     if tokenizer.chat_template is None:
         return _render_plainly(tokenizer, turns)
-    text, spans = _apply(tokenizer, turns), []
+    text, spans = _whole(tokenizer, turns), []
     for place, turn in enumerate(turns):
         if turn["role"] != "assistant":
             continue
         before = _apply(tokenizer, turns[:place], add_generation_prompt=True)
-        through = _apply(tokenizer, turns[: place + 1])
+        last = place == len(turns) - 1
+        through = text if last else _apply(tokenizer, turns[: place + 1])
         if not (text.startswith(through) and through.startswith(before)):
             raise _BadLineError(
                 f"the chat template renders turn {place + 1} differently in the whole conversation"
@@ -224,6 +227,43 @@ def _render(
         # What follows the token that ends the turn, a line break say, is not generated.
         spans.append(Span(len(before), len(through.rstrip())))
     return text, spans
+
+
+def _whole(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> str:
+    """The template's rendering, with the thoughts of a last answer that it would leave out."""
+    text, last = _apply(tokenizer, turns), turns[-1]
+    if last["role"] != "assistant":
+        return text
+    before = _apply(tokenizer, turns[:-1], add_generation_prompt=True)
+    said = last["content"].strip()
+    thinks = END in said or opened(before)
+    if not thinks or (text.startswith(before) and said in text[len(before) :]):
+        return text
+    return before + _as_generated(before, text, said, len(turns))
+
+
+def _as_generated(before: str, text: str, said: str, number: int) -> str:
+    """The last answer as the model wrote it, thoughts included, and what ends the turn.
+
+    Args:
+        before: the prompt; may open the thoughts.
+        text: the template's rendering, which ends as the turn does.
+        said: content of the turn.
+        number: of the turn, from 1, for messages.
+    """
+    begun = opened(before)
+    if begun and END not in said:
+        raise _BadLineError(
+            f"the chat template opens {BEGIN} for the model, and turn {number} has no {END}; put"
+            f" the thoughts before the answer, or {END} alone where there are none"
+        )
+    answer = said.rpartition(END)[2].strip()
+    if not answer or answer not in text:
+        raise _BadLineError(f"the chat template does not show what turn {number} answers")
+    ending = text.rpartition(answer)[2]
+    if begun:
+        said = said.removeprefix(begun if said.startswith(begun) else BEGIN)
+    return said + ending
 
 
 def _render_plainly(

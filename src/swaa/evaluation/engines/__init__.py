@@ -31,7 +31,7 @@ class Reply:
 
     Attributes:
         id: of the sample.
-        output: what was generated, special tokens left out.
+        output: what was generated, special tokens left out but for those around thoughts.
         first_token_s: seconds from sending the prompt, or its batch, to its first token;
             ``None``: not measured.
         new_tokens: tokens generated, the one that ends the answer included; ``None``: unknown.

@@ -7,8 +7,11 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, Literal
 
+from transformers import PreTrainedTokenizerBase
+
 from swaa.evaluation.endpoint import Endpoint
 from swaa.evaluation.engines import Reply, Request, Sampling
+from swaa.evaluation.thoughts import hidden_beside_thoughts, without
 
 
 class OpenAIEngine:
@@ -20,12 +23,16 @@ class OpenAIEngine:
             process reads it; ``chat`` sends the user's words and leaves the template to the server.
         concurrency: prompts under way at once.
         sampling: draw answers; ``None``: greedily.
+        tokenizer: the model's; where ``</think>`` is a special token, the server is asked to leave
+            such tokens in (``skip_special_tokens``, a word of vLLM and SGLang), and the others are
+            taken out here. ``None``: as the server decodes.
     """
 
     def __init__(
         self,
         endpoint: Endpoint,
         *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         api: Literal["completions", "chat"] = "completions",
         concurrency: int = 8,
         sampling: Sampling | None = None,
@@ -36,6 +43,7 @@ class OpenAIEngine:
         self._api = api
         self._concurrency = concurrency
         self._sampling = sampling
+        self._hidden = () if tokenizer is None else hidden_beside_thoughts(tokenizer)
 
     def describe(self) -> dict[str, Any]:
         """What tells runs with this engine apart; where the server is does not."""
@@ -69,6 +77,8 @@ class OpenAIEngine:
         if self._sampling is not None:
             options["temperature"] = self._sampling.temperature
             options["seed"] = self._sampling.seed_for(request.id)
+        if self._hidden:
+            options["skip_special_tokens"] = False
         if self._api == "chat":
             said = self._endpoint.chat([{"role": "user", "content": request.content}], **options)
         else:
@@ -76,7 +86,7 @@ class OpenAIEngine:
             said = self._endpoint.complete(request.ids, **options)
         return Reply(
             id=request.id,
-            output=said.text,
+            output=without(said.text, self._hidden),
             first_token_s=said.first_token_s,
             new_tokens=said.new_tokens,
             truncated=said.finish_reason == "length",

@@ -16,6 +16,7 @@ from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
 from swaa.adaptation import Adaptation, adapt, restore
 from swaa.config import SWAAConfig
 from swaa.evaluation.engines import Reply, Request, Sampling
+from swaa.evaluation.thoughts import spoken
 from swaa.integrations.transformers.cache import SWAACache
 from swaa.integrations.transformers.cache_name import cache_argument
 from swaa.memory import explain_out_of_memory
@@ -189,10 +190,9 @@ class TransformersEngine:
         ends = self._end_ids
         end = next((place for place, token in enumerate(row) if token in ends), None)
         new = row if end is None else row[: end + 1]
-        text: Any = self._loaded.tokenizer.decode(new, skip_special_tokens=True)
         return Reply(
             id=request.id,
-            output=text,
+            output=spoken(self._loaded.tokenizer, new),
             first_token_s=first_token_s,
             new_tokens=len(new),
             truncated=end is None,

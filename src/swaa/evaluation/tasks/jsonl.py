@@ -2,7 +2,8 @@
 
 Each line is an object with ``context``, ``question`` and ``answers`` (a list of texts, or one
 text). Optional: ``answer_prefix``, ``max_new_tokens`` (128), ``match`` (``all`` answers must be
-in the model's, the default, or ``any`` of them) and ``needle``, words of the context that the
+in the model's, the default, or ``any`` of them; as whole words and numbers, see
+:mod:`swaa.evaluation.words`) and ``needle``, words of the context that the
 answer needs, for accuracy by place.
 """
 
@@ -16,6 +17,10 @@ from swaa.evaluation.prompt import Prompt
 from swaa.evaluation.sample import Sample, Score
 from swaa.evaluation.tasks.haystack import locate
 from swaa.evaluation.tasks.rows import DataFile, Row, take
+from swaa.evaluation.words import normalise, says
+
+VERSION = 2
+"""Of the scorer: the first found words inside of words. Results of another are kept apart."""
 
 MAX_NEW_TOKENS = 128
 """Longest answer where the line does not say (tokens)."""
@@ -23,7 +28,7 @@ MAX_NEW_TOKENS = 128
 
 @dataclass(frozen=True)
 class OwnQuestions:
-    """Questions with answers that are found by their words, whatever their case."""
+    """Questions with answers that are found by whole words and numbers, however written."""
 
     file: DataFile
     needs_length = False
@@ -36,7 +41,7 @@ class OwnQuestions:
 
     def describe(self) -> dict[str, Any]:
         """What tells runs of the task apart."""
-        return {"task": "jsonl", "version": 1, **self.file.describe()}
+        return {"task": "jsonl", "version": VERSION, **self.file.describe()}
 
     def samples(
         self, prompt: Prompt, *, length: int | None, count: int | None, seed: int
@@ -51,8 +56,7 @@ class OwnQuestions:
         """The share of the answers found, or whether any is."""
         if not answer:
             return Score(0.0, answered=False)
-        text = " ".join(answer.lower().split())
-        found = sum(" ".join(item.lower().split()) in text for item in sample.answers)
+        found = sum(says(answer, item) for item in sample.answers)
         if sample.tags["match"] == "any":
             return Score(float(found > 0))
         return Score(found / len(sample.answers))
@@ -63,7 +67,7 @@ def _sample(row: Row) -> Sample:
     answers = [answers] if isinstance(answers, str) else answers
     if not (isinstance(answers, list) and answers and all(isinstance(a, str) for a in answers)):
         raise row.error("'answers' must be a text or a list of texts")
-    if not all(answer.strip() for answer in answers):
+    if not all(map(normalise, answers)):
         raise row.error("'answers' holds an empty text, which every answer would contain")
     match = row.text("match", default="all")
     if match not in ("all", "any"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -142,8 +143,26 @@ def swaa_attention_forward(
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
     if "cu_seqlens_q" in arguments:
         q, k, v = (x.reshape(1, -1, *x.shape[2:]) for x in (q, k, v))
-    output = layer.backends.run(make_call(q, k, v, scale=scaling, **arguments))
+    q, k, v, outside = _out_of_autocast(q, k, v)
+    with outside:
+        output = layer.backends.run(make_call(q, k, v, scale=scaling, **arguments))
     return output.reshape(query.shape[0], query.shape[2], *output.shape[2:]), None
+
+
+def _out_of_autocast(
+    q: Tensor, k: Tensor, v: Tensor
+) -> tuple[Tensor, Tensor, Tensor, AbstractContextManager[object]]:
+    """Under autocast, cast as PyTorch's own attention does; then it no longer concerns us.
+
+    Rotary embeddings leave queries and keys in float32 there, beside values in 16 bits. What a
+    backend computes in float32 must stay so: run it inside the context manager returned.
+    """
+    device = q.device.type
+    if not torch.is_autocast_enabled(device):
+        return q, k, v, nullcontext()
+    dtype = torch.get_autocast_dtype(device)
+    q, k, v = (x if x.dtype == torch.float64 else x.to(dtype) for x in (q, k, v))
+    return q, k, v, torch.autocast(device, enabled=False)
 
 
 # Here, so that what carries a LayerAttention (an unpickled model in a new process) finds them.

@@ -111,6 +111,12 @@ def check_mask(mask: Any) -> int | None:
     if mask is None:
         return None
     starts = left_padding(mask)
+    empty = (mask == 0).all(-1).nonzero().flatten().tolist()
+    if empty:
+        raise ValueError(
+            f"prompt {empty[0]} of {len(mask)} (from 0) is empty: its attention_mask is 0"
+            " everywhere; give it a token, such as the one that begins a text, or leave it out"
+        )
     if not bool(mask[:, -1].all()):
         raise ValueError(
             "the prompts are padded on the right, between prompt and answer; pad on the left"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 import sys
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 
 class UnsupportedModelError(ValueError):
@@ -27,6 +28,14 @@ class Layers(NamedTuple):
     depth: int
     full: dict[int, nn.Module]
     native: dict[int, nn.Module]
+
+
+class HeadShape(NamedTuple):
+    """What an attention call of a layer looks like, but for its tokens."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
 
 
 ADAPTABLE_TYPE = "full_attention"
@@ -48,8 +57,8 @@ def find_layers(model: PreTrainedModel) -> Layers:
     count = config.num_hidden_layers
     types = getattr(config, "layer_types", None)
     if types is None:
-        window = getattr(config, "sliding_window", None)
-        types = [ADAPTABLE_TYPE if window is None else NATIVE_TYPE] * count
+        windows = [getattr(own, "sliding_window", None) for own in layer_configs(config)]
+        types = [ADAPTABLE_TYPE if window is None else NATIVE_TYPE for window in windows]
     unknown = sorted(set(types) - {ADAPTABLE_TYPE, NATIVE_TYPE, *FOREIGN_TYPES})
     if unknown:
         raise UnsupportedModelError(f"{_name(model)} has layers of type {', '.join(unknown)}")
@@ -66,6 +75,27 @@ def find_layers(model: PreTrainedModel) -> Layers:
             f"{_name(model)} has no full-attention layer: every layer slides or has no attention"
         )
     return Layers(count, full, native)
+
+
+def layer_configs(config: PreTrainedConfig) -> list[Any]:
+    """What each layer is made by: the configuration itself, unless its layers differ."""
+    if getattr(config, "is_heterogeneous", False):
+        return list(config.per_layer_config)
+    return [config] * config.num_hidden_layers
+
+
+def head_shapes(config: PreTrainedConfig, modules: Mapping[int, nn.Module]) -> dict[int, HeadShape]:
+    """The shape of each attention module, by layer: some models (Gemma 4) have several."""
+    configs = layer_configs(config)
+    return {index: _head_shape(configs[index], module) for index, module in sorted(modules.items())}
+
+
+def _head_shape(config: Any, module: nn.Module) -> HeadShape:
+    heads = config.num_attention_heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    said = getattr(module, "head_dim", None), getattr(config, "head_dim", None)
+    head_dim = next((size for size in said if isinstance(size, int)), config.hidden_size // heads)
+    return HeadShape(heads, kv_heads, head_dim)
 
 
 def require_model(model: object) -> None:
@@ -98,18 +128,25 @@ def refuse_unsupported(model: PreTrainedModel) -> None:
         raise UnsupportedModelError(
             f"{name} is a composite of several models; swaa adapts text-only decoders"
         )
+    if not hasattr(config, "num_hidden_layers"):
+        raise UnsupportedModelError(f"{name} is no plain stack of layers (num_hidden_layers)")
     if not hasattr(model, "generate"):
         raise UnsupportedModelError(f"{name} has no language model head; load it for causal LM")
     if not (getattr(config, "is_causal", True) and all(map(_looks_back, model.modules()))):
         raise UnsupportedModelError(f"{name} attends in both directions")
-    if getattr(config, "attn_logit_softcapping", None):
+    if _has(config, "attn_logit_softcapping"):
         raise UnsupportedModelError(f"{name} soft-caps its scores (attn_logit_softcapping)")
     for option in ("index_topk", "sparse_attention_config"):
-        if getattr(config, option, None):
+        if _has(config, option):
             raise UnsupportedModelError(f"{name} selects keys by a sparse indexer ({option})")
-    if getattr(config, "attention_chunk_size", None):
+    if _has(config, "num_kv_shared_layers"):
+        raise UnsupportedModelError(
+            f"{name} has layers that read the keys of earlier ones (num_kv_shared_layers), which"
+            " those would free or hide"
+        )
+    if _has(config, "attention_chunk_size"):
         raise UnsupportedModelError(f"{name} attends within chunks (attention_chunk_size)")
-    if getattr(config, "kv_lora_rank", None):
+    if _has(config, "kv_lora_rank"):
         raise UnsupportedModelError(f"{name} compresses its keys (multi-head latent attention)")
     for where, parameter in model.named_parameters():
         if where.rpartition(".")[2] in ("sinks", "sink", "attention_sink_bias"):
@@ -150,6 +187,11 @@ def hides_the_phase(model: PreTrainedModel) -> bool:
     """Whether masks are made in compiled code, which cannot see a phase."""
     attention = set(attention_modules(model).values())
     return any(attention <= set(module.modules()) for module in compiled_modules(model))
+
+
+def _has(config: PreTrainedConfig, option: str) -> bool:
+    """Whether an option is set in any layer."""
+    return any(getattr(own, option, None) for own in layer_configs(config))
 
 
 def attention_modules_exist(model: PreTrainedModel) -> bool:
