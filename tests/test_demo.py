@@ -13,7 +13,7 @@ from swaa.models import load_model
 from tests.checkpoint import save_checkpoint
 
 SMALL = DemoOptions(needles=2, needle_tokens=300, prefill_tokens=400, window=32, seed=3)
-SETTINGS = ["full", "naive", "sinks + full decode", "balanced", "fast", "lean, last half"]
+SETTINGS = ["full", "naive", "sinks + full decode", "balanced", "fast", "fast, decode in last half"]
 
 
 @pytest.fixture(scope="module")
@@ -96,12 +96,12 @@ def test_every_setting_is_measured_and_the_model_left_as_it_was(loaded):
     assert rows["full"].speedup == 1
     assert rows["fast"].kv_bytes == rows["full"].kv_bytes
     assert rows["naive"].kv_bytes == rows["full"].kv_bytes * 32 // 400
-    assert rows["lean, last half"].kv_bytes < rows["fast"].kv_bytes
+    assert rows["fast, decode in last half"].kv_bytes < rows["fast"].kv_bytes
     assert all(row.needles == 2 and row.prefill_s > 0 for row in outcome.rows)
     assert len(outcome.samples) == 2 * len(SETTINGS)
     assert [share for share, _ in steps] == sorted(share for share, _ in steps)
     assert steps[0] == (0, "full: needle 1 of 2")
-    assert steps[-1][1] == "lean, last half: prefill of 400 tokens"
+    assert steps[-1][1] == "fast, decode in last half: prefill of 400 tokens"
 
 
 def test_command_writes_table_result_samples_and_picture(checkpoint, capsys, tmp_path):

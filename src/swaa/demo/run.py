@@ -80,15 +80,15 @@ class DemoOutcome:
 
 def demo_settings(window: int) -> dict[str, SWAAConfig]:
     """The settings by name, full attention first, at a window that suits the demo's length."""
-    fast, lean = load_recipe("fast"), load_recipe("lean")
+    fast = load_recipe("fast")
     settings = {
         "full": SWAAConfig(window=None),
         "naive": SWAAConfig(window=window),
         "sinks + full decode": dataclasses.replace(fast, dense_tail=0),
         "balanced": load_recipe("balanced"),
         "fast": fast,
-        # The half that lean leaves full in decoding is a choice per model: late in SmolLM2.
-        "lean, last half": dataclasses.replace(lean, full_decode="last:1/2"),
+        # Which half to leave full in decoding is a choice per model: late in SmolLM2.
+        "fast, decode in last half": dataclasses.replace(fast, full_decode="last:1/2"),
     }
     return {
         name: config if config.window is None else dataclasses.replace(config, window=window)
