@@ -69,9 +69,10 @@ def test_without_data_the_mixture_is_tuned_on_and_reported_at_both_lengths(
     assert "not tuned on" not in captured.out
 
 
-def test_one_kind_alone_ends_with_what_the_others_lost(checkpoint, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(verify, "MIXTURE", ("multikey",))
-    assert main(_words(checkpoint, tmp_path, "--data", "continuation", "--json")) == 0
+def test_what_was_not_tuned_on_is_measured_at_the_end(checkpoint, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(verify, "MIXTURE", ("multikey", "multiquery:2"))
+    data = ("--data", "continuation", "--data", "multiquery:3")
+    assert main(_words(checkpoint, tmp_path, *data, "--json")) == 0
     printed = json.loads(capsys.readouterr().out)
     others = [row for row in printed["rows"] if row["role"] == "other"]
     assert [(row["recipe"], row["task"], row["length"]) for row in others] == [

@@ -88,16 +88,12 @@ class Verification:
         return Further(found, longer, notes)
 
     def others(self, points: Sequence[Point], data: Data) -> Further:
-        """The points with their scores on kinds of questions that were neither tuned on nor asked.
-
-        Where several kinds were tuned on, nothing is measured.
-        """
-        known = {*self.tuning.kinds, *(task.name for task in self.tuning.report_on)}
-        if len(self.tuning.kinds) > 1:
-            return Further(list(points), 0, [])
+        """The points with their scores on kinds of the mixture that nobody asked for."""
+        named = [*self.tuning.kinds, *(task.name for task in self.tuning.report_on)]
+        known = {name.partition(":")[0] for name in named}
         length, count = data.length, self.tuning.held_out or HELD_OUT_OF_EACH
         tasks, notes = [], []
-        for task in find_tasks([name for name in MIXTURE if name not in known]):
+        for task in find_tasks([name for name in MIXTURE if name.partition(":")[0] not in known]):
             unfit = self._unfit(task, length)
             tasks += [] if unfit else [task]
             notes += [f"{task.name}: not measured, {unfit}"] if unfit else []
