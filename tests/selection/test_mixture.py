@@ -2,10 +2,11 @@
 
 import dataclasses
 import json
+import types
 
 import pytest
 
-from swaa.cli import main
+from swaa.cli import main, tune_tables
 from swaa.config import SWAAConfig
 from swaa.evaluation.prompt import Prompt
 from swaa.results import load
@@ -177,3 +178,24 @@ def test_what_was_lost_is_one_line_the_worst_first():
         " continuation: 97 % kept;"
         " needle: not measurable, full attention itself answers 0 of 13"
     )
+
+
+@pytest.mark.parametrize(
+    ("right", "said"),
+    [
+        (
+            1,
+            "LOST on questions that were not tuned on: variable_tracking: 10 % kept (1 of",
+        ),
+        (10, "on questions that were not tuned on: variable_tracking: 100 % kept (10 of"),
+    ],
+)
+def test_a_loss_is_called_one_at_the_end(capsys, right, said):
+    full = dataclasses.replace(FULL, others={"variable_tracking": [1.0] * 10})
+    bits = [1.0] * right + [0.0] * (10 - right)
+    found = dataclasses.replace(NARROW, others={"variable_tracking": bits})
+    tuned = types.SimpleNamespace(points=(full, found))
+    tune_tables._print_lost(types.SimpleNamespace(keep=0.95), tuned, found)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(said)
+    assert line.endswith("to tune on them too)") == (right == 1)
