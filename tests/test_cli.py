@@ -95,7 +95,7 @@ def test_version_help_and_no_verb(capsys):
         ),
         (["plan", "tiny", "--recipes", "full", "--recipe", "fast"], "swaa plan: --recipe and --re"),
         (["plan", "tiny", "--gpu-memory", "0"], "swaa plan: --gpu-memory 0.0: expected GiB, a nu"),
-        (["recipes", "lan"], "swaa recipes: unknown recipe 'lan'; did you mean 'lean'? Give one"),
+        (["recipes", "fst"], "swaa recipes: unknown recipe 'fst'; did you mean 'fast'? Give one"),
     ],
     ids=" ".join,
 )
@@ -161,8 +161,8 @@ def test_interruption_and_warnings_take_one_line(monkeypatch, capsys):
     ids=" ".join,
 )
 def test_knobs_override_the_recipe(words, changes):
-    base = load_recipe("lean").to_dict()
-    config = config_from(_options("--recipe", "lean", *words))
+    base = load_recipe("quality").to_dict()
+    config = config_from(_options("--recipe", "quality", *words))
     assert config == SWAAConfig.from_dict(base | changes)
 
 
@@ -195,7 +195,8 @@ def test_flags_that_cannot_be_read_or_would_be_ignored(words, message):
 
 
 def test_plan_prints_layers_totals_and_notes(tiny, capsys):
-    words = ["plan", tiny, "--recipe", "lean", "--window", "100", "--chunk", "512"]
+    words = ["plan", tiny, "--recipe", "fast", "--window", "100", "--chunk", "512"]
+    words += ["--full-decode", "middle:1/2"]
     assert cli.main([*words, "--prompt-length", "5000"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("tiny: window 100, 128 sinks, full decode in layers middle:1/2")
@@ -230,8 +231,12 @@ def test_plan_takes_the_configuration_that_the_checkpoint_carries(tiny, capsys):
 def test_recipes_lists_cost_and_measurements(capsys):
     assert cli.main(["recipes"]) == 0
     out = capsys.readouterr().out
-    lean = next(line for line in out.splitlines() if line.startswith("lean "))
-    assert lean.split()[:3] == ["lean", "0.51", "0.53"]
+    fast = next(line for line in out.splitlines() if line.startswith("fast "))
+    assert fast.split()[:3] == ["fast", "0.51", "1.00"]
+    kept = (
+        "SmolLM2-135M-Instruct.Q4_1.gguf, 7,500 tokens, window 1,024: multikey 51 of 100 (full 54),"
+    )
+    assert kept in " ".join(out.split())
     assert "SmolLM2-135M-Instruct" in out
     assert "naive: Do not use it" in out
 

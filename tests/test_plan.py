@@ -68,7 +68,7 @@ CACHE_CONFIGS = {
     "sliding": SWAAConfig(window=16, sink_tokens=4),
     "full decode": SWAAConfig(window=16, sink_tokens=4, full_decode=True, dense_tail=8),
     "tail": SWAAConfig(window=16, sink_tokens=4, dense_tail=8),
-    "lean": SWAAConfig(window=16, sink_tokens=4, full_decode="middle:1/2", dense_tail=8),
+    "decode in half": SWAAConfig(window=16, sink_tokens=4, full_decode="middle:1/2", dense_tail=8),
     "interleaved": SWAAConfig(window=16, sink_tokens=4, full_layers=[1]),
 }
 

@@ -29,24 +29,24 @@ def test_every_recipe_fits_any_depth(recipe, num_layers):
 
 def test_recipes_are_ours_then_the_papers():
     names = [recipe.name for recipe in swaa.list_recipes()]
-    assert names[:6] == ["balanced", "fast", "full", "lean", "naive", "quality"]
-    assert all(name.startswith("paper-") for name in names[6:])
-    assert len(names[6:]) == 5
+    assert names[:6] == ["balanced", "fast", "full", "naive", "quality", "paper-nonthinking"]
+    assert all(name.startswith("paper-") for name in names[5:])
+    assert len(names[5:]) == 5
 
 
 def test_what_a_newcomer_reads_on_parity_and_on_naive():
     for name in ("paper-nonthinking", "paper-thinking-quality", "paper-trained-quality"):
         assert "odd was best on Qwen3-4B, even on Qwen3-30B-A3B" in find_recipe(name).description
     assert "Do not use it" in find_recipe("naive").description
-    assert "differs between models" in find_recipe("lean").description
 
 
 def test_ours_are_fast_with_one_knob_turned():
     fast = load_recipe("fast")
     assert fast == SWAAConfig(window=2048, sink_tokens=128, full_decode=True, dense_tail=128)
-    for name, knob in (("lean", "full_decode"), ("balanced", "full_layers")):
+    for name in ("balanced", "quality"):
         values = load_recipe(name).to_dict()
-        assert values | {knob: fast.to_dict()[knob]} == fast.to_dict()
+        assert values != fast.to_dict()
+        assert values | {"full_layers": []} == fast.to_dict()
 
 
 def test_a_path_a_setting_of_a_list_and_a_recipe_file_load(tmp_path):
@@ -56,8 +56,8 @@ def test_a_path_a_setting_of_a_list_and_a_recipe_file_load(tmp_path):
     settings = [{"swaa_config": {"sliding_window_size": size}, "model_list": []} for size in (1, 2)]
     (tmp_path / "settings").write_text(json.dumps(settings))
     assert load_recipe(f"{tmp_path / 'settings'}#1") == SWAAConfig(window=2)
-    (tmp_path / "copy.json").write_text(json.dumps(find_recipe("lean").to_dict()))
-    assert load_recipe(tmp_path / "copy.json") == load_recipe("lean")
+    (tmp_path / "copy.json").write_text(json.dumps(find_recipe("quality").to_dict()))
+    assert load_recipe(tmp_path / "copy.json") == load_recipe("quality")
 
 
 def test_a_shipped_name_wins_over_a_file_beside(tmp_path, monkeypatch):

@@ -120,7 +120,7 @@ def generate_answer(
         explain_out_of_memory(
             f"a prompt of {prompt_tokens:,} tokens, {chunk or prompt_tokens:,} a pass",
             f"{'lower' if chunk else 'set'} --chunk, shorten the prompt, or take a recipe that"
-            " frees keys and values, such as lean",
+            " frees keys and values (swaa tune --budget kv=1/2 finds one)",
         ),
         torch.inference_mode(),
         _reporting(loaded.model, prompt_tokens, on_prefill),

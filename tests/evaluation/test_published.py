@@ -10,7 +10,6 @@ from swaa.config import SWAAConfig
 from swaa.evaluation import published
 from swaa.evaluation.run import execute, gather
 from swaa.evaluation.tasks.multikey import MultiKey
-from swaa.recipes import find_recipe
 from tests.evaluation.fakes import FakeEngine, make_run, make_samples
 
 ROOT = Path(__file__).parents[2]
@@ -143,33 +142,3 @@ def test_published_results_are_of_clean_commits():
         assert column.result.provenance.dirty is False
         assert column.result.provenance.commit
         assert {row["samples"] for row in column.result.rows if row["place"] == "all"} == {100}
-
-
-RECIPES = {
-    name: name for name in ("full", "naive", "fast", "lean", "balanced", "quality")
-} | {
-    "paper-thinking-efficiency": "sinks-full-decode",
-    "paper-nonthinking": "sinks-full-decode-odd",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_recipes_quote_the_committed_results(name):
-    columns = {(one.task, one.length): one for one in published.read_columns(ROOT / "results")}
-    form = re.compile(
-        r"\(4-bit\), (?:window 1024, )?([\d,]+) tokens: needle (\d+) of 100, multikey (\d+) of 100"
-        r"(?:; full decode in the last half instead (\d+) and (\d+))?"
-        r"(?:; full attention (\d+) and (\d+))? \(docs/evaluation.md\)"
-    )
-    quoted = [found for line in find_recipe(name).measured_on if (found := form.search(line))]
-    lengths = {length for _, length in columns}
-    assert {int(found[1].replace(",", "")) for found in quoted} == lengths
-    for found in quoted:
-        length = int(found[1].replace(",", ""))
-        for place, task in enumerate(("needle", "multikey")):
-            column = columns[task, length]
-            told = {RECIPES[name]: found[2 + place], "fast-decode-last-half": found[4 + place]}
-            told["full"] = found[6 + place] or told.get("full")
-            for setting, number in told.items():
-                if number is not None:
-                    assert int(number) == column.row(setting)["right"]

@@ -6,8 +6,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from swaa.evaluation.samples_file import SamplesFile
 from swaa.models import LoadedModel
+from swaa.selection.batches import TeacherForced
 from swaa.selection.board import Board
-from swaa.selection.passes import SharedPasses, TeacherForced
+from swaa.selection.passes import SharedPasses
 from tests.evaluation.conftest import byte_tokenizer
 
 DEPTH = 4

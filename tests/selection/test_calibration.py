@@ -60,13 +60,13 @@ def test_too_few_samples_are_refused():
 
 
 def test_prompts_that_the_window_shows_whole_are_refused():
-    require_reach(SAMPLES, window=80, sink_tokens=4, length=100)
+    require_reach([s.length for s in SAMPLES], window=80, sink_tokens=4, length=100)
     fit = "20 of 20 calibration prompts fit into 96 keys and 4 sinks, where every layer .*: "
     flags = ", or lower --window or --sink-tokens"
     with pytest.raises(ValueError, match=rf"{fit}raise --length \(now 100\){flags}"):
-        require_reach(SAMPLES, window=96, sink_tokens=4, length=100)
+        require_reach([s.length for s in SAMPLES], window=96, sink_tokens=4, length=100)
     with pytest.raises(ValueError, match=f"{fit}give longer prompts{flags}"):
-        require_reach(SAMPLES, window=96, sink_tokens=4, length=None)
+        require_reach([s.length for s in SAMPLES], window=96, sink_tokens=4, length=None)
 
 
 def test_gold_answers_follow_the_prompt_as_the_model_would_write_them(prompt):

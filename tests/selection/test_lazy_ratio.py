@@ -3,12 +3,22 @@ import torch
 
 from swaa.adaptation import is_adapted
 from swaa.selection.signals import lazy_ratio as module
-from swaa.selection.signals.lazy_ratio import lazy_ratio, lazy_shares
+from swaa.selection.signals.lazy_ratio import (
+    LAST_QUERIES,
+    far_attention,
+    lazy_ratio,
+    lazy_shares,
+)
 from tests.selection.conftest import DEPTH, teacher_forced
 
 
 def _dense(loaded, prompt, window, sinks, queries):
-    """The same from the whole attention matrix of eager attention, by layer."""
+    """The mean over heads, by layer."""
+    return [heads.mean().item() for heads in _dense_heads(loaded, prompt, window, sinks, queries)]
+
+
+def _dense_heads(loaded, prompt, window, sinks, queries):
+    """Each head's share from the whole attention matrix of eager attention, by layer."""
     ids = torch.tensor([prompt])
     before = loaded.model.config._attn_implementation
     loaded.model.set_attn_implementation("eager")
@@ -22,7 +32,7 @@ def _dense(loaded, prompt, window, sinks, queries):
             sum(matrix[0, :, i, j] for j in range(i + 1) if j > i - window or j < sinks)
             for i in rows
         ]
-        shares.append(torch.stack(kept).mean().item())
+        shares.append(torch.stack(kept).mean(0))
     return shares
 
 
@@ -68,3 +78,17 @@ def test_the_model_is_as_before(loaded):
     lazy_ratio(loaded, teacher_forced(40), window=8, sink_tokens=2)
     assert not is_adapted(loaded.model)
     assert all("swaa_layer" not in vars(module) for module in loaded.model.modules())
+
+
+@pytest.mark.parametrize(("window", "sinks"), [(8, 2), (1, 0)])
+def test_far_attention_is_that_of_the_head_that_looks_farthest(loaded, window, sinks):
+    samples = teacher_forced(90, 81)
+    found = far_attention(loaded, samples, window=window, sink_tokens=sinks)
+    heads = []
+    for sample in samples:
+        text, rows = sample.prompt + sample.answer, LAST_QUERIES + len(sample.answer)
+        heads.append(_dense_heads(loaded, text, window, sinks, rows))
+    for layer in range(DEPTH):
+        far = 1 - (heads[0][layer] + heads[1][layer]) / 2
+        assert found[layer] == pytest.approx(far.max().item(), abs=1e-5)
+        assert far.max() > far.mean() + 1e-3, "heads are all alike"

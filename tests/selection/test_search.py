@@ -5,10 +5,10 @@ import pytest
 from transformers import LlamaConfig
 
 from swaa.config import SWAAConfig
+from swaa.selection.batches import Scores
 from swaa.selection.board import Board, mean
 from swaa.selection.budget import Budget, Prices
 from swaa.selection.candidate import Candidate
-from swaa.selection.passes import Scores
 from swaa.selection.search import Effort, Search
 from swaa.shapes import shape_of
 from tests.selection.conftest import DEPTH, teacher_forced

@@ -176,12 +176,12 @@ def test_progress_never_goes_back(loaded, data, tmp_path):
             counts.append(int(label.split()[1]))
 
     tuning = Tuning(
-        task=OwnPrompts(DataFile.find("swaa tune", str(data))),
+        tasks=[OwnPrompts(DataFile.find("swaa tune", str(data)))],
         prompt=Prompt(tokenizer=loaded.tokenizer),
         base=SWAAConfig(window=30, sink_tokens=2, full_decode=True, dense_tail=4),
         budgets=[Budget.parse(text) for text in ("layers=1/4", "kv=90%", "layers=1/2")],
         samples=4,
-        baselines=True,
+        baselines=("all",),
         folder=tmp_path / "results",
     )
     tune(loaded, "tiny", tuning, progress=progress)
@@ -251,7 +251,7 @@ def test_a_signal_can_choose_the_layers(checkpoint, data, tmp_path, capsys):
     printed = json.loads(capsys.readouterr().out)
     assert len(printed["recipe"]["config"]["full_layers"]) == 2
     assert printed["rows"][1]["source"] == "lazy_ratio"
-    assert set(printed["seconds"]) == {"data", "search", "verify"}
+    assert set(printed["seconds"]) == {"data", "search", "verify", "further"}
 
 
 @pytest.mark.parametrize(
@@ -333,7 +333,7 @@ def test_an_earlier_recipe_is_not_taken_for_this_runs(
     SWAAConfig(window=33).save(out)
     before = out.read_bytes()
 
-    def choose(points, full, keep):
+    def choose(points, full, keep, *, average):
         raise ValueError("no recipe within the budget keeps enough")
 
     words = _words(checkpoint, data, tmp_path, "--budget", "layers=0")
@@ -420,8 +420,8 @@ def test_few_samples_are_doubted_and_enough_are_not():
     assert report.doubt(_point("full", 1, 1, [1] * 20)) is None
     some = dataclasses.replace(FULL, scores={"needle": [1] * 10, "multikey": [1] * 9})
     assert report.doubt(some) == (
-        "only 19 samples were held out, so that what recipes keep is known roughly at best: give"
-        " more prompts, or raise --held-out, to 20 or more"
+        "only 9 samples of a task were held out, so that what recipes keep is known roughly at"
+        " best: give more prompts, or raise --held-out, to 20 or more"
     )
 
 
@@ -430,7 +430,7 @@ def test_the_pareto_front_holds_what_nothing_beats():
 
 
 def test_rows_compare_on_the_same_samples():
-    ours, theirs = report.rows([MIDDLE, CHEAP], FULL)
+    ours, theirs = report.rows([MIDDLE, CHEAP], FULL, {"held out": 100})
     assert report.beats(ours, theirs) == (50.0, 0.5)
     assert (ours["retention"], ours["bits"]) == (75.0, "1110")
 
@@ -447,7 +447,7 @@ def test_tables_compare_with_the_best_pattern_that_steps_through_all_layers():
         kind="tune",
         name="a",
         config={},
-        rows=tuple(report.rows(points, FULL)),
+        rows=tuple(report.rows(points, FULL, {"held out": 100})),
         provenance=record_provenance(),
     )
     table = markdown(result, group="layers=1of4").splitlines()

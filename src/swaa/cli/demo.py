@@ -22,6 +22,7 @@ _SIZES = {
     "needles": (8, "documents per setting, one hidden fact in each"),
     "needle-tokens": (2048, "length of each document (tokens)"),
     "prefill-tokens": (8000, "length of the timed prompt (tokens)"),
+    "rounds": (3, "times that every setting is timed, in turns"),
     "window": (512, "window of every sliding setting (keys)"),
     "seed": (0, "of the hidden facts"),
 }
@@ -69,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
         needles=args.needles,
         needle_tokens=args.needle_tokens,
         prefill_tokens=args.prefill_tokens,
+        rounds=args.rounds,
         window=args.window,
         seed=args.seed,
     )
@@ -100,24 +102,32 @@ def _introduce(options: DemoOptions, loaded: LoadedModel) -> None:
         f"{loaded.name}, {loaded.model.config.get_text_config().num_hidden_layers} layers, all of"
         f" them full attention, made to slide. In each of {options.needles} documents of"
         f" {options.needle_tokens:,} tokens one number is hidden; then a prompt of"
-        f" {options.prefill_tokens:,} tokens is timed.\n"
+        f" {options.prefill_tokens:,} tokens is timed under all settings in turns,"
+        f" {options.rounds} times.\n"
     )
     rows = [(name, config.describe()) for name, config in demo_settings(options.window).items()]
     print(format_table(("setting", "what it does"), rows), end="\n\n", flush=True)
 
 
 def _print(outcome: DemoOutcome, path: Path, picture: Path) -> None:
+    from swaa.demo import doubt
+
     rows = [
         (
             row.setting,
             f"{row.answered} of {row.needles}",
             f"{row.prefill_s:.1f}",
             f"{row.speedup:.2f}x",
+            f"{row.speedup_low:.2f} to {row.speedup_high:.2f}",
             f"{row.kv_bytes / 2**20:.1f}",
         )
         for row in outcome.rows
     ]
-    print(format_table(("setting", "answered", "prefill s", "vs full", "KV MiB"), rows))
+    headers = ("setting", "answered", "prefill s", "vs full", "of rounds", "KV MiB")
+    print(format_table(headers, rows))
+    print("prefill s: the median; vs full: the ratio of medians, and of single rounds.")
+    if (note := doubt(outcome.rows)) is not None:
+        print(f"Careful: {note}.")
     print(f"\n{format_seconds(outcome.seconds)}; written: {path}, {picture}")
 
 

@@ -1,4 +1,4 @@
-"""`swaa recipes`: the shipped recipes, what each costs, and what it was measured on."""
+"""`swaa recipes`: the shipped recipes, what each costs, and what it keeps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from swaa.cli.table import format_table
 
 if TYPE_CHECKING:
     from swaa.plan import Price
-    from swaa.recipes import Recipe
+    from swaa.recipes import Kept, Recipe
     from swaa.shapes import ModelShape
 
 PROMPT = 32_768
@@ -98,7 +98,7 @@ def _one(recipe: Recipe) -> str:
             f"{recipe.name}: {recipe.config.describe()}",
             textwrap.fill(recipe.description, _WIDTH),
             f"Source\n{_indented(recipe.source)}",
-            f"Measured on\n{_measured(recipe)}",
+            f"Keeps\n{_measured(recipe)}",
             f"Cost on a model of Qwen3-4B's shape, {PROMPT:,} prompt tokens, full attention = 1\n"
             + format_table(("quantity", "ratio"), [(k, f"{v:.3f}") for k, v in ratios.items()]),
             json.dumps(recipe.config.to_dict()),
@@ -109,11 +109,35 @@ def _one(recipe: Recipe) -> str:
 def _title(recipe: Recipe) -> str:
     """Name and first sentence, which says what it is for."""
     sentence, _, _ = recipe.description.partition(". ")
-    return textwrap.fill(f"{recipe.name}: {sentence.rstrip('.')}. Measured on:", _WIDTH)
+    return textwrap.fill(f"{recipe.name}: {sentence.rstrip('.')}. Keeps:", _WIDTH)
 
 
 def _measured(recipe: Recipe) -> str:
-    return "\n".join(map(_indented, recipe.measured_on or ("nothing yet",)))
+    lines = [*_kept(recipe.kept), *recipe.measured_on]
+    return "\n".join(map(_indented, lines or ["nothing was measured yet"]))
+
+
+def _kept(kept: tuple[Kept, ...]) -> list[str]:
+    """One line a model, length and window: right answers of all, full attention's behind."""
+    groups: dict[str, list[str]] = {}
+    for one in kept:
+        window = "" if one.window is None else f", window {one.window:,}"
+        head = f"{one.model}, {one.length:,} tokens{window}"
+        groups.setdefault(head, []).append(_answers(one))
+    return [f"{head}: {', '.join(answers)}" for head, answers in groups.items()]
+
+
+def _answers(kept: Kept) -> str:
+    """``needle 91 of 100 (full 94)``; the mean scores too where answers may be right in part.
+
+    Full attention's own line has nothing behind it.
+    """
+    said = f"{kept.task} {kept.right} of {kept.of}"
+    full = "" if kept.window is None else f"full {kept.full_right}"
+    if round(kept.of * kept.score) != kept.right:
+        said += f", by score {100 * kept.score:.0f} %"
+        full += f", {100 * kept.full_score:.0f} %" if full else ""
+    return f"{said} ({full})" if full else said
 
 
 def _indented(text: str) -> str:

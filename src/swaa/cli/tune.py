@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import importlib.util
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,14 +16,11 @@ from swaa.cli.options import (
     whole_numbers,
     words,
 )
-from swaa.cli.progress import ProgressBar, format_seconds
-from swaa.cli.table import format_table
-from swaa.config import SWAAConfig
+from swaa.cli.progress import ProgressBar
+from swaa.cli.tune_tables import earlier, finish
 
 if TYPE_CHECKING:
     from swaa.evaluation.tasks import Task
-    from swaa.selection.report import Point
-    from swaa.selection.tuning import Tuned, Tuning
 
 DEFAULT_RECIPE = "fast"
 """Where a search begins: everything slides in the prompt, generated tokens see everything."""
@@ -41,8 +35,9 @@ Budgets are shares of full attention's: layers (full ones), decode (layers that 
 flops (prefill), kv (bytes once the prompt is computed); several with commas. With decode or kv the
 search says layer by layer where generated tokens see everything; without, that is the recipe's.
 Methods: search; or the layers that one signal ranks first: answer_nll, answer_nll_out, kl, kl_out,
-lazy_ratio, lazy_ratio_reversed. The same command resumes what was interrupted; other budgets and
---keep reuse what was measured.
+lazy_ratio, lazy_ratio_reversed, far_attention (the last three take one pass, the others one a
+layer). The same command resumes what was interrupted; other budgets and --keep reuse what was
+measured.
 """
 
 
@@ -77,10 +72,11 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what is asked")
     group.add_argument(
         "--data",
-        required=True,
+        action="append",
         metavar="D",
         help="a .jsonl file of 'prompt' and, if known, 'answer' (default answer: the full model's"
-        " own), or a task of 'swaa eval' such as multikey or jsonl:FILE",
+        " own), a task of 'swaa eval' such as multikey or jsonl:FILE, or continuation (running"
+        " text); repeatable (default: multikey, multiquery:2, variable_tracking and continuation)",
     )
     group.add_argument(
         "--report",
@@ -95,13 +91,16 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
         " for tasks of any length)",
     )
     group.add_argument(
-        "--samples", type=int, default=32, metavar="N", help="to tune on (default: %(default)s)"
+        "--samples",
+        type=int,
+        metavar="N",
+        help="to tune on, of each kind of question (default: 32 of one, 8 of each of several)",
     )
     group.add_argument(
         "--held-out",
         type=int,
         metavar="N",
-        help="to report on (default: 50, or all others of a file)",
+        help="to report on, likewise (default: 50, 24 of each of several, all others of a file)",
     )
     group.add_argument(
         "--no-chat",
@@ -118,7 +117,13 @@ def _add_search_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.95,
         metavar="SHARE",
-        help="of full attention's score that the recipe must keep, 0 to 1 (default: %(default)s)",
+        help="of full attention's score that the recipe must keep on every task, 0 to 1 (default:"
+        " %(default)s)",
+    )
+    group.add_argument(
+        "--keep-mean",
+        action="store_true",
+        help="it is enough to keep it on the tasks' mean (default: on every task)",
     )
     group.add_argument(
         "--budget",
@@ -133,7 +138,7 @@ def _add_search_options(parser: argparse.ArgumentParser) -> None:
         "--objective",
         choices=("nll", "kl"),
         help="of the search: the answers' likelihood, or the distance from full attention's"
-        " distributions (default: nll with answers of yours, else kl)",
+        " distributions (default: nll with answers to one kind of question, else kl)",
     )
     group.add_argument(
         "--try",
@@ -146,8 +151,11 @@ def _add_search_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--baselines",
-        action="store_true",
-        help="also report periodic patterns and the choice of each signal (default: off)",
+        nargs="?",
+        const="all",
+        metavar="B,B",
+        help="also report periodic patterns and the choice of each signal, or those named, such as"
+        " odd,even,middle,kl_out (default: none)",
     )
 
 
@@ -169,6 +177,7 @@ def run(args: argparse.Namespace) -> int:
 
     from swaa.evaluation.prompt import Prompt
     from swaa.models import load_model
+    from swaa.selection.baselines import check_baselines
     from swaa.selection.budget import Budget
     from swaa.selection.calibration import require_counts
     from swaa.selection.tune import tune
@@ -176,11 +185,14 @@ def run(args: argparse.Namespace) -> int:
 
     budgets = [Budget.parse(text) for text in args.budget or ()]
     check_method(args.method)
+    baselines = words(args.baselines, "--baselines") if args.baselines else []
+    check_baselines(baselines)
     # Of other tasks that are reported on, any number will do.
     require_counts(args.samples, None if args.report else args.held_out)
     if args.out is not None:
-        _earlier(Path(args.out))
-    task, report = _tasks(args)
+        earlier(Path(args.out))
+    tasks, continuation = _tasks(args.data)
+    report = _reported(args.report)
     loaded = load_model(
         args.model,
         dtype=args.dtype,
@@ -188,11 +200,12 @@ def run(args: argparse.Namespace) -> int:
         trust_remote_code=args.trust_remote_code,
     )
     out = Path(args.out or f"{Path(loaded.name).name.lower()}-tuned.json")
-    _earlier(out)
-    made = any(each.needs_length for each in (task, *report))
+    earlier(out)
+    made = continuation or any(each.needs_length for each in (*tasks, *report))
     length = DEFAULT_LENGTH if args.length is None and made else args.length
     tuning = Tuning(
-        task=task,
+        tasks=tasks,
+        continuation=continuation,
         prompt=Prompt(tokenizer=loaded.tokenizer, chat=False if args.no_chat else None),
         base=base,
         length=length,
@@ -203,8 +216,9 @@ def run(args: argparse.Namespace) -> int:
         report_on=report,
         objective=args.objective,
         keep=args.keep,
+        keep_mean=args.keep_mean,
         method=args.method,
-        baselines=args.baselines,
+        baselines=baselines,
         seed=args.seed,
         batch_size=args.batch_size,
         folder=args.results,
@@ -224,149 +238,46 @@ def run(args: argparse.Namespace) -> int:
         return 130
     for note in tuned.notes:
         print(f"swaa tune: {note}", file=sys.stderr)
-    return _finish(args, loaded.name, tuning, tuned, out)
+    return finish(args, loaded.name, tuning, tuned, out)
 
 
-def _finish(args: argparse.Namespace, model: str, tuning: Tuning, tuned: Tuned, out: Path) -> int:
-    """Show what was measured, then choose: where nothing keeps enough, the table still helps."""
-    from swaa.selection.report import counts, doubt, recipe, write_recipe
+def _tasks(names: list[str] | None) -> tuple[list[Task], bool]:
+    """The tasks to tune on, and whether running text is among them; without names the mixture."""
+    from swaa.selection.continuation import NAME
+    from swaa.selection.tuning import MIXTURE
 
-    full = tuned.points[0]
-    if (note := doubt(full)) is not None:
-        print(f"swaa tune: {note}", file=sys.stderr)
-    before = _earlier(out)
-    try:
-        if not args.json:
-            _print_points(tuned)
-        chosen = _choose(tuning, tuned)
-    except ValueError as error:
-        left = "" if before is None else f"; {out} is an earlier one and stays as it was"
-        raise ValueError(f"{error}; no recipe was written{left}") from None
-    content = recipe(
-        chosen,
-        full,
-        name=out.stem,
-        how=_how(tuning),
-        provenance=tuned.provenance,
-    )
-    write_recipe(content, out)
-    plot = _draw(tuned, chosen, out.with_suffix(".png"), model)
-    use = f'swaa generate {args.model} --recipe {out} --file report.txt --question "..."'
-    if args.json:
-        print(json.dumps({"recipe": content, "file": str(out), "use": use, **_as_json(tuned)}))
-        return 0
-    print(f"\n{content['description']}\n{chosen.config.describe()}")
-    for line in counts(chosen, full):
-        print(f"held out, {line}")
-    print(f"recipe: {out}" + (f", plot: {plot}" if plot else ""))
-    if before not in (None, chosen.config):
-        print(f"it replaces the one that was there: {before.describe()}")
-    print(f"all that was measured: {tuned.path}")
-    print(f"use it: {use}")
-    return 0
+    given = list(dict.fromkeys(names or [*MIXTURE, NAME]))
+    return [_task(name) for name in given if name != NAME], NAME in given
 
 
-def _earlier(out: Path) -> SWAAConfig | None:
-    """The recipe that is there already, which this run may replace; other files it may not."""
-    if not out.parent.is_dir():
-        raise ValueError(f"--out {out}: there is no folder {out.parent}; make it, or name another")
-    if not out.exists():
-        return None
-    try:
-        return SWAAConfig.load(out)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{out} is there and is no recipe, so it will not be replaced: name another file by"
-            f" --out ({error})"
-        ) from None
-
-
-def _choose(tuning: Tuning, tuned: Tuned) -> Point:
-    from swaa.selection.report import choose
-
-    full, *points = tuned.points
-    return choose([point for point in points if point.source == tuning.method], full, tuning.keep)
-
-
-def _how(tuning: Tuning) -> str:
-    budgets = "; ".join(map(str, tuning.budgets)) or "a ladder"
-    return (
-        f"swaa tune, method {tuning.method}, {tuning.samples} samples of {tuning.task.name},"
-        f" budget {budgets}, at least {tuning.keep:.0%} kept, seed {tuning.seed}; scores are of"
-        " samples that the search has not seen"
-    )
-
-
-def _print_points(tuned: Tuned) -> None:
-    from swaa.selection.report import kept, pareto
-
-    full = tuned.points[0]
-    front = {point.name for point in pareto(tuned.points)}
-    rows = [
-        (
-            " = ".join([point.name, *point.also]),
-            "*" if point.name in front else "",
-            _count(point, tuned),
-            f"{100 * point.cost.flops:.0f}",
-            f"{100 * point.cost.kv:.0f}",
-            f"{point.nll:.3f}",
-            f"{point.kl:.3f}",
-            *(f"{100 * sum(s) / len(s):.1f}" for s in point.scores.values()),
-            f"{100 * kept(point, full):.0f}",
-        )
-        for point in sorted(tuned.points, key=lambda point: (-point.spent, -point.score))
-    ]
-    headers = ("recipe", "Pareto", "full", "FLOPs %", "KV %", "nll", "kl")
-    print(format_table((*headers, *(f"{task} %" for task in full.scores), "kept %"), rows))
-    print("* no other is as good and as cheap. nll and kl: on the samples tuned on; the rest: held")
-    stages = ", ".join(f"{name} {format_seconds(s)}" for name, s in tuned.seconds.items())
-    print(f"out, {len(next(iter(full.scores.values())))} of a task. Time: {stages}.")
-
-
-def _count(point: Point, tuned: Tuned) -> str:
-    return f"{round(100 * point.cost.layers)} %" if point is not tuned.points[0] else "all"
-
-
-def _as_json(tuned: Tuned) -> dict[str, Any]:
-    from swaa.selection.report import rows
-
-    return {
-        "rows": rows(tuned.points, tuned.points[0]),
-        "seconds": tuned.seconds,
-        "provenance": dataclasses.asdict(tuned.provenance),
-    }
-
-
-def _draw(tuned: Tuned, chosen: Point, path: Path, model: str) -> Path | None:
-    if importlib.util.find_spec("matplotlib") is None:
-        from swaa.extras import install_line
-
-        print(f"swaa tune: no plot: {install_line('plot')}", file=sys.stderr)
-        return None
-    from swaa.selection.plot import draw
-
-    draw(tuned.points, chosen, path, title=f"{model}: what recipes keep, and what they cost")
-    return path
-
-
-def _tasks(args: argparse.Namespace) -> tuple[Task, list[Task]]:
+def _task(name: str) -> Task:
     from swaa.cli.eval import check_columns
     from swaa.evaluation.tasks import find_tasks
     from swaa.evaluation.tasks.rows import FORMATS, DataFile
     from swaa.selection.own_prompts import OwnPrompts
 
-    if args.data.endswith(FORMATS) and ":" not in args.data:
-        tasks: list[Task] = [OwnPrompts(DataFile.find("swaa tune", args.data))]
-    else:
-        tasks = find_tasks([args.data])
-        check_columns(tasks)
-    report = find_tasks(words(args.report, "--report")) if args.report else []
-    for task in (*tasks, *report):
+    if name.endswith(FORMATS) and ":" not in name:
+        return OwnPrompts(DataFile.find("swaa tune", name))
+    tasks = find_tasks([name])
+    check_columns(tasks)
+    _refuse_judged(tasks)
+    if len(tasks) > 1:
+        raise ValueError(f"--data {name} names {len(tasks)} tasks; name one, such as ruler:vt")
+    return tasks[0]
+
+
+def _reported(names: str | None) -> list[Task]:
+    from swaa.evaluation.tasks import find_tasks
+
+    tasks = find_tasks(words(names, "--report")) if names else []
+    _refuse_judged(tasks)
+    return tasks
+
+
+def _refuse_judged(tasks: list[Task]) -> None:
+    for task in tasks:
         if task.needs_judge:
             raise ValueError(f"{task.name} needs a judge; tune on answers that words can check")
-    if len(tasks) > 1:
-        raise ValueError(f"--data {args.data} names {len(tasks)} tasks; name one, such as ruler:vt")
-    return tasks[0], report
 
 
 def _tries(texts: list[str]) -> dict[str, list[int]]:

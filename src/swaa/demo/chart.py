@@ -20,6 +20,10 @@ def require_matplotlib() -> None:
         raise ImportError(f"drawing needs matplotlib; run: {install_line('plot')}")
 
 
+def _speedup(row: DemoRow) -> str:
+    return "noise" if row.is_noise else f"{row.speedup:.2f}x"
+
+
 def draw(rows: Sequence[DemoRow], path: Path, *, title: str) -> None:
     """Write a PNG: one line per setting, one panel each for answers, time and memory."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -34,9 +38,9 @@ def draw(rows: Sequence[DemoRow], path: Path, *, title: str) -> None:
             [f"{row.answered}" for row in rows],
         ),
         (
-            "prefill, seconds",
+            "prefill, seconds (median)",
             [row.prefill_s for row in rows],
-            [f"{row.prefill_s:.1f}  ({row.speedup:.2f}x)" for row in rows],
+            [f"{row.prefill_s:.1f}  ({_speedup(row)})" for row in rows],
         ),
         (
             "KV, MiB",

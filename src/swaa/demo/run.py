@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,9 @@ from swaa.recipes import load_recipe
 ANSWER_TOKENS = 24
 """Longest answer to a needle's question: room for a sentence with seven digits."""
 
+MOST_SPREAD = 1.25
+"""How many times the least speed-up of a round the most may be; beyond, other work decided it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DemoOptions:
@@ -32,6 +36,7 @@ class DemoOptions:
         needles: documents per setting.
         needle_tokens: length of each, needle included (tokens).
         prefill_tokens: length of the timed prompt (tokens).
+        rounds: times that every setting is timed, in turns.
         window: of every sliding setting (keys).
         seed: of the needles.
     """
@@ -39,11 +44,12 @@ class DemoOptions:
     needles: int = 8
     needle_tokens: int = 2048
     prefill_tokens: int = 8000
+    rounds: int = 3
     window: int = 512
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("needles", "prefill_tokens", "window"):
+        for name in ("needles", "prefill_tokens", "rounds", "window"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
 
@@ -56,8 +62,12 @@ class DemoRow:
         setting: its name.
         answered: needles found.
         needles: needles hidden.
-        prefill_s: time to the first token of the long prompt (seconds).
-        speedup: full attention's prefill time divided by this one's.
+        prefill_s: time to the first token of the long prompt, the median of all rounds (seconds).
+        prefill_low_s: the shortest of them.
+        prefill_high_s: the longest.
+        speedup: full attention's median divided by this one's.
+        speedup_low: the least that a single round gives.
+        speedup_high: the most.
         kv_bytes: keys and values held after the long prompt (bytes).
     """
 
@@ -65,8 +75,17 @@ class DemoRow:
     answered: int
     needles: int
     prefill_s: float
+    prefill_low_s: float
+    prefill_high_s: float
     speedup: float
+    speedup_low: float
+    speedup_high: float
     kv_bytes: int
+
+    @property
+    def is_noise(self) -> bool:
+        """Whether rounds differ so much that the speed-up means nothing."""
+        return self.speedup_high > MOST_SPREAD * self.speedup_low
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,15 +99,15 @@ class DemoOutcome:
 
 def demo_settings(window: int) -> dict[str, SWAAConfig]:
     """The settings by name, full attention first, at a window that suits the demo's length."""
-    fast, lean = load_recipe("fast"), load_recipe("lean")
+    fast = load_recipe("fast")
     settings = {
         "full": SWAAConfig(window=None),
         "naive": SWAAConfig(window=window),
         "sinks + full decode": dataclasses.replace(fast, dense_tail=0),
         "balanced": load_recipe("balanced"),
         "fast": fast,
-        # The half that lean leaves full in decoding is a choice per model: late in SmolLM2.
-        "lean, last half": dataclasses.replace(lean, full_decode="last:1/2"),
+        # Which half to leave full in decoding is a choice per model: late in SmolLM2.
+        "fast, last half": dataclasses.replace(fast, full_decode="last:1/2"),
     }
     return {
         name: config if config.window is None else dataclasses.replace(config, window=window)
@@ -115,15 +134,12 @@ def run_demo(
     started = time.perf_counter()
     settings = demo_settings(options.window)
     work = _prepare(loaded, options)
-    meter = _Meter(len(settings) * work.tokens, on_step)
+    meter = _Meter(len(settings) * work.tokens(options.rounds), on_step)
     samples: list[dict[str, Any]] = []
-    timed: dict[str, Generation] = {}
     for setting, config in settings.items():
         with _adapted(loaded, config):
             samples += _answer_needles(loaded, setting, work, meter)
-            meter.announce(f"{setting}: prefill of {work.long_prompt.shape[1]:,} tokens")
-            timed[setting] = generate_answer(loaded, work.long_prompt, max_new_tokens=1)
-            meter.add(work.long_prompt.shape[1])
+    timed = _time_in_turns(loaded, settings, work, options.rounds, meter)
     rows = tuple(_row(setting, samples, timed) for setting in settings)
     return DemoOutcome(rows=rows, samples=tuple(samples), seconds=time.perf_counter() - started)
 
@@ -135,9 +151,9 @@ class _Work:
     needles: tuple[tuple[Needle, Tensor], ...]
     long_prompt: Tensor
 
-    @property
-    def tokens(self) -> int:
-        return sum(prompt.shape[1] for _, prompt in self.needles) + self.long_prompt.shape[1]
+    def tokens(self, rounds: int) -> int:
+        needles = sum(prompt.shape[1] for _, prompt in self.needles)
+        return needles + rounds * self.long_prompt.shape[1]
 
 
 class _Meter:
@@ -213,13 +229,53 @@ def _answer_needles(
     return samples
 
 
-def _row(setting: str, samples: list[dict[str, Any]], timed: dict[str, Generation]) -> DemoRow:
+def _time_in_turns(
+    loaded: LoadedModel,
+    settings: Mapping[str, SWAAConfig],
+    work: _Work,
+    rounds: int,
+    meter: _Meter,
+) -> dict[str, list[Generation]]:
+    """The long prompt under every setting, then again: what slows the machine down meets all."""
+    timed: dict[str, list[Generation]] = {setting: [] for setting in settings}
+    tokens = work.long_prompt.shape[1]
+    for number in range(1, rounds + 1):
+        for setting, config in settings.items():
+            meter.announce(f"{setting}: prefill of {tokens:,} tokens, {number} of {rounds}")
+            with _adapted(loaded, config):
+                timed[setting].append(generate_answer(loaded, work.long_prompt, max_new_tokens=1))
+            meter.add(tokens)
+    return timed
+
+
+def _row(
+    setting: str, samples: list[dict[str, Any]], timed: Mapping[str, Sequence[Generation]]
+) -> DemoRow:
     answered = [sample["answered"] for sample in samples if sample["setting"] == setting]
+    full, ours = ([one.first_token_s for one in timed[name]] for name in ("full", setting))
+    single = [theirs / own for theirs, own in zip(full, ours, strict=True)]
     return DemoRow(
         setting=setting,
         answered=sum(answered),
         needles=len(answered),
-        prefill_s=timed[setting].first_token_s,
-        speedup=timed["full"].first_token_s / timed[setting].first_token_s,
-        kv_bytes=timed[setting].kv_bytes,
+        prefill_s=statistics.median(ours),
+        prefill_low_s=min(ours),
+        prefill_high_s=max(ours),
+        speedup=statistics.median(full) / statistics.median(ours),
+        speedup_low=min(single),
+        speedup_high=max(single),
+        kv_bytes=timed[setting][-1].kv_bytes,
+    )
+
+
+def doubt(rows: Sequence[DemoRow]) -> str | None:
+    """What to say of times that other work on the machine decided; ``None``: they are steady."""
+    noisy = [row for row in rows if row.is_noise]
+    if not noisy:
+        return None
+    worst = max(noisy, key=lambda row: row.speedup_high / row.speedup_low)
+    return (
+        f"the speed-ups mean nothing: {worst.setting} was {worst.speedup_low:.2f}x to"
+        f" {worst.speedup_high:.2f}x from round to round, so other work on this machine decided"
+        " them; run the demo again when it is idle"
     )

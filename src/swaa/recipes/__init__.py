@@ -1,7 +1,8 @@
-"""The shipped recipes: named configurations, their sources and what they were measured on."""
+"""The shipped recipes: named configurations, their sources and what they keep."""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
 import importlib.resources
@@ -16,6 +17,35 @@ from swaa.config import SWAAConfig
 
 
 @dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What a recipe kept of full attention's answers in one measurement, on the same prompts.
+
+    Attributes:
+        model: its name, with its quantisation where it has one.
+        task: what was asked, as `swaa eval` names it.
+        length: of each prompt (tokens).
+        window: that the recipe was run with (keys); ``None``: it is full attention.
+        of: prompts.
+        right: answered rightly under the recipe.
+        full_right: answered rightly by full attention.
+        score: mean share of what was asked for, under the recipe, 0 to 1.
+        full_score: likewise, of full attention.
+        file: of the results, in the repository.
+    """
+
+    model: str
+    task: str
+    length: int
+    window: int | None
+    of: int
+    right: int
+    full_right: int
+    score: float
+    full_score: float
+    file: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A named configuration.
 
@@ -24,7 +54,8 @@ class Recipe:
         description: what it does and when to choose it.
         config: the five knobs.
         source: who proposed it: rows of a paper's table, or own runs.
-        measured_on: results, one a line, each beside full attention's; empty: none.
+        measured_on: other results, one a line, each beside full attention's; empty: none.
+        kept: results of files under ``results/``, beside full attention's.
     """
 
     name: str
@@ -32,6 +63,7 @@ class Recipe:
     config: SWAAConfig
     source: str
     measured_on: tuple[str, ...]
+    kept: tuple[Kept, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As in the recipe's JSON file."""
@@ -40,6 +72,7 @@ class Recipe:
             "description": self.description,
             "config": self.config.to_dict(),
             "provenance": {"source": self.source, "measured_on": list(self.measured_on)},
+            "kept": [dataclasses.asdict(kept) for kept in self.kept],
         }
 
 
@@ -127,4 +160,5 @@ def _parse(text: str) -> Recipe:
         config=SWAAConfig.from_dict(values["config"]),
         source=values["provenance"]["source"],
         measured_on=tuple(values["provenance"]["measured_on"]),
+        kept=tuple(Kept(**kept) for kept in values["kept"]),
     )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
 from swaa.selection.board import Objective
 from swaa.selection.candidate import Candidate
 from swaa.selection.search import Search
-from swaa.selection.signals import SIGNALS, top
+from swaa.selection.signals import FROM_ATTENTION, SIGNALS, top
 from swaa.selection.signals.flips import Direction, importance
 from swaa.selection.signals.periodic import patterns
 
@@ -28,17 +28,38 @@ class Baseline(NamedTuple):
     source: str
 
 
-def ranking(search: Search, signal: str, lazy: Mapping[int, float]) -> Mapping[int, float]:
+ALL = "all"
+"""Every pattern and every signal."""
+
+PATTERNS = ("odd", "even", "every", "first", "middle", "last")
+"""Rules of :func:`swaa.selection.signals.periodic.patterns`, without their shares."""
+
+Shares = Mapping[str, Mapping[int, float]]
+"""By signal of :data:`FROM_ATTENTION` what is better kept of each layer; more is better kept."""
+
+
+def check_baselines(names: Sequence[str]) -> None:
+    """Refuse what names neither a pattern nor a signal.
+
+    Raises:
+        ValueError: naming the known ones.
+    """
+    known = (ALL, *PATTERNS, *SIGNALS)
+    for name in names:
+        if name not in known:
+            raise ValueError(f"unknown baseline {name!r}; give some of {', '.join(known)}")
+
+
+def ranking(search: Search, signal: str, shares: Shares) -> Mapping[int, float]:
     """How much each layer's role matters by one of :data:`SIGNALS`; more is better kept.
 
     Args:
         search: its board measures; its role is given to layers.
         signal: its name.
-        lazy: what :func:`swaa.selection.signals.lazy_ratio.lazy_ratio` found.
+        shares: what signals from attention found.
     """
-    if signal.startswith("lazy_ratio"):
-        sign = 1 if signal.endswith("reversed") else -1
-        return {layer: sign * value for layer, value in lazy.items()}
+    if signal in FROM_ATTENTION:
+        return shares[signal]
     objective: Objective = "kl" if signal.startswith("kl") else "nll"
     flipped = direction(signal) or "add-one"
     return importance(search.board, search.knobs, search.role, objective, flipped)
@@ -46,25 +67,42 @@ def ranking(search: Search, signal: str, lazy: Mapping[int, float]) -> Mapping[i
 
 def direction(signal: str) -> Direction | None:
     """How one of :data:`SIGNALS` flips layers; ``None``: it flips none."""
-    if signal.startswith("lazy_ratio"):
+    if signal in FROM_ATTENTION:
         return None
     return "leave-one-out" if signal.endswith("_out") else "add-one"
 
 
-def baselines(search: Search, lazy: Mapping[int, float]) -> list[Baseline]:
+def baselines(search: Search, wanted: Sequence[str], shares: Shares) -> list[Baseline]:
     """Patterns and rankings of as many layers as a search's budget pays for, measured.
 
     None where it pays for no layer. Patterns that step through all layers may have fewer.
+
+    Args:
+        search: its board measures; its role is given to layers.
+        wanted: names that :func:`check_baselines` knows.
+        shares: what signals from attention found.
     """
     able, count = search.board.able, search.capacity()
     if not count:
         return []
-    found = patterns(able, Fraction(count, len(able)))
-    chosen = [(layers, name.replace("/", "of"), "periodic") for name, layers in found.items()]
-    chosen += [(top(ranking(search, name, lazy), count), name, name) for name in SIGNALS]
+    chosen = [
+        (layers, name.replace("/", "of"), "periodic")
+        for name, layers in patterns(able, Fraction(count, len(able))).items()
+        if is_wanted(name.partition(":")[0], wanted)
+    ]
+    chosen += [
+        (top(ranking(search, name, shares), count), name, name)
+        for name in SIGNALS
+        if is_wanted(name, wanted)
+    ]
     made = [
         Baseline(search.knobs.with_layers(search.role, layers), name, source)
         for layers, name, source in chosen
     ]
     search.board.ask([one.candidate for one in made], near=search.knobs)
     return made
+
+
+def is_wanted(name: str, wanted: Sequence[str]) -> bool:
+    """Whether a pattern or a signal is among those asked for."""
+    return name in wanted or ALL in wanted

@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from swaa.config import LayerPlan
 from swaa.evaluation.samples_file import SamplesFile
+from swaa.selection.batches import Scores
 from swaa.selection.candidate import Candidate
-from swaa.selection.passes import Scores, SharedPasses
+from swaa.selection.passes import SharedPasses
 
 Objective = Literal["nll", "kl"]
 """What a search makes small: the answers' negative log-likelihood, or the divergence from full."""

@@ -13,7 +13,7 @@ from swaa.evaluation.engines import Engine, Reply, Request, make_batches
 from swaa.evaluation.prompt import Prompt
 from swaa.evaluation.sample import Sample, Score
 from swaa.evaluation.tasks import Task
-from swaa.selection.passes import TeacherForced
+from swaa.selection.batches import TeacherForced
 
 FEWEST = 4
 """Samples that a calibration or a held-out split must have at least."""
@@ -70,11 +70,11 @@ class GivenSamples:
         return self.task.score(sample, answer)
 
 
-def require_counts(samples: int, held_out: int | None) -> None:
+def require_counts(samples: int | None, held_out: int | None) -> None:
     """Refuse splits that say nothing.
 
     Args:
-        samples: to tune on.
+        samples: to tune on; ``None``: as many as is usual.
         held_out: to report on; ``None``: as many as there are.
 
     Raises:
@@ -165,24 +165,24 @@ def require_room(
 
 
 def require_reach(
-    samples: Sequence[Sample], *, window: int, sink_tokens: int, length: int | None
+    lengths: Sequence[int], *, window: int, sink_tokens: int, length: int | None
 ) -> None:
     """Refuse prompts that window and sinks show whole: every recipe answers them alike.
 
     Args:
-        samples: to tune on.
+        lengths: of the prompts to tune on (tokens).
         window: keys a sliding row sees.
         sink_tokens: first tokens that every row sees.
         length: that was asked for, or the most of a file; ``None``: no limit.
 
     Raises:
-        ValueError: when fewer than half of the samples are longer.
+        ValueError: when fewer than half of the prompts are longer.
     """
-    longer = sum(sample.length > window + sink_tokens for sample in samples)
-    if 2 * longer < len(samples):
+    longer = sum(tokens > window + sink_tokens for tokens in lengths)
+    if 2 * longer < len(lengths):
         more = "give longer prompts" if length is None else f"raise --length (now {length})"
         raise ValueError(
-            f"{len(samples) - longer} of {len(samples)} calibration prompts fit into {window} keys"
+            f"{len(lengths) - longer} of {len(lengths)} calibration prompts fit into {window} keys"
             f" and {sink_tokens} sinks, where every layer sees everything: {more}, or lower"
             " --window or --sink-tokens"
         )

@@ -92,6 +92,11 @@ class Candidate:
         plans = self.plans(able, depth)
         return tuple(near if i in self.full else plan for i, plan in enumerate(plans))
 
+    @property
+    def near(self) -> LayerPlan:
+        """Window and sinks alone: what a row sees that looks nowhere far."""
+        return LayerPlan(window=self.window, sink_tokens=self.sink_tokens)
+
     def layers(self, role: Role) -> frozenset[int]:
         """The layers that have a role."""
         return self.full if role == "full" else self.decode

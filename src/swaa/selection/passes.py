@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,59 +30,11 @@ from swaa.integrations.transformers.support import find_layers
 from swaa.memory import explain_out_of_memory
 from swaa.models import LoadedModel
 from swaa.phase import prompt_length
+from swaa.selection import batches
+from swaa.selection.batches import Batch, Rows, Scores, TeacherForced
 from swaa.selection.restart import find_decoder_layers, recorded, restarted
 
 Plans = tuple[LayerPlan, ...]
-
-
-class TeacherForced(NamedTuple):
-    """A prompt, and the answer whose tokens are predicted.
-
-    Attributes:
-        id: of the sample.
-        prompt: token ids, template and answer prefix included.
-        answer: token ids that follow.
-    """
-
-    id: str
-    prompt: tuple[int, ...]
-    answer: tuple[int, ...]
-
-
-class Scores(NamedTuple):
-    """How a candidate predicts the answers, sample by sample.
-
-    Attributes:
-        nll: mean negative log-likelihood of the answer's tokens (nats).
-        kl: mean divergence of the answer's distributions from full attention's (nats); empty when
-            it was not asked for.
-        exact: whether each answer token is the most likely one: greedy decoding would say it.
-    """
-
-    nll: list[float]
-    kl: list[float]
-    exact: list[bool]
-
-
-@dataclass
-class _Batch:
-    """Sequences that end together: ``[batch, tokens]``, padded on the left."""
-
-    names: list[str]
-    ids: Tensor
-    mask: Tensor | None
-    positions: Tensor
-    answers: Tensor
-    prefix: int
-
-    @property
-    def longest(self) -> int:
-        return int(self.answers.max())
-
-    @property
-    def prompt_length(self) -> int | Tensor:
-        ends = self.ids.shape[1] - self.answers
-        return int(ends[0]) if bool((ends == ends[0]).all()) else ends
 
 
 @dataclass
@@ -105,6 +57,8 @@ class SharedPasses(AbstractContextManager["SharedPasses"]):
         batch_size: samples at once.
         backend: attention backend.
         tail: the longest dense tail of any plan to come (tokens).
+        near: window and sinks alone, by which rows that look far are told; needed where samples
+            are ``far``.
 
     Raises:
         ValueError: for a model that cannot be adapted, or batches that do not fit into memory.
@@ -118,6 +72,7 @@ class SharedPasses(AbstractContextManager["SharedPasses"]):
         batch_size: int = 1,
         backend: str = "auto",
         tail: int = 128,
+        near: LayerPlan | None = None,
     ) -> None:
         self._model: Any = loaded.model
         self._backend = backend
@@ -125,13 +80,15 @@ class SharedPasses(AbstractContextManager["SharedPasses"]):
         self._layers = find_decoder_layers(loaded.model)
         self._attention = find_layers(loaded.model).full
         self._order = [sample.id for sample in samples]
-        self._batches = list(_batches(loaded, samples, batch_size, tail))
+        self._batches = list(batches.make(loaded, samples, batch_size, tail))
         keep = "logits_to_keep" in inspect.signature(self._model.forward).parameters
         self._keeps_logits = keep
         self._full: Plans = (LayerPlan(window=None),) * len(self._layers)
-        # Log-probabilities of full attention, by batch: made once. And the last reference, which
-        # is worth keeping where there is one batch only.
+        self._near = near
+        # Log-probabilities of full attention, and rows that count, by batch: made once. And the
+        # last reference, which is worth keeping where there is one batch only.
         self._full_logprobs: dict[int, Tensor] = {}
+        self._counted: dict[int, Tensor] = {}
         self._last: _Trace | None = None
 
     @property
@@ -157,6 +114,7 @@ class SharedPasses(AbstractContextManager["SharedPasses"]):
     ) -> None:
         self._last = None
         self._full_logprobs.clear()
+        self._counted.clear()
         restore(self._model)
 
     def measure(
@@ -180,7 +138,7 @@ class SharedPasses(AbstractContextManager["SharedPasses"]):
             for rows in self._batch_scores(0, batch, reference, candidates, kl):
                 yield self._gather([(batch.names, rows)])
             return
-        parts: list[list[tuple[list[str], _Rows]]] = [[] for _ in candidates]
+        parts: list[list[tuple[list[str], Rows]]] = [[] for _ in candidates]
         for number, batch in enumerate(self._batches):
             scored = self._batch_scores(number, batch, reference, candidates, kl)
             for part, rows in zip(parts, scored, strict=True):
@@ -191,24 +149,25 @@ class SharedPasses(AbstractContextManager["SharedPasses"]):
     def _batch_scores(
         self,
         number: int,
-        batch: _Batch,
+        batch: Batch,
         reference: Plans,
         candidates: Sequence[Plans],
         kl: bool,
-    ) -> Iterator[_Rows]:
+    ) -> Iterator[Rows]:
         """Scores of each candidate on one batch, in order."""
         work = f"{len(batch.names)} samples of {batch.ids.shape[1]} tokens"
         with explain_out_of_memory(work, "lower --batch-size"):
             with torch.inference_mode():
                 base = self._reference(batch, reference)
                 full = self._full_of(number, batch, base) if kl else None
+                counted = self._rows_of(number, batch, base)
             for plans in candidates:
                 with torch.inference_mode():
                     logits = (base if plans == reference else self._run(batch, plans, base)).logits
-                    rows = _score(batch, logits, full)
+                    rows = batches.score(batch, logits, full, counted)
                 yield rows
 
-    def _reference(self, batch: _Batch, plans: Plans) -> _Trace:
+    def _reference(self, batch: Batch, plans: Plans) -> _Trace:
         if self._last is not None and self._last.plans == plans:
             return self._last
         self._last = None  # frees it before the next one is made
@@ -217,14 +176,33 @@ class SharedPasses(AbstractContextManager["SharedPasses"]):
             self._last = trace
         return trace
 
-    def _full_of(self, number: int, batch: _Batch, base: _Trace) -> Tensor:
+    def _full_of(self, number: int, batch: Batch, base: _Trace) -> Tensor:
         if number not in self._full_logprobs:
             same = base.plans == self._full
             logits = (base if same else self._run(batch, self._full, base)).logits
             self._full_logprobs[number] = logits.log_softmax(-1)
         return self._full_logprobs[number]
 
-    def _gather(self, parts: Sequence[tuple[list[str], _Rows]]) -> Scores:
+    def _rows_of(self, number: int, batch: Batch, base: _Trace) -> Tensor:
+        """Which rows count; see :func:`swaa.selection.batches.far_rows`."""
+        if not bool(batch.far.any()):
+            return batch.inside
+        if number not in self._counted:
+            assert self._near is not None, "rows that look far are told by a window"
+            near = self._plans_of(self._near)
+            logits = self._run(batch, near, base).logits
+            full = self._full_of(number, batch, base)
+            self._counted[number] = batches.far_rows(batch, full, logits.log_softmax(-1))
+        return self._counted[number]
+
+    def _plans_of(self, plan: LayerPlan) -> Plans:
+        """One plan for every layer that can slide."""
+        return tuple(
+            plan if index in self._attention else LayerPlan(window=None)
+            for index in range(self.depth)
+        )
+
+    def _gather(self, parts: Sequence[tuple[list[str], Rows]]) -> Scores:
         rows = {
             name: values
             for names, scored in parts
@@ -233,7 +211,7 @@ class SharedPasses(AbstractContextManager["SharedPasses"]):
         nll, kl, exact = zip(*(rows[name] for name in self._order), strict=True)
         return Scores(list(nll), [] if None in kl else list(kl), list(exact))
 
-    def _run(self, batch: _Batch, plans: Plans, base: _Trace | None) -> _Trace:
+    def _run(self, batch: Batch, plans: Plans, base: _Trace | None) -> _Trace:
         """Both parts under the plans; what ``base`` has in common with them is taken from it."""
         assert all(plan.dense_tail <= self._tail for plan in plans), "the tail reaches the prefix"
         for index, module in self._attention.items():
@@ -261,7 +239,7 @@ class SharedPasses(AbstractContextManager["SharedPasses"]):
 
     def _part(
         self,
-        batch: _Batch,
+        batch: Batch,
         cache: DynamicCache,
         rows: tuple[int, int],
         first: int,
@@ -293,34 +271,6 @@ class SharedPasses(AbstractContextManager["SharedPasses"]):
         return outputs, logits[:, -wanted:-1].float()
 
 
-class _Rows(NamedTuple):
-    """Scores of one batch."""
-
-    nll: list[float]
-    kl: list[float | None]
-    exact: list[bool]
-
-
-def _score(batch: _Batch, logits: Tensor, full: Tensor | None) -> _Rows:
-    """Per sequence, over its answer's rows. ``logits`` and ``full``: ``[batch, rows, vocab]``."""
-    rows = logits.shape[1]
-    targets = batch.ids[:, -rows:]
-    counts = batch.answers[:, None]
-    inside = torch.arange(rows, device=counts.device)[None] >= rows - counts
-    logprobs = logits.log_softmax(-1)
-    nll = -logprobs.gather(2, targets[..., None])[..., 0]
-    exact = ((logits.argmax(-1) == targets) | ~inside).all(-1)
-    kls: list[float | None] = [None] * len(batch.names)
-    if full is not None:
-        divergence = (full.exp() * (full - logprobs)).sum(-1)
-        kls = list(_mean(divergence, inside, batch.answers))
-    return _Rows(_mean(nll, inside, batch.answers), kls, exact.tolist())
-
-
-def _mean(values: Tensor, inside: Tensor, counts: Tensor) -> list[float]:
-    return (torch.where(inside, values, 0.0).sum(-1) / counts).tolist()
-
-
 def _of_prefix(plan: LayerPlan) -> LayerPlan:
     """What of a plan concerns rows before the tail."""
     return LayerPlan(window=plan.window, sink_tokens=0 if plan.full else plan.sink_tokens)
@@ -329,30 +279,3 @@ def _of_prefix(plan: LayerPlan) -> LayerPlan:
 def _first_difference(ours: Plans, theirs: Plans, view: Any) -> int:
     pairs = zip(ours, theirs, strict=True)
     return next((i for i, (a, b) in enumerate(pairs) if view(a) != view(b)), len(ours))
-
-
-def _batches(
-    loaded: LoadedModel, samples: Sequence[TeacherForced], size: int, tail: int
-) -> Iterator[_Batch]:
-    device = loaded.model.device
-    ordered = sorted(samples, key=lambda sample: -len(sample.prompt) - len(sample.answer))
-    for start in range(0, len(ordered), size):
-        group = ordered[start : start + size]
-        texts = [sample.prompt + sample.answer for sample in group]
-        total = max(map(len, texts))
-        ids, mask = (torch.zeros(len(group), total, dtype=torch.long) for _ in range(2))
-        for row, text in enumerate(texts):
-            ids[row, total - len(text) :] = torch.tensor(text)
-            mask[row, total - len(text) :] = 1
-        answers = torch.tensor([len(sample.answer) for sample in group])
-        # A sequence that lay in the suffix as a whole would be padding all through the prefix.
-        shortest = min(map(len, texts))
-        prefix = total - int(answers.max()) - max(tail, 1)
-        yield _Batch(
-            names=[sample.id for sample in group],
-            ids=ids.to(device),
-            mask=None if bool(mask.all()) else mask.to(device),
-            positions=(mask.cumsum(-1) - 1).clamp(min=0).to(device),
-            answers=answers.to(device),
-            prefix=prefix if prefix > total - shortest else 0,
-        )

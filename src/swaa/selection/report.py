@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from swaa.config import SWAAConfig
-from swaa.evaluation.run import Outcome
 from swaa.evaluation.statistics import Interval, mcnemar, retention, wilson
 from swaa.results import Provenance, write_whole
+from swaa.selection.batches import Scores
 from swaa.selection.board import mean
 from swaa.selection.budget import Cost
-from swaa.selection.passes import Scores
+from swaa.selection.continuation import NAME as CONTINUATION
 
 ENOUGH = 20
 """Samples held out below which what is kept deserves a warning: all right is 84 % or more there."""
+
+MEASURABLE = 0.1
+"""Share that full attention answers rightly, below which what is kept of it is left unsaid."""
+
+Role = Literal["held out", "longer", "other"]
+"""What scores are of: samples held out, the same at longer prompts, kinds not tuned on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +40,8 @@ class Point:
         kl: from full attention's calibration answers (nats a token).
         exact: calibration answers that greedy decoding would give word for word, 0 to 1.
         scores: by task held out: score of each sample, in order.
+        longer: the same tasks at longer prompts than were tuned on, where that was measured.
+        others: kinds of questions that were not tuned on, likewise.
         also: other names of the same recipe: what else chose it.
     """
 
@@ -45,17 +53,18 @@ class Point:
     kl: float
     exact: float
     scores: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
+    longer: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
+    others: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
     also: tuple[str, ...] = ()
 
     @property
-    def held_out(self) -> list[float]:
-        """The scores of all samples held out, whatever their task."""
-        return [value for scores in self.scores.values() for value in scores]
-
-    @property
     def score(self) -> float:
-        """Mean score of all samples held out, 0 to 1."""
-        return sum(self.held_out) / len(self.held_out)
+        """Mean of the tasks' mean scores, held out, 0 to 1."""
+        return mean([mean(scores) for scores in self.scores.values()])
+
+    def of(self, role: Role) -> Mapping[str, Sequence[float]]:
+        """The scores of a role, by task."""
+        return {"held out": self.scores, "longer": self.longer, "other": self.others}[role]
 
     @property
     def spent(self) -> float:
@@ -76,109 +85,195 @@ def point(name: str, source: str, config: SWAAConfig, cost: Cost, scores: Scores
     )
 
 
-def with_scores(point: Point, outcomes: Iterable[Outcome]) -> Point:
-    """The point with its measured scores."""
-    scores = {
-        outcome.run.task.name: [sample["score"] or 0.0 for sample in outcome.samples]
-        for outcome in outcomes
-        if outcome.run.setting == point.name
+def rows(points: Sequence[Point], full: Point, lengths: Mapping[Role, int]) -> list[dict[str, Any]]:
+    """One row a point, role and task, for a result file.
+
+    Args:
+        points: full attention among them.
+        full: full attention.
+        lengths: of the prompts of each role that was measured (tokens).
+    """
+    return [
+        {
+            "recipe": point.name,
+            "source": point.source,
+            "also": list(point.also),
+            "task": task,
+            "role": role,
+            "length": length,
+            **_measured(task, scores, full.of(role)[task]),
+            "full_layers": point.cost.layers,
+            "prefill_flops": round(point.cost.flops, 4),
+            "kv_bytes": round(point.cost.kv, 4),
+            "nll": round(point.nll, 4),
+            "kl": round(point.kl, 4),
+            "exact": round(point.exact, 4),
+            "swaa": point.config.to_dict(),
+        }
+        for point in points
+        for role, length in lengths.items()
+        for task, scores in point.of(role).items()
+    ]
+
+
+def _measured(task: str, scores: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
+    """A row's numbers; of running text no answer is right or wrong, there is a score only."""
+    low, high = interval(task, scores)
+    found = {
+        "samples": len(scores),
+        "low": round(low, 4),
+        "high": round(high, 4),
+        "score": round(mean(scores), 4),
+        "retention": retention(sum(scores), sum(theirs)),
     }
-    return dataclasses.replace(point, scores=scores)
+    if task == CONTINUATION:
+        return found
+    right, full = ([score == 1 for score in one] for one in (scores, theirs))
+    return found | {
+        "right": sum(right),
+        "p_against_full": mcnemar(right, full),
+        "bits": "".join("01"[bit] for bit in right),
+    }
 
 
-def rows(points: Sequence[Point], full: Point) -> list[dict[str, Any]]:
-    """One row a point and task, for a result file."""
-    made = []
-    for point in points:
-        for task, scores in point.scores.items():
-            right = [score == 1 for score in scores]
-            theirs = [score == 1 for score in full.scores[task]]
-            low, high = wilson(sum(right), len(right))
-            made.append(
-                {
-                    "recipe": point.name,
-                    "source": point.source,
-                    "also": list(point.also),
-                    "task": task,
-                    "samples": len(right),
-                    "right": sum(right),
-                    "low": round(low, 4),
-                    "high": round(high, 4),
-                    "score": round(sum(scores) / len(scores), 4),
-                    "retention": retention(sum(scores), sum(full.scores[task])),
-                    "p_against_full": mcnemar(right, theirs),
-                    "bits": "".join("01"[bit] for bit in right),
-                    "full_layers": point.cost.layers,
-                    "prefill_flops": round(point.cost.flops, 4),
-                    "kv_bytes": round(point.cost.kv, 4),
-                    "nll": round(point.nll, 4),
-                    "kl": round(point.kl, 4),
-                    "exact": round(point.exact, 4),
-                    "swaa": point.config.to_dict(),
-                }
-            )
-    return made
+def interval(task: str, scores: Sequence[float]) -> Interval:
+    """The 95 % interval of right answers; of running text, of the score."""
+    return wilson(sum(scores) if task == CONTINUATION else _right(scores), len(scores))
 
 
-def kept(point: Point, full: Point) -> float:
-    """What a recipe keeps of full attention's score held out, 0 to 1 and beyond.
+def measurable(full: Point, role: Role = "held out") -> list[str]:
+    """Tasks of which full attention answers enough for what is kept to mean something."""
+    return [
+        task
+        for task, scores in full.of(role).items()
+        if _right(scores) >= max(1, MEASURABLE * len(scores))
+    ]
+
+
+def unmeasurable(full: Point, role: Role = "held out") -> list[str]:
+    """One line for each other task."""
+    known = measurable(full, role)
+    return [
+        f"{task}: not measurable, full attention itself answers {_right(scores)} of {len(scores)}"
+        for task, scores in full.of(role).items()
+        if task not in known
+    ]
+
+
+def kept_by_task(point: Point, full: Point, role: Role = "held out") -> dict[str, float]:
+    """What a recipe keeps of full attention's score on each measurable task, 0 to 1 and beyond."""
+    return {
+        task: mean(point.of(role)[task]) / mean(full.of(role)[task])
+        for task in measurable(full, role)
+    }
+
+
+def kept(point: Point, full: Point, *, average: bool = False) -> float:
+    """What a recipe keeps of full attention's score on the worst of the tasks held out.
+
+    Args:
+        point: the recipe.
+        full: full attention.
+        average: the tasks' mean instead.
 
     Raises:
-        ValueError: when full attention itself scores nothing.
+        ValueError: when full attention itself answers too few of any task.
     """
-    if not full.score:
+    shares = list(_require(point, full).values())
+    return mean(shares) if average else min(shares)
+
+
+def worst(point: Point, full: Point) -> str:
+    """The task of which a recipe keeps least."""
+    shares = _require(point, full)
+    return min(shares, key=lambda task: shares[task])
+
+
+def _require(point: Point, full: Point) -> dict[str, float]:
+    shares = kept_by_task(point, full)
+    if not shares:
         raise ValueError(
-            "full attention itself answers none of the samples held out, so there is nothing to"
-            " keep: give questions that the model can answer"
+            "full attention itself answers none of the samples held out, or hardly any, so there"
+            " is nothing to keep: give questions that the model can answer"
         )
-    return point.score / full.score
+    return shares
 
 
 def kept_between(point: Point, full: Point) -> Interval:
     """The 95 % interval of :func:`kept`, with full attention's score taken as it is."""
-    low, high = wilson(sum(point.held_out), len(point.held_out))
-    return Interval(low / full.score, high / full.score)
+    task = worst(point, full)
+    scores, theirs = point.scores[task], mean(full.scores[task])
+    low, high = wilson(sum(scores), len(scores))
+    return Interval(low / theirs, high / theirs)
 
 
-def counts(point: Point, full: Point) -> list[str]:
-    """One line a task held out: how many answers are right, and how sure that makes the share.
+def counts(point: Point, full: Point, role: Role = "held out") -> list[str]:
+    """One line a task: how many answers are right, and how sure that makes the share.
 
     >>> full = Point(name="full", source="full", config=SWAAConfig(window=None),
     ...     cost=Cost(1, 1, 1, 1), nll=0, kl=0, exact=1, scores={"needle": [1, 1, 1, 1]})
     >>> counts(dataclasses.replace(full, scores={"needle": [1, 1, 1, 0]}), full)
     ['needle: 3 of 4 right (95 % interval 30 to 95 %), full attention 4 of 4 (51 to 100 %)']
     """
+    known = measurable(full, role)
     lines = []
-    for task, scores in point.scores.items():
-        theirs = full.scores[task]
+    for task, scores in point.of(role).items():
+        theirs = full.of(role)[task]
+        if task == CONTINUATION:
+            lines.append(
+                f"{task}: {100 * mean(scores):.1f} % of full attention's likelihood a token, where"
+                f" it looks far ({len(scores)} texts; 95 % interval {_interval(task, scores)} %)"
+            )
+            continue
         line = (
-            f"{task}: {_right(scores)} right (95 % interval {_interval(scores)} %),"
-            f" full attention {_right(theirs)} ({_interval(theirs)} %)"
+            f"{task}: {_count(scores)} right (95 % interval {_interval(task, scores)} %),"
+            f" full attention {_count(theirs)} ({_interval(task, theirs)} %)"
         )
         if {*scores, *theirs} - {0, 1}:  # only answers that score everything count as right
-            means = (100 * sum(values) / len(values) for values in (scores, theirs))
+            means = (100 * mean(values) for values in (scores, theirs))
             line += "; mean score {:.1f} %, full attention {:.1f} %".format(*means)
-        lines.append(line)
+        lines.append(line if task in known else f"{line}: not measurable")
     return lines
 
 
-def _right(scores: Sequence[float]) -> str:
-    return f"{sum(score == 1 for score in scores)} of {len(scores)}"
+def lost(point: Point, full: Point) -> str:
+    """One line: what a recipe keeps of each kind of question that was not tuned on."""
+    shares = kept_by_task(point, full, "other")
+    parts = [
+        f"{task}: {100 * share:.0f} % kept{_against(point.others[task], full.others[task], task)}"
+        for task, share in sorted(shares.items(), key=lambda item: item[1])
+    ]
+    return "; ".join([*parts, *unmeasurable(full, "other")])
 
 
-def _interval(scores: Sequence[float]) -> str:
-    low, high = wilson(sum(score == 1 for score in scores), len(scores))
+def _against(scores: Sequence[float], theirs: Sequence[float], task: str) -> str:
+    if task == CONTINUATION:
+        return ""
+    return f" ({_count(scores)} right, full attention {_count(theirs)})"
+
+
+def _right(scores: Sequence[float]) -> int:
+    return sum(score == 1 for score in scores)
+
+
+def _count(scores: Sequence[float]) -> str:
+    return f"{_right(scores)} of {len(scores)}"
+
+
+def _interval(task: str, scores: Sequence[float]) -> str:
+    low, high = interval(task, scores)
     return f"{100 * low:.0f} to {100 * high:.0f}"
 
 
 def doubt(full: Point) -> str | None:
     """What to say of so few samples held out that chance may choose; ``None``: there are enough."""
-    count = len(full.held_out)
+    count = min(map(len, full.scores.values()))
     if count >= ENOUGH:
         return None
+    of = " of a task" if len(full.scores) > 1 else ""
     return (
-        f"only {count} samples were held out, so that what recipes keep is known roughly at best:"
-        f" give more prompts, or raise --held-out, to {ENOUGH} or more"
+        f"only {count} samples{of} were held out, so that what recipes keep is known roughly at"
+        f" best: give more prompts, or raise --held-out, to {ENOUGH} or more"
     )
 
 
@@ -193,19 +288,30 @@ def pareto(points: Sequence[Point]) -> list[Point]:
     return [p for p in points if not any(beaten(p, other) for other in points)]
 
 
-def choose(points: Sequence[Point], full: Point, keep: float) -> Point:
+def choose(points: Sequence[Point], full: Point, keep: float, *, average: bool = False) -> Point:
     """The cheapest point that keeps enough.
+
+    Args:
+        points: to choose from.
+        full: full attention.
+        keep: share of its score to be kept, on every task.
+        average: on the tasks' mean.
 
     Raises:
         ValueError: when none does; names the best.
     """
-    enough = [point for point in points if kept(point, full) >= keep]
+    enough = [point for point in points if kept(point, full, average=average) >= keep]
     if not enough:
-        best = max(points, key=lambda point: point.score)
+        best = max(points, key=lambda point: kept(point, full, average=average))
+        of, least = "", ""
+        if len(full.scores) > 1:
+            of = " as the tasks' mean" if average else " on every task"
+            least = "" if average else f" of {worst(best, full)}"
         raise ValueError(
-            f"no recipe within the budget keeps {keep:.0%} of full attention's score on the samples"
-            f" held out; the best, {best.name} ({best.config.describe()}), keeps"
-            f" {kept(best, full):.0%}: raise --budget or lower --keep (what was measured is kept)"
+            f"no recipe within the budget keeps {keep:.0%} of full attention's score{of} on the"
+            f" samples held out; the best, {best.name} ({best.config.describe()}), keeps"
+            f" {kept(best, full, average=average):.0%}{least}: raise --budget or lower --keep (what"
+            " was measured is kept)"
         )
     return min(enough, key=lambda point: (point.spent, -point.score))
 
@@ -222,15 +328,23 @@ def recipe(
         how: one sentence: data, search.
         provenance: of the run.
     """
+    shares = ", ".join(
+        f"{share:.0%} on {task}" for task, share in kept_by_task(point, full).items()
+    )
+    beside = f" Not tuned on: {lost(point, full)}." if point.others else ""
     return {
         "name": name,
-        "description": f"Tuned for {provenance.model}: keeps {kept(point, full):.0%} of full"
-        f" attention's score at {point.cost.flops:.0%} of its prefill FLOPs and"
-        f" {point.cost.kv:.0%} of its KV bytes.",
+        "description": f"Tuned for {provenance.model}: keeps {shares} of full attention's score, at"
+        f" {point.cost.flops:.0%} of its prefill FLOPs and {point.cost.kv:.0%} of its KV"
+        f" bytes.{beside}",
         "config": point.config.to_dict(),
         "provenance": {
             "source": how,
-            "measured_on": counts(point, full),
+            "measured_on": [
+                *counts(point, full),
+                *(f"longer prompts: {line}" for line in counts(point, full, "longer")),
+                *(f"not tuned on: {line}" for line in counts(point, full, "other")),
+            ],
             **dataclasses.asdict(provenance),
         },
     }

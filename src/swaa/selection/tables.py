@@ -88,6 +88,9 @@ def ranges(layers: Iterable[int]) -> str:
 
 
 def _belongs(row: Row, group: str | None) -> bool:
+    """Whether a row is of answers held out, and of the group."""
+    if row.get("role", "held out") != "held out":
+        return False
     names = (row["recipe"], *row["also"])
     return group is None or row["source"] == "full" or any(n.endswith(f" {group}") for n in names)
 
@@ -107,7 +110,7 @@ def _layers(config: Mapping[str, Any]) -> str:
 
 
 def _score(row: Row) -> str:
-    share = 100 * row["right"] / row["samples"]
+    share = 100 * row["right"] / row["samples"] if "right" in row else 100 * row["score"]
     return f"{share:.0f} ({100 * row['low']:.0f} to {100 * row['high']:.0f})"
 
 
@@ -118,6 +121,7 @@ def _best_periodic(rows: Sequence[Row], task: str) -> Row | None:
         row
         for row in rows
         if row["task"] == task
+        and "right" in row
         and any(name.startswith(steps) for name in (row["recipe"], *row["also"]))
     ]
     return max(found, key=lambda row: row["right"], default=None)

@@ -3,51 +3,41 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
+import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from swaa import results
-from swaa.evaluation.comparison import Comparison
 from swaa.evaluation.samples_file import SamplesFile
 from swaa.evaluation.sources import LocalModel
-from swaa.evaluation.tasks import Task
 from swaa.integrations.transformers.support import find_layers
 from swaa.models import LoadedModel
-from swaa.selection import calibration, report
-from swaa.selection.baselines import Baseline, baselines, ranking
+from swaa.selection import report
+from swaa.selection.baselines import (
+    Baseline,
+    Shares,
+    baselines,
+    check_baselines,
+    is_wanted,
+    ranking,
+)
 from swaa.selection.board import FULL, Board, Objective
 from swaa.selection.budget import Budget, Prices
-from swaa.selection.calibration import FULL_ATTENTION, GivenSamples, Split
+from swaa.selection.calibration import FULL_ATTENTION
 from swaa.selection.candidate import Candidate
+from swaa.selection.data import Data, prepare
 from swaa.selection.expected import expected, how_many, watch
-from swaa.selection.passes import SharedPasses, TeacherForced
+from swaa.selection.passes import SharedPasses
 from swaa.selection.report import Point
 from swaa.selection.search import Search
-from swaa.selection.signals import top
-from swaa.selection.signals.lazy_ratio import lazy_ratio
+from swaa.selection.signals import FROM_ATTENTION, top
+from swaa.selection.signals.lazy_ratio import far_attention, lazy_ratio
 from swaa.selection.spaces import Space, least, spaces
-from swaa.selection.tuning import HELD_OUT, KIND, LADDER, Progress, Say, Tuned, Tuning, check_method
+from swaa.selection.tuning import KIND, LADDER, Progress, Say, Tuned, Tuning, check_method
+from swaa.selection.verify import Verification
 from swaa.shapes import shape_of
-
-
-@dataclass(frozen=True)
-class _Data:
-    """Samples, ready to use."""
-
-    split: Split
-    forced: tuple[TeacherForced, ...]
-    gold: bool
-    report: tuple[Task, ...]
-
-    @property
-    def length(self) -> int:
-        """Tokens of the prompt that recipes are priced at: the median."""
-        lengths = sorted(sample.length for sample in self.split.calibration)
-        return lengths[len(lengths) // 2]
 
 
 def tune(
@@ -91,6 +81,7 @@ class _Run:
         say: Say | None,
     ) -> None:
         check_method(tuning.method)
+        check_baselines(tuning.baselines)
         if tuning.base.selected_layers:
             raise ValueError(
                 "the recipe has selected layers, which no search keeps yet: tune from one without,"
@@ -112,31 +103,84 @@ class _Run:
 
     def execute(self) -> Tuned:
         started = time.perf_counter()
-        data = self._timed("data", self._data)
+        self.progress(0.0, "samples")
+        data = self._timed("data", lambda: prepare(self.tuning, self.source, self.base))
         prices = Prices(shape_of(self.loaded.model.config), self.able, data.length)
         self.budgets = self._feasible(prices)
         points = self._timed("search", lambda: self._search(data, prices))
-        points = self._timed("verify", lambda: self._verify(data, points))
-        config = self._identity(data)
+        verification = Verification(
+            self.tuning,
+            self.loaded,
+            self.source,
+            self.base,
+            self.able,
+            self.backend,
+            self.progress,
+        )
+        points = self._timed("verify", lambda: verification.held_out(points, data))
+        chosen, unmet = self._choose(points)
+        lengths: dict[report.Role, int] = {"held out": data.length}
+        points, chosen, more = self._timed(
+            "further", functools.partial(self._further, verification, data, points, chosen)
+        )
+        lengths |= more
+        self.progress(1.0, "done")
+        return self._write(data, points, chosen, unmet, lengths, started)
+
+    def _choose(self, points: Sequence[Point]) -> tuple[Point | None, str]:
+        """The cheapest recipe that keeps enough, of those that the method found; or why none is."""
+        tuning, (full, *others) = self.tuning, points
+        self.notes += report.unmeasurable(full)
+        own = [point for point in others if point.source == tuning.method]
+        try:
+            return report.choose(own, full, tuning.keep, average=tuning.keep_mean), ""
+        except ValueError as error:
+            return None, str(error)
+
+    def _further(
+        self, verification: Verification, data: Data, points: list[Point], chosen: Point | None
+    ) -> tuple[list[Point], Point | None, dict[report.Role, int]]:
+        """Longer prompts and other kinds of questions, for the choice and full attention."""
+        if chosen is None:
+            return points, None, {}
+        longer = verification.longer([points[0], chosen], data)
+        others = verification.others(longer.points, data)
+        self.notes += [*longer.notes, *others.notes]
+        full, found = others.points
+        lengths: dict[report.Role, int] = {"longer": longer.length, "other": others.length}
+        made = [full, *(found if point is chosen else point for point in points[1:])]
+        return made, found, {role: length for role, length in lengths.items() if length}
+
+    def _write(
+        self,
+        data: Data,
+        points: Sequence[Point],
+        chosen: Point | None,
+        unmet: str,
+        lengths: Mapping[report.Role, int],
+        started: float,
+    ) -> Tuned:
+        revisions = [task.describe().get("data_revision") for task in self.tuning.tasks]
         provenance = results.record_provenance(
             device=self.source.device,
             dtype=self.loaded.model.dtype,
             model=self.source.model,
             model_revision=self.source.revision,
-            data=self.tuning.task.name,
-            data_revision=self.tuning.task.describe().get("data_revision"),
+            data=", ".join(self.tuning.kinds),
+            data_revision=", ".join(filter(None, revisions)) or None,
             seed=self.tuning.seed,
             seconds=time.perf_counter() - started,
         )
         result = results.Result(
             kind=KIND,
             name=self._name("tune"),
-            config=config,
-            rows=tuple(report.rows(points, points[0])),
+            config=self._identity(data),
+            rows=tuple(report.rows(points, points[0], lengths)),
             provenance=provenance,
         )
         path = results.save(result, folder=self.tuning.folder)
-        return Tuned(tuple(points), path, provenance, self.seconds, tuple(self.notes))
+        notes = tuple(self.notes)
+        return Tuned(tuple(points), chosen, unmet, path, provenance, lengths, self.seconds, notes)
 
     def _timed(self, stage: str, work: Callable[[], Any]) -> Any:
         started = time.perf_counter()
@@ -144,73 +188,6 @@ class _Run:
             return work()
         finally:
             self.seconds[stage] = round(time.perf_counter() - started, 2)
-
-    # Samples
-
-    def _data(self) -> _Data:
-        tuning, prompt = self.tuning, self.tuning.prompt
-        self.progress(0.0, "samples")
-        own = not tuning.report_on or tuning.task.name in [t.name for t in tuning.report_on]
-        more = (tuning.held_out or HELD_OUT) if own else 0
-        count = tuning.samples + more if tuning.task.needs_length else None
-        samples = tuning.task.samples(prompt, length=tuning.length, count=count, seed=tuning.seed)
-        if any(not sample.answers and "gold" not in sample.tags for sample in samples):
-            raise ValueError(
-                f"{tuning.task.name} has no answers to tune on; give a task that asks questions"
-            )
-        parts = calibration.split(
-            tuning.task,
-            samples,
-            calibration=tuning.samples,
-            held_out=tuning.held_out if own else 0,
-            seed=tuning.seed,
-            too_long=lambda: calibration.count_longer(tuning.task, prompt, tuning.length),
-        )
-        # Of other tasks, too: what is wrong with their prompts would else show after the search.
-        others = [task for task in tuning.report_on if task.name != tuning.task.name]
-        reported = [
-            task.samples(prompt, length=tuning.length, count=tuning.held_out, seed=tuning.seed)
-            for task in others
-        ]
-        calibration.require_room(
-            [*parts.calibration, *parts.held_out, *itertools.chain(*reported)],
-            prompt,
-            context=self.source.context,
-            model=self.source.model,
-        )
-        calibration.require_reach(
-            parts.calibration,
-            window=self.base.window,
-            sink_tokens=self.base.sink_tokens,
-            length=tuning.length,
-        )
-        gold = all(sample.answers for sample in samples)
-        if gold:
-            forced = calibration.gold(prompt, parts.calibration)
-        else:
-            parts, forced = self._own_answers(parts)
-        return _Data(parts, tuple(forced), gold, tuple(self._reported(parts)))
-
-    def _own_answers(self, parts: Split) -> tuple[Split, list[TeacherForced]]:
-        engine = self.source.engine(FULL_ATTENTION)
-        with self.source.running(engine):
-            answered, forced = calibration.own_answers(
-                self.tuning.prompt,
-                [*parts.calibration, *parts.held_out],
-                engine,
-                batch_size=self.tuning.batch_size,
-            )
-        count = len(parts.calibration)
-        split = Split(calibration=tuple(answered[:count]), held_out=tuple(answered[count:]))
-        return split, forced[:count]
-
-    def _reported(self, parts: Split) -> list[Task]:
-        """Tasks to report on; other ones are asked as `swaa eval` asks them: its runs are found."""
-        own = self.tuning.task
-        return [
-            GivenSamples(own, parts.held_out) if task.name == own.name else task
-            for task in self.tuning.report_on or (own,)
-        ]
 
     # Search
 
@@ -228,7 +205,7 @@ class _Run:
                 raise ValueError(f"the budget {typed} cannot be met: {lowest}")
         return found
 
-    def _search(self, data: _Data, prices: Prices) -> list[Point]:
+    def _search(self, data: Data, prices: Prices) -> list[Point]:
         tuning = self.tuning
         identity = self._board_identity(data)
         file = results.result_path(KIND, self._name("scores"), identity, folder=tuning.folder)
@@ -242,10 +219,11 @@ class _Run:
             batch_size=tuning.batch_size,
             backend=self.backend,
             tail=max(tails),
+            near=self.base.near,
         )
-        lazy = self._lazy(data)
+        shares = self._shares(data)
         with SamplesFile(file.with_suffix(".jsonl")) as opened, passes:
-            objective: Objective = tuning.objective or ("nll" if data.gold else "kl")
+            objective: Objective = tuning.objective or self._objective(data)
             board = Board(passes, opened, objective)
             groups = [self._searches(board, prices, budget) for _, budget in self.budgets]
             watched = self._announce(data, groups, sum(s["id"] != FULL for s in opened.samples))
@@ -257,13 +235,13 @@ class _Run:
             for (typed, _), searches in zip(self.budgets, groups, strict=True):
                 board.on_pass = next(watched)
                 # First what searches start from too.
-                others = self._baselines(searches[0], typed, lazy)
+                others = self._baselines(searches[0], typed, shares)
                 looked.append((str(typed).replace("/", "of"), searches, others))
                 if self.tuning.method == "search":
                     for search in searches:
                         search.run()
-                self._best(searches, lazy)
-            named = self._named(looked, lazy)
+                self._best(searches, shares)
+            named = self._named(looked, shares)
             named.setdefault(self.base, []).append(("no full layers", "base"))
             for candidate, names in named.items():
                 # Of those that named a set, the method is what a user asked for.
@@ -284,7 +262,7 @@ class _Run:
         ]
 
     def _named(
-        self, looked: Sequence[tuple[str, list[Search], list[Baseline]]], lazy: dict[int, float]
+        self, looked: Sequence[tuple[str, list[Search], list[Baseline]]], shares: Shares
     ) -> dict[Candidate, list[tuple[str, str]]]:
         """What is reported, with its names and sources.
 
@@ -292,56 +270,66 @@ class _Run:
         """
         found: dict[Candidate, list[tuple[str, str]]] = {}
         for label, searches, others in looked:
-            best = self._best(searches, lazy)
+            best = self._best(searches, shares)
             found.setdefault(best, []).append((f"tuned {label}", self.tuning.method))
             for candidate, name, source in others:
                 found.setdefault(candidate, []).append((f"{name} {label}", source))
         return found
 
     def _announce(
-        self, data: _Data, groups: Sequence[Sequence[Search]], known: int
+        self, data: Data, groups: Sequence[Sequence[Search]], known: int
     ) -> Iterator[Callable[[float], None]]:
         """Say what there is to do; what boards call for each budget then shows how it goes."""
-        method, parts = self.tuning.method, data.split
-        amounts = expected(groups, method, baselines=self.tuning.baselines)
-        lengths = [sample.length for sample in (*parts.calibration, *parts.held_out)]
-        others = len(parts.held_out) or "no"
+        method = self.tuning.method
+        amounts = expected(groups, method, baselines=bool(self.tuning.baselines))
+        lengths, others = data.lengths, data.held_out or "no"
         found = f"; {known:,} found measured" if known else ""
         self.say(
-            f"{len(parts.calibration)} samples to tune on, {others} others held out,"
+            f"{len(data.forced)} samples to tune on, {others} others held out,"
             f" {min(lengths):,} to {max(lengths):,} tokens; budgets: {len(groups)},"
             f" {how_many(amounts, method)} sets of layers to measure{found}"
         )
         return watch(amounts, method, lambda share, label: self.progress(0.6 * share, label))
 
-    def _best(self, searches: Sequence[Search], lazy: dict[int, float]) -> Candidate:
+    def _best(self, searches: Sequence[Search], shares: Shares) -> Candidate:
         """The best candidate over all spaces of a budget."""
         board = searches[0].board
         if self.tuning.method == "search":
             return min((search.measured()[0] for search in searches), key=board.value)
         best: list[Candidate] = []
         for search in searches:
-            ranked = ranking(search, self.tuning.method, lazy)
+            ranked = ranking(search, self.tuning.method, shares)
             chosen = search.knobs.with_layers(search.role, top(ranked, search.capacity()))
             best += board.ask([chosen], near=search.knobs)
         return min(best, key=board.value)
 
-    def _lazy(self, data: _Data) -> dict[int, float]:
-        if not (self.tuning.baselines or self.tuning.method.startswith("lazy_ratio")):
-            return {}
-        return lazy_ratio(
-            self.loaded,
-            data.forced,
-            window=self.base.window,
-            sink_tokens=self.base.sink_tokens,
-            backend=self.backend,
-        )
+    def _objective(self, data: Data) -> Objective:
+        """Likelihoods of different kinds of answers differ in scale more than distances do."""
+        return "nll" if data.gold and len(self.tuning.kinds) == 1 else "kl"
 
-    def _baselines(self, search: Search, typed: Budget, lazy: dict[int, float]) -> list[Baseline]:
+    def _shares(self, data: Data) -> Shares:
+        """What the signals say that are from attention, of those that are asked for."""
+        wanted = [
+            name
+            for name in FROM_ATTENTION
+            if name == self.tuning.method or is_wanted(name, self.tuning.baselines)
+        ]
+        knobs = {"window": self.base.window, "sink_tokens": self.base.sink_tokens}
+        found: dict[str, dict[int, float]] = {}
+        if any(name.startswith("lazy_ratio") for name in wanted):
+            lazy = lazy_ratio(self.loaded, data.forced, backend=self.backend, **knobs)
+            found["lazy_ratio"] = {layer: -share for layer, share in lazy.items()}
+            found["lazy_ratio_reversed"] = lazy
+        if "far_attention" in wanted:
+            far = far_attention(self.loaded, data.forced, backend=self.backend, **knobs)
+            found["far_attention"] = far
+        return found
+
+    def _baselines(self, search: Search, typed: Budget, shares: Shares) -> list[Baseline]:
         """What to compare with, in the first space: at the base's own knobs, where they can be."""
         if not self.tuning.baselines:
             return []
-        found = baselines(search, lazy)
+        found = baselines(search, self.tuning.baselines, shares)
         if not found:
             self.notes.append(
                 f"--baselines adds nothing to {typed}: it pays for no {search.role} layer,"
@@ -349,39 +337,23 @@ class _Run:
             )
         return found
 
-    # Verification
-
-    def _verify(self, data: _Data, points: Sequence[Point]) -> list[Point]:
-        comparison = Comparison(
-            settings=[(point.name, point.config) for point in points],
-            tasks=list(data.report),
-            lengths=[self.tuning.length],
-            prompt=self.tuning.prompt,
-            count=self.tuning.held_out,
-            seed=self.tuning.seed,
-            folder=self.tuning.folder,
-            batch_size=self.tuning.batch_size,
-        )
-        outcomes = comparison.execute(
-            self.source,
-            progress=lambda share, label: self.progress(0.6 + 0.4 * share, f"verify {label}"),
-        )
-        return [report.with_scores(point, outcomes) for point in points]
-
     # Names
 
     def _name(self, what: str) -> str:
-        task = "".join(c if c.isalnum() else "-" for c in self.tuning.task.name.lower())
+        kinds = self.tuning.kinds
+        name = kinds[0] if len(kinds) == 1 else "mixture"
+        task = "".join(c if c.isalnum() else "-" for c in name.lower())
         model = "".join(c if c.isalnum() or c == "." else "-" for c in self.source.model.lower())
         return f"{Path(model).name}-{task}-{what}".strip("-.")
 
-    def _board_identity(self, data: _Data) -> dict[str, Any]:
+    def _board_identity(self, data: Data) -> dict[str, Any]:
         """Everything that scores depend on."""
         tuning = self.tuning
         return {
             "model": self.source.model,
             "model_revision": self.source.revision,
-            "task": GivenSamples(tuning.task, data.split.calibration).describe(),
+            "tasks": data.describe(),
+            "near": [self.base.window, self.base.sink_tokens],
             "prompt": tuning.prompt.describe(),
             "length": tuning.length,
             "seed": tuning.seed,
@@ -389,7 +361,7 @@ class _Run:
             "engine": self.source.engine(FULL_ATTENTION).describe(),
         }
 
-    def _identity(self, data: _Data) -> dict[str, Any]:
+    def _identity(self, data: Data) -> dict[str, Any]:
         """Everything that tells this tuning from another."""
         tuning = self.tuning
         return {
@@ -400,6 +372,7 @@ class _Run:
             "method": tuning.method,
             "objective": tuning.objective,
             "effort": dataclasses.asdict(tuning.effort),
-            "baselines": tuning.baselines,
+            "baselines": list(tuning.baselines),
+            "keep": [tuning.keep, tuning.keep_mean],
             "report": [task.describe() for task in data.report],
         }

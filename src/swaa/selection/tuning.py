@@ -14,15 +14,22 @@ from swaa.evaluation.prompt import Prompt
 from swaa.evaluation.tasks import Task
 from swaa.selection.board import Objective
 from swaa.selection.budget import Budget
-from swaa.selection.report import Point
+from swaa.selection.continuation import NAME as CONTINUATION
+from swaa.selection.report import Point, Role
 from swaa.selection.search import Effort
 from swaa.selection.signals import SIGNALS
 
 KIND = "tune"
 """Folder of these results."""
 
-HELD_OUT = 50
-"""Samples to report on where none are named and a task makes as many as wanted."""
+SAMPLES, SAMPLES_OF_EACH = 32, 8
+"""Samples to tune on: of the only kind of question, and of each where there are several."""
+
+HELD_OUT, HELD_OUT_OF_EACH = 50, 24
+"""Samples to report on where a task makes as many as wanted, likewise."""
+
+MIXTURE = ("multikey", "multiquery:2", "variable_tracking")
+"""Tasks of the mixture, beside running text: retrieval among others, several facts, chains."""
 
 LADDER = ("layers=0,kv=1/4", "layers=0,kv=1/2", "layers=0", "layers=1/4", "layers=1/2")
 """Budgets that are searched when none is given."""
@@ -50,42 +57,76 @@ class Tuning:
     """What is to be found.
 
     Attributes:
-        task: gives the questions to tune on.
+        tasks: give the questions to tune on; each counts alike.
         prompt: how they are put.
         base: knobs that the search begins with.
+        continuation: also tune on running text, by its distance from full attention.
         length: tokens of each prompt; of tasks that read a file, the most.
         tries: values of ``window``, ``sink_tokens`` and ``dense_tail`` to try beside the base's.
         budgets: what recipes may cost; empty: :data:`LADDER`.
-        samples: to tune on.
-        held_out: to report on; ``None``: 50, or all others of a file.
-        report_on: other tasks to report on; empty: held-out samples of ``task``.
-        objective: what the search makes small; ``None``: ``nll`` with gold answers, else ``kl``.
-        keep: share of full attention's score that must be kept.
+        samples: to tune on, of each kind of question; ``None``: 32 of one kind, 8 of each of
+            several.
+        held_out: to report on, likewise; ``None``: 50 of one kind, 24 of each of several, all
+            others of a file.
+        report_on: other tasks to report on; empty: held-out samples of ``tasks``.
+        objective: what the search makes small; ``None``: ``nll`` with gold answers to one kind of
+            question, else ``kl``.
+        keep: share of full attention's score that must be kept, on every task reported on.
+        keep_mean: it is enough that the tasks' mean is kept.
         method: ``search``, or a signal of :data:`swaa.selection.signals.SIGNALS` that ranks.
-        baselines: also report periodic patterns and every signal's choice.
+        baselines: what to report beside: ``all``, or names of signals and periodic patterns
+            (:func:`swaa.selection.baselines.check_baselines`).
         seed: of samples and their split.
         batch_size: samples at once.
         effort: how long to look.
         folder: of all results.
+
+    Raises:
+        ValueError: without anything to tune on, and for running text without a length.
     """
 
-    task: Task
+    tasks: Sequence[Task]
     prompt: Prompt
     base: SWAAConfig
+    continuation: bool = False
     length: int | None = None
     tries: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
     budgets: Sequence[Budget] = ()
-    samples: int = 32
+    samples: int | None = None
     held_out: int | None = None
     report_on: Sequence[Task] = ()
     objective: Objective | None = None
     keep: float = 0.95
+    keep_mean: bool = False
     method: str = "search"
-    baselines: bool = False
+    baselines: Sequence[str] = ()
     seed: int = 0
     batch_size: int = 1
     effort: Effort = dataclasses.field(default_factory=Effort)
     folder: str | Path = results.FOLDER
+
+    def __post_init__(self) -> None:
+        if not self.kinds:
+            raise ValueError("there is nothing to tune on; give tasks, running text, or both")
+        if self.continuation and self.length is None:
+            raise ValueError("running text is made to a length; say of how many tokens")
+
+    @property
+    def kinds(self) -> list[str]:
+        """Names of what is tuned on."""
+        return [*(task.name for task in self.tasks), *([CONTINUATION] if self.continuation else [])]
+
+    @property
+    def each(self) -> int:
+        """Samples to tune on, of each kind."""
+        few = SAMPLES if len(self.kinds) == 1 else SAMPLES_OF_EACH
+        return few if self.samples is None else self.samples
+
+    @property
+    def held_out_of_each(self) -> int:
+        """Samples to report on, of each kind that makes as many as wanted."""
+        few = HELD_OUT if len(self.kinds) == 1 else HELD_OUT_OF_EACH
+        return few if self.held_out is None else self.held_out
 
 
 class Tuned(NamedTuple):
@@ -93,14 +134,20 @@ class Tuned(NamedTuple):
 
     Attributes:
         points: every recipe measured, full attention first.
+        chosen: the cheapest that keeps enough; ``None``: none does.
+        unmet: why none does; empty: one does.
         path: of the result file.
         provenance: of the run.
+        lengths: of the prompts of each role that was measured (tokens).
         seconds: by stage.
         notes: one line each: what was asked for and could not be done.
     """
 
     points: tuple[Point, ...]
+    chosen: Point | None
+    unmet: str
     path: Path
     provenance: results.Provenance
+    lengths: Mapping[Role, int]
     seconds: dict[str, float]
     notes: tuple[str, ...] = ()

@@ -26,7 +26,13 @@ def read(run: Run) -> Figures:
 
 def _outcome(run: Run) -> str:
     """Full attention's answers in one task beside those of the recipe that is highest over all."""
-    rows = run.result.rows
+    rows = [
+        row
+        for row in run.result.rows
+        if "right" in row and row.get("role", "held out") == "held out"
+    ]
+    if not rows:
+        return "running text only: see its likelihoods"
     found = [row for row in rows if row["swaa"]["window"] is not None] or rows
     means = {row["recipe"]: _mean(found, "recipe", row["recipe"]) for row in found}
     top = [row for row in found if means[row["recipe"]] == max(means.values())]
@@ -56,21 +62,30 @@ def _answers(run: Run) -> Iterator[Answers]:
     model, length = result.provenance.model or result.name, result.config.get("length")
     for row in result.rows:
         config = SWAAConfig.from_dict(row["swaa"])
-        shares = (length and shares_of(model, config, length)) or {}
+        at = row.get("length", length)
+        shares = (at and shares_of(model, config, at)) or {}
         yield Answers(
-            group=f"{model_name(model)}, {_told_apart(run)}, {row['task']},"
-            f" {row['samples']} samples held out, {_when(run)}",
+            group=f"{model_name(model)}, {_told_apart(run)}, {_asked(row)}, {_when(run)}",
             setting=row["recipe"],
             detail=config.describe(),
-            accuracy=row["right"] / row["samples"],
+            accuracy=row["right"] / row["samples"] if "right" in row else row["score"],
             low=row["low"],
             high=row["high"],
-            count=f"{row['right']} of {row['samples']}",
+            count=f"{row['right']} of {row['samples']}"
+            if "right" in row
+            else f"{100 * row['score']:.1f} % of full attention's likelihood a token",
             kv_share=row["kv_bytes"],
             flops_share=row["prefill_flops"],
             keys_share=shares.get("keys_share"),
             full=config.window is None,
         )
+
+
+def _asked(row: Mapping[str, Any]) -> str:
+    """The task, and which samples: at which length where several were asked at."""
+    at = f" of {row['length']:,} tokens" if "length" in row else ""
+    kind = "not tuned on" if row.get("role") == "other" else "held out"
+    return f"{row['task']}, {row['samples']} samples{at} {kind}"
 
 
 def _told_apart(run: Run) -> str:

@@ -11,8 +11,13 @@ SIGNALS = {
     "kl_out": "leave-one-out: how far full attention's answers go without each layer",
     "lazy_ratio": "attention of the last prompt rows beyond sinks and window (LightTransfer)",
     "lazy_ratio_reversed": "the same, its lazy layers kept instead",
+    "far_attention": "attention of the head that looks farthest beyond sinks and window",
 }
 """Signals that rank layers; `periodic` patterns rank nothing."""
+
+
+FROM_ATTENTION = ("lazy_ratio", "lazy_ratio_reversed", "far_attention")
+"""Signals of one pass of full attention over all samples; the others take a pass a layer."""
 
 
 def top(importance: Mapping[int, float], count: int) -> tuple[int, ...]:

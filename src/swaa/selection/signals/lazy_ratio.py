@@ -1,8 +1,9 @@
-"""`lazy_ratio`: how much of a layer's attention falls on sinks and recent keys (LightTransfer).
+"""`lazy_ratio` and `far_attention`: how much of a layer's attention sinks and a window hold.
 
-A lazy layer loses little when it slides (arXiv 2410.13846, section 3). Measured in one pass of full
-attention, from two log-sum-exps of the last queries' scores; keys come in blocks, so that no matrix
-of all queries by all keys is made.
+A lazy layer loses little when it slides (LightTransfer, arXiv 2410.13846, section 3). Its ratio is
+a mean over heads; one head that looks far is lost in it, so `far_attention` takes the head that
+looks farthest. Each is measured in one pass of full attention, from two log-sum-exps of the last
+queries' scores; keys come in blocks, so that no matrix of all queries by all keys is made.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from swaa.config import LayerPlan, SWAAConfig
 from swaa.integrations.transformers.attention import Backends, LayerAttention
 from swaa.integrations.transformers.support import find_layers
 from swaa.models import LoadedModel
-from swaa.selection.passes import TeacherForced
+from swaa.selection.batches import TeacherForced
 
 LAST_QUERIES = 64
 """Last prompt rows whose attention is measured (the paper's number)."""
@@ -63,6 +64,42 @@ def lazy_ratio(
             for layer, meter in meters.items():
                 totals.setdefault(layer, []).append(float(meter.shares.pop().mean()))
     return {layer: sum(values) / len(values) for layer, values in totals.items()}
+
+
+def far_attention(
+    loaded: LoadedModel,
+    samples: Sequence[TeacherForced],
+    *,
+    window: int,
+    sink_tokens: int,
+    backend: str = "auto",
+) -> dict[int, float]:
+    """The share of attention that the head that looks farthest gives beyond sinks and window.
+
+    Args:
+        loaded: model and tokenizer; not adapted.
+        samples: read one at a time, with their answers: the rows looked at are those of the answer
+            and the :data:`LAST_QUERIES` before it.
+        window: keys before a row that count as recent, itself included.
+        sink_tokens: first tokens that count.
+        backend: attention backend of the pass.
+
+    Returns:
+        By layer, 0 to 1: of each head the mean over samples and rows, of them the largest. High
+        is to be left full.
+    """
+    model: Any = loaded.model
+    totals: dict[int, Tensor] = {}
+    with _measuring(loaded, window, sink_tokens, 0, backend) as meters, torch.inference_mode():
+        for sample in samples:
+            for meter in meters.values():
+                meter.queries = LAST_QUERIES + len(sample.answer)
+            ids = torch.tensor([sample.prompt + sample.answer], device=model.device)
+            model(input_ids=ids, use_cache=False, logits_to_keep=1)
+            for layer, meter in meters.items():
+                near = meter.shares.pop().mean(-1)[0]
+                totals[layer] = totals.get(layer, torch.zeros_like(near)) + (1 - near)
+    return {layer: float(total.max()) / len(samples) for layer, total in totals.items()}
 
 
 def lazy_shares(

@@ -1,0 +1,114 @@
+"""What shipped recipes keep: from gathered result files into the recipes' own JSON.
+
+``python -m swaa.evaluation.kept results`` reads every gathered file of ``results/eval`` and writes
+the numbers into the recipes whose knobs it ran, whatever the window. A test compares.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.resources
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from swaa import results
+from swaa.config import SWAAConfig
+from swaa.evaluation import gathered
+from swaa.evaluation.gathered import Finished
+from swaa.recipes import Kept, Recipe, list_recipes
+
+TRAINED = "paper-trained-"
+"""Recipes of models that were trained for them: what others keep of the same knobs says nothing."""
+
+
+def read_runs(folder: str | Path) -> list[list[Finished]]:
+    """The runs of each gathered file, which answer the same prompts.
+
+    Args:
+        folder: of all results.
+
+    Raises:
+        ValueError: for a file that cannot be read.
+    """
+    paths = sorted((Path(folder) / gathered.KIND).glob("*.json"))
+    return [gathered.read(path) for path in paths if gathered.is_gathered(results.load(path))]
+
+
+def kept_by(recipe: Recipe, files: Iterable[Sequence[Finished]]) -> tuple[Kept, ...]:
+    """What a recipe keeps in each file that ran it and full attention, in the order of reading.
+
+    Args:
+        recipe: compared by its knobs, the window aside: how wide it was is said beside the number.
+        files: the runs of each.
+    """
+    if recipe.name.startswith(TRAINED):
+        return ()
+    found = [
+        _kept(run, full)
+        for runs in files
+        for full in runs
+        if _config(full).window is None
+        for run in runs
+        if _same(recipe.config, _config(run)) and "right" in run.result.rows[0]
+    ]
+    return tuple(sorted(found, key=lambda kept: (kept.model, kept.length, kept.window or 0)))
+
+
+def fill(text: str, files: Sequence[Sequence[Finished]]) -> str:
+    """A recipe's JSON with ``kept`` made anew.
+
+    Args:
+        text: of the recipe's file.
+        files: the runs of each result file.
+    """
+    values: dict[str, Any] = json.loads(text)
+    (recipe,) = (one for one in list_recipes() if one.name == values["name"])
+    values["kept"] = [dataclasses.asdict(kept) for kept in kept_by(recipe, files)]
+    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+
+
+def recipe_files() -> Iterator[Path]:
+    """The JSON files of the shipped recipes, in this checkout."""
+    folder = importlib.resources.files("swaa.recipes")
+    yield from (Path(str(file)) for file in folder.iterdir() if file.name.endswith(".json"))
+
+
+def _same(recipe: SWAAConfig, run: SWAAConfig) -> bool:
+    if recipe.window is None or run.window is None:
+        return recipe.window == run.window
+    return dataclasses.replace(recipe, window=run.window) == run
+
+
+def _config(run: Finished) -> SWAAConfig:
+    return SWAAConfig.from_dict(run.result.config["swaa"])
+
+
+def _kept(run: Finished, full: Finished) -> Kept:
+    ours, theirs = (one.result.rows[0] for one in (run, full))
+    config = run.result.config
+    return Kept(
+        model=config["model"],
+        task=config["task"]["task"],
+        length=config["length"],
+        window=_config(run).window,
+        of=ours["samples"],
+        right=ours["right"],
+        full_right=theirs["right"],
+        score=round(ours["score"], 4),
+        full_score=round(theirs["score"], 4),
+        file=f"results/{gathered.KIND}/{run.path.name}",
+    )
+
+
+def main(folder: str) -> None:
+    """Write ``kept`` of every shipped recipe."""
+    files = read_runs(folder)
+    for path in recipe_files():
+        path.write_text(fill(path.read_text("utf-8"), files), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
