@@ -68,6 +68,8 @@ def attend(call: AttentionCall) -> AttentionOutput:
     lse = torch.empty((batch, heads, rows), dtype=torch.float32, device=q.device)
     if output.numel() == 0:
         return AttentionOutput(output, lse)
+    if call.cu_seqlens_q is not None and len(call.cu_seqlens_q) == 1:  # packed, of no sequence
+        return AttentionOutput(output.zero_(), lse.fill_(float("-inf")))
     plan = plan_tiles(call)
     if plan.splits == 1:
         _launch(call, plan, output, lse, None)
@@ -372,6 +374,8 @@ def _decode(
         q_len = tl.load(p_cu_q + n + 1).to(tl.int32) - token
         first_row = (tile - token // ROWS - n) * ROWS
         batch = 0
+        # Rows behind the last sequence are its tiles' too: they see no key and come back as zero.
+        end_row = tl.where(n == sequences - 1, tokens - token, q_len)
     else:
         per_sequence = (rows + ROWS - 1) // ROWS
         n = tile // per_sequence
@@ -379,7 +383,8 @@ def _decode(
         q_len = rows
         first_row = (tile % per_sequence) * ROWS
         batch = n
-    if first_row >= q_len:
+        end_row = q_len
+    if first_row >= end_row:
         return
     kv_start = _of_sequence(p_kv_start, kv_start, n)
     full_from = _of_sequence(p_full_from, full_from, n)
@@ -397,9 +402,10 @@ def _decode(
     o_d = tl.arange(0, BLOCK_D)
     row = first_row + o_m // GROUP
     head = kv_head * GROUP + o_m % GROUP
-    m_m = (o_m < ROWS * GROUP) & (row < q_len)
+    m_out = (o_m < ROWS * GROUP) & (row < end_row)
+    m_m = m_out & (row < q_len)
     m_d = o_d < HEAD_DIM
-    position = q_start + row
+    position = tl.where(m_m, q_start + row, -1)  # -1 sees no key
     if p_left is not None:
         left = tl.load(p_left + n * s_left + token + row, mask=m_m, other=0)
         left = left.to(tl.int32)
@@ -410,7 +416,7 @@ def _decode(
     q = tl.load(p_q + o_q[:, None] + o_d[None, :], mask=m_m[:, None] & m_d[None, :], other=0.0)
 
     # The keys that some row of the tile sees: [kv_start, sink_end) and [lo, hi).
-    real = m_m & (position >= kv_start)
+    real = position >= kv_start
     lo = tl.maximum(tl.min(tl.where(real, left, LAST), 0), kv_start)
     hi = tl.minimum(tl.max(tl.where(real, position + 1, 0), 0), kv_len)
     sink_end = tl.minimum(kv_start + sinks, hi)
@@ -474,17 +480,17 @@ def _decode(
         total = tl.where(some, total, 1.0)
         output = acc / total[:, None]
         o_out = o_row[:, None] * HEAD_DIM + o_d[None, :]
-        m_out = m_m[:, None] & m_d[None, :]
-        tl.store(p_output + o_out, output.to(p_output.dtype.element_ty), mask=m_out)
+        m_channels = m_out[:, None] & m_d[None, :]
+        tl.store(p_output + o_out, output.to(p_output.dtype.element_ty), mask=m_channels)
         lse = tl.where(some, (top + tl.log2(total)) * LN_2, float("-inf"))
         o_lse = (batch * KV_HEADS * GROUP + head) * tl.cast(rows, tl.int64) + token + row
-        tl.store(p_lse + o_lse, lse, mask=m_m)
+        tl.store(p_lse + o_lse, lse, mask=m_out)
     else:
         o_row += split * tl.cast(tokens, tl.int64) * (KV_HEADS * GROUP)
         m_part = (m_m & (total > 0))[:, None] & m_d[None, :]
         tl.store(p_sums + o_row[:, None] * HEAD_DIM + o_d[None, :], acc, mask=m_part)
-        tl.store(p_tops + o_row, top, mask=m_m)
-        tl.store(p_totals + o_row, total, mask=m_m)
+        tl.store(p_tops + o_row, top, mask=m_out)
+        tl.store(p_totals + o_row, total, mask=m_out)
 
 
 @triton.jit(do_not_specialize=["rows", "splits"])
