@@ -204,3 +204,26 @@ def test_rows_behind_the_last_sequence_are_zero(rows, lengths, spare, paged):
     if count:
         alone = decode.attend(make_call(q[:, :count], k, v, **arguments))
         torch.testing.assert_close(result.output[:, :count], alone.output, atol=4e-3, rtol=4e-3)
+
+
+def test_bits_do_not_follow_the_batch_where_vllms_switch_says_so(monkeypatch):
+    cache = make_cache([300, 40, 25], head_dim=32)
+    q = torch.randn(1, 30, 4, 32).to(DEVICE, DTYPE)
+
+    def rows_of_the_first(rows):
+        """Two rows of the first sequence, with so many rows of each sequence in the batch."""
+        count = len(rows)
+        keys = {"block_table": cache.table[:count], "kv_lens": cache.lens[:count]}
+        arguments = {"window": 24, "sink_tokens": 4, "full_from": cache.lens[:count] - 1, **keys}
+        ends = offsets(rows)
+        call = make_call(q[:, : sum(rows)], cache.k, cache.v, cu_seqlens_q=ends, **arguments)
+        return decode.attend(call).output[:, :2], decode.plan_tiles(call)
+
+    batches = ([2], [2, 1, 1], [2, 22, 6])
+    assert len({rows_of_the_first(rows)[1].splits for rows in batches}) > 1
+    monkeypatch.setenv("VLLM_BATCH_INVARIANT", "1")
+    alone, plan = rows_of_the_first([2])
+    for rows in batches:
+        beside, other = rows_of_the_first(rows)
+        assert torch.equal(beside, alone)
+        assert (other.splits, other.block_m) == (plan.splits, plan.block_m)

@@ -13,6 +13,7 @@ grows.
 from __future__ import annotations
 
 import functools
+import os
 from typing import NamedTuple
 
 import torch
@@ -138,6 +139,9 @@ def plan_tiles(call: AttentionCall) -> Plan:
     most = 128 if roomy and block_d <= 128 and call.q.element_size() == 2 else 64
     if not roomy and block_d * call.q.element_size() > 512:
         most = 32  # query rows of 1 KiB: 64 of them would leave no room for keys
+    invariant = batch_invariant()
+    if invariant:
+        most = 16  # one tile shape, whatever is beside a row
     block_m = max(16, _round_up(group), min(most, _round_up(rows_each * group)))
     rows = max(1, block_m // group)
     if call.cu_seqlens_q is None:
@@ -153,7 +157,7 @@ def plan_tiles(call: AttentionCall) -> Plan:
     if block_m < most or tokens <= most:
         splits = max(splits, -(-keys // SPLIT_KEYS))
     splits = min(splits, WORKSPACE_BYTES // (4 * batch * tokens * heads * (head_dim + 2)))
-    splits = max(1, min(splits, -(-keys // (2 * block_n)), 128))
+    splits = 1 if invariant else max(1, min(splits, -(-keys // (2 * block_n)), 128))
     return Plan(
         block_m=block_m,
         block_n=block_n,
@@ -164,6 +168,15 @@ def plan_tiles(call: AttentionCall) -> Plan:
         warps=8 if block_m >= 128 else 4,
         stages=3 if roomy else 2,
     )
+
+
+def batch_invariant() -> bool:
+    """Whether a row's bits must not depend on its batch: one tile shape, no splits, far slower.
+
+    vLLM's switch, and the one for all attention kernels of a process: what it promises of a
+    server is worth nothing where one kernel does not hold it.
+    """
+    return os.environ.get("VLLM_BATCH_INVARIANT", "0") not in ("", "0")
 
 
 def _most_keys(call: AttentionCall, rows: int) -> int:
