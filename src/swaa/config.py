@@ -280,11 +280,14 @@ def _check_selected(layers: LayerSelection, keys: int) -> None:
 
 
 def _check_version(version: object) -> None:
-    whole = isinstance(version, int) and not isinstance(version, bool)
-    if whole and version == CONFIG_VERSION:
+    number = version if isinstance(version, int) and not isinstance(version, bool) else 0
+    if number == CONFIG_VERSION:
         return
-    newer = whole and version > CONFIG_VERSION
-    remedy = "upgrade swaa to read a newer file" if newer else "there is no such version"
+    remedy = (
+        "upgrade swaa to read a newer file"
+        if number > CONFIG_VERSION
+        else "there is no such version"
+    )
     raise ValueError(
         f"format version {shown(version)}; this swaa reads version {CONFIG_VERSION}: {remedy}"
     )

@@ -178,4 +178,4 @@ def most_gathered(vllm_config: Any, plan: LayerPlan) -> int:
         return vllm_config.model_config.max_model_len
     rows = vllm_config.scheduler_config.max_num_batched_tokens
     longest = vllm_config.model_config.max_model_len
-    return 2 * rows + min(plan.window + plan.sink_tokens, longest)
+    return 2 * rows + min((plan.window or longest) + plan.sink_tokens, longest)

@@ -148,9 +148,9 @@ def _unchosen_reasons(vllm_config: Any) -> Iterator[str]:
     ``AttentionBackend.validate_configuration`` holds the list; docs/vllm.md says of each entry
     where it is honoured or refused, and a test knows all of them.
     """
-    from vllm import envs
+    from vllm.envs import VLLM_BATCH_INVARIANT
 
-    if envs.VLLM_BATCH_INVARIANT:
+    if VLLM_BATCH_INVARIANT:
         yield (
             "VLLM_BATCH_INVARIANT=1 asks for the same bits whatever the batch, and which kernel"
             " serves a chunk of a prompt follows the chunk's length here; unset it"
