@@ -148,7 +148,6 @@ def test_interruption_and_warnings_take_one_line(monkeypatch, capsys):
     [
         ([], {}),
         (["--window", "512"], {"window": 512}),
-        (["--window", "none"], {"window": None}),
         (["--sink-tokens", "0", "--dense-tail", "7"], {"sink_tokens": 0, "dense_tail": 7}),
         (["--full-layers", "5,1, 3"], {"full_layers": (1, 3, 5)}),
         (["--full-layers", "odd"], {"full_layers": "odd"}),
@@ -164,6 +163,10 @@ def test_knobs_override_the_recipe(words, changes):
     base = load_recipe("quality").to_dict()
     config = config_from(_options("--recipe", "quality", *words))
     assert config == SWAAConfig.from_dict(base | changes)
+
+
+def test_no_window_is_full_attention_whatever_the_recipe():
+    assert config_from(_options("--recipe", "lean", "--window", "none")) == SWAAConfig(window=None)
 
 
 def test_default_recipe_and_default_configuration():

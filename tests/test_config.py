@@ -44,7 +44,7 @@ def test_layers_turn_options_into_numbers():
     sliding = LayerPlan(window=8, sink_tokens=2, dense_tail=3)
     decode = dataclasses.replace(sliding, full_decode=True)
     assert config.layers(4) == (full, decode, full, sliding)
-    assert SWAAConfig(window=None, full_decode=True).layers(2) == (full, full)
+    assert SWAAConfig(window=None).layers(2) == (full, full)
 
 
 def test_layers_beyond_the_last_are_dropped_with_a_warning_for_each_option():
@@ -94,6 +94,22 @@ def test_description_names_what_is_active():
         ({"window": 8, "sink_tokens": None}, TypeError, "sink_tokens is None"),
         ({"window": 8, "dense_tail": -1}, ValueError, "dense_tail is -1; expected at least 0"),
         ({"window": 8, "dense_tail": 1.5}, TypeError, r"dense_tail is 1\.5; expected a whole"),
+        ({"window": 2**30 + 1}, ValueError, "window is 1073741825; expected at most 1073741824"),
+        ({"window": 2**70}, ValueError, "window is 1180591620717411303424; expected at most"),
+        ({"window": 10**5000}, ValueError, "window is a very large int; expected at most"),
+        ({"window": -(10**5000)}, ValueError, "window is a very large int; expected at least 1"),
+        (
+            {"window": 8, "sink_tokens": 2**31},
+            ValueError,
+            "sink_tokens is 2147483648; expected at m",
+        ),
+        ({"window": 8, "dense_tail": 2**70}, ValueError, "dense_tail is .*; expected at most"),
+        ({"window": None, "sink_tokens": 4}, ValueError, "sink_tokens would do nothing: there is"),
+        (
+            {"window": None, "full_layers": "odd", "full_decode": [1], "dense_tail": 1},
+            ValueError,
+            "full_layers, full_decode, dense_tail would do nothing",
+        ),
         ({"window": 8, "full_layers": ["1"]}, TypeError, "full_layers holds '1', a str"),
         ({"window": 8, "full_decode": ["1"]}, TypeError, "full_decode holds '1', a str"),
         ({"window": 8, "full_decode": None}, TypeError, "full_decode is None; expected True, Fal"),
@@ -103,7 +119,7 @@ def test_description_names_what_is_active():
             "full_decode: unknown rule 'al'; choose from True, False, all, odd",
         ),
     ],
-    ids=str,
+    ids=lambda value: "" if isinstance(value, dict) else str(value)[:60],
 )
 def test_wrong_options_are_refused(options, error, message):
     with pytest.raises(error, match=message):
@@ -115,12 +131,28 @@ def test_wrong_options_are_refused(options, error, message):
     [
         ({"version": 2, "window": 8}, ValueError, "format version 2; this swaa reads version 1: u"),
         ({"window": 8, "sinks": 4}, ValueError, "unknown keys sinks; known are window, sink_tok"),
+        ({"version": True, "window": 8}, ValueError, "format version True; .* no such version"),
+        ({"version": 1.0, "window": 8}, ValueError, r"format version 1\.0; .* no such version"),
+        ({"version": "1", "window": 8}, ValueError, "format version '1'"),
+        ({"window": [], "sink_tokens": 4}, TypeError, r"window is \[\]; expected a whole number"),
+        ({"window": False}, TypeError, "window is False"),
+        ({"window": ""}, TypeError, "window is ''"),
+        ({"window": None, "dense_tail": 2}, ValueError, "dense_tail would do nothing"),
+        (dict.fromkeys(map(str, range(9)), 1), ValueError, r"unknown keys 0, 1, 2, 3, 4 \.\.\.; k"),
+        ({"a" * 10**6: 1}, ValueError, r"unknown keys a{50,80}\.\.\.a{50,80}; known"),
+        ({"keep_first": 4}, ValueError, "the paper's key 'sliding_window_size' is missing"),
+        ({"sliding_window_size": [], "keep_first": 4}, TypeError, r"window is \[\]"),
+        ({"sliding_window_size": False}, TypeError, "window is False"),
+        ({"sliding_window_size": "", "keep_first": 4}, TypeError, "window is ''"),
+        ({"sliding_window_size": None, "keep_first": 4}, ValueError, "sink_tokens would do noth"),
+        ({"sliding_window_size": 0, "non_sliding_layers": [1]}, ValueError, "full_layers would"),
+        ({"sliding_window_size": None, "force_fa_decode": True}, ValueError, "full_decode would"),
         ({"version": 1}, ValueError, "the key 'window' is missing; give a number of keys, or null"),
         ([1], TypeError, r"expected a JSON object with the key 'window', got \[1\]"),
         ({"keep_first": 4, "k": 1}, ValueError, "unknown keys k beside the paper's sliding_window"),
         ({"sliding_window_size": 8, "keep_first": -1}, ValueError, "sink_tokens is -1"),
     ],
-    ids=str,
+    ids=lambda value: "" if isinstance(value, dict) else str(value)[:60],
 )
 def test_wrong_json_is_refused(values, error, message):
     with pytest.raises(error, match=message):
@@ -140,6 +172,31 @@ def test_the_papers_own_keys_are_read():
     assert SWAAConfig.from_dict(AUTHORS) == config
     some = SWAAConfig.from_dict(AUTHORS | {"force_fa_decode": [0, 2]})
     assert some.full_decode == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ({"config": {"window": 8}, "sink_tokens": 4}, "holds sink_tokens beside 'config', where"),
+        ([{"swaa_config": AUTHORS, "keep_first": 4}], "holds keep_first beside 'swaa_config'"),
+        ({"recipe": "fast", "window": 8}, "unknown keys recipe"),
+        ({"swaa": {"window": 8}}, "unknown keys swaa"),
+    ],
+    ids=str,
+)
+def test_knobs_of_a_file_that_nobody_would_read_are_refused(tmp_path, written, message):
+    (tmp_path / "recipe.json").write_text(json.dumps(written))
+    with pytest.raises(ValueError, match=message):
+        SWAAConfig.load(tmp_path / "recipe.json")
+
+
+def test_a_settings_list_may_say_full_decode_of_full_attention(tmp_path):
+    full = {"sliding_window_size": None, "keep_first": 0, "force_fa_decode": True}
+    (tmp_path / "list.json").write_text(
+        json.dumps([{"swaa_config": full}, {"swaa_config": AUTHORS}])
+    )
+    assert SWAAConfig.load(f"{tmp_path}/list.json#0") == SWAAConfig(window=None)
+    assert SWAAConfig.load(f"{tmp_path}/list.json#1").full_decode is True
 
 
 @pytest.mark.parametrize("window", [None, 0])

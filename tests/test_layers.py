@@ -62,8 +62,14 @@ def test_layers_that_the_model_lacks_are_dropped_with_one_warning():
         ("middle:3/2", ValueError, "'middle:3/2' needs a fraction"),
         ("last:1/0", ValueError, "'last:1/0' needs a fraction"),
         ("last:", ValueError, "'last:' needs a fraction"),
+        ("first:1e30000000", ValueError, "'first:1e30000000' needs a fraction"),
+        ("last:1e-3", ValueError, "'last:1e-3' needs a fraction"),
+        ("first:" + "9" * 10**6, ValueError, r"'first:9+\.\.\.9+' needs a fraction"),
+        ("every:" + "9" * 10**6, ValueError, r"'every:9+\.\.\.9+' is no rule"),
+        ("z" * 10**6, ValueError, r"unknown rule 'z+\.\.\.z+'; choose"),
+        ([-(10**5000)], ValueError, "full_layers holds a very large int; layer indices start"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:40] if isinstance(value, str) else None,
 )
 def test_anything_else_is_refused(value, error, message):
     with pytest.raises(error, match=message):

@@ -81,9 +81,32 @@ def test_resolve_takes_whatever_names_a_configuration():
         ("zzz", ValueError, r"unknown recipe 'zzz'\. Give one of .*fast.* or a path to a JSON"),
         ("here/none.json", FileNotFoundError, "no recipe file here/none.json; give a JSON file"),
         ("none.json#3", FileNotFoundError, "no recipe file none.json;"),
+        ("a" * 300, ValueError, "unknown recipe 'a+...a+'"),
+        ("b/" + "a" * 300, FileNotFoundError, "no recipe file b/a+...a+; give a JSON file"),
+        ("", ValueError, "unknown recipe ''"),
         (7, TypeError, "expected the name of a recipe or a path, got 7"),
     ],
 )
 def test_what_names_nothing_is_refused(name, error, message):
     with pytest.raises(error, match=message):
         resolve(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, "is not JSON that can be read: "),
+        ('{"window": ' * 100_000, "is not JSON that can be read: "),
+        ("[" * 900 + "]" * 900, "expected a JSON object with the key 'window', got "),
+        ('{"window": ' + "9" * 5000 + "}", "is not JSON that can be read: "),
+        ('{"window": ' + "[" * 400 + "]" * 400 + "}", r"window is \[.*; expected a whole number"),
+        ("\x00", "is not JSON that can be read: "),
+    ],
+    ids=["lists", "objects", "shallow", "digits", "value", "byte"],
+)
+def test_hostile_files_are_refused_in_a_line(tmp_path, text, message):
+    (tmp_path / "recipe.json").write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_recipe(tmp_path / "recipe.json")
+    assert str(caught.value).startswith(f"{tmp_path}/recipe.json")
+    assert len(str(caught.value)) < 600

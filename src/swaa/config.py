@@ -8,13 +8,16 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from swaa.layers import LayerSelection, parse_layers, resolve_layers
+from swaa.layers import LayerSelection, parse_layers, resolve_layers, shown
 
 CONFIG_VERSION = 1
 """Version of the JSON format; a file of a newer version is refused."""
 
 SELECTION = ("selected_layers", "selected_keys")
 """Knobs that JSON leaves out where no layer has selected rows: older files mean what they meant."""
+
+MOST_TOKENS = 2**30
+"""Largest window, number of sinks and dense tail: a position more must still be an int32."""
 
 AUTHORS_KEYS = {
     "sliding_window_size": "window",
@@ -92,7 +95,8 @@ class SWAAConfig:
 
     Raises:
         TypeError: for a value of the wrong type.
-        ValueError: for a value out of range or an unknown rule.
+        ValueError: for a value out of range, an unknown rule, or a knob that would do nothing
+            because there is no window.
     """
 
     window: int | None
@@ -115,6 +119,16 @@ class SWAAConfig:
         selected = parse_layers(self.selected_layers, name="selected_layers")
         object.__setattr__(self, "selected_layers", selected)
         _check_selected(selected, self.selected_keys)
+        if self.window is None:
+            self._refuse_idle_knobs()
+
+    def _refuse_idle_knobs(self) -> None:
+        idle = [field.name for field in fields(self)[1:] if getattr(self, field.name)]
+        if idle:
+            raise ValueError(
+                f"{', '.join(idle)} would do nothing: there is no window, every layer is full;"
+                " give 'window' too, or leave the others out for full attention"
+            )
 
     def layers(self, num_layers: int) -> tuple[LayerPlan, ...]:
         """The plan of each of a model's layers: the only place where options become numbers.
@@ -163,14 +177,14 @@ class SWAAConfig:
             ValueError: for unknown keys, a newer ``version``, or values out of range.
         """
         if not isinstance(values, Mapping):
-            raise TypeError(f"expected a JSON object with the key 'window', got {values!r:.80}")
+            raise TypeError(f"expected a JSON object with the key 'window', got {shown(values)}")
         if AUTHORS_KEYS.keys() & values.keys():
             return cls(**_from_authors(values))
         known = [field.name for field in fields(cls)]
         _check_version(values.get("version", CONFIG_VERSION))
         unknown = sorted(map(str, values.keys() - {"version", *known}))
         if unknown:
-            raise ValueError(f"unknown keys {', '.join(unknown)}; known are {', '.join(known)}")
+            raise ValueError(f"unknown keys {_listed(unknown)}; known are {', '.join(known)}")
         if "window" not in values:
             raise ValueError("the key 'window' is missing; give a number of keys, or null")
         return cls(**{name: values[name] for name in known if name in values})
@@ -258,11 +272,18 @@ def _words(layers: LayerSelection) -> str:
     return layers if isinstance(layers, str) else ",".join(map(str, layers))
 
 
+def _listed(names: list[str]) -> str:
+    """The first of them, each short."""
+    return ", ".join(shown(name)[1:-1] for name in names[:5]) + (" ..." if len(names) > 5 else "")
+
+
 def _check_count(name: str, value: object, least: int, unit: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} is {value!r}; expected a whole number of {unit}")
+        raise TypeError(f"{name} is {shown(value)}; expected a whole number of {unit}")
     if value < least:
-        raise ValueError(f"{name} is {value}; expected at least {least} {unit}")
+        raise ValueError(f"{name} is {shown(value)}; expected at least {least} {unit}")
+    if value > MOST_TOKENS:
+        raise ValueError(f"{name} is {shown(value)}; expected at most {MOST_TOKENS}")
 
 
 def _check_selected(layers: LayerSelection, keys: int) -> None:
@@ -284,12 +305,16 @@ def _check_selected(layers: LayerSelection, keys: int) -> None:
 
 
 def _check_version(version: object) -> None:
-    if version == CONFIG_VERSION:
+    number = version if isinstance(version, int) and not isinstance(version, bool) else 0
+    if number == CONFIG_VERSION:
         return
-    newer = isinstance(version, int) and version > CONFIG_VERSION
-    remedy = "upgrade swaa to read a newer file" if newer else "there is no such version"
+    remedy = (
+        "upgrade swaa to read a newer file"
+        if number > CONFIG_VERSION
+        else "there is no such version"
+    )
     raise ValueError(
-        f"format version {version!r}; this swaa reads version {CONFIG_VERSION}: {remedy}"
+        f"format version {shown(version)}; this swaa reads version {CONFIG_VERSION}: {remedy}"
     )
 
 
@@ -298,16 +323,21 @@ def _from_authors(values: Mapping[str, Any]) -> dict[str, Any]:
     unknown = sorted(map(str, values.keys() - AUTHORS_KEYS.keys()))
     if unknown:
         raise ValueError(
-            f"unknown keys {', '.join(unknown)} beside the paper's {', '.join(AUTHORS_KEYS)}"
+            f"unknown keys {_listed(unknown)} beside the paper's {', '.join(AUTHORS_KEYS)}"
+        )
+    if "sliding_window_size" not in values:
+        raise ValueError(
+            "the paper's key 'sliding_window_size' is missing; give a number of keys, or null"
         )
     renamed = {AUTHORS_KEYS[key]: value for key, value in values.items()}
+    window = renamed["window"]
     # Their speed tests pass settings on as words of a command line: "true", and "" for no layers.
     decode = renamed.get("full_decode") or False
     decode = (
         {"true": True, "false": False}.get(decode, decode) if isinstance(decode, str) else decode
     )
     return {
-        "window": renamed.get("window") or None,
+        "window": None if window == 0 and not isinstance(window, bool) else window,
         "sink_tokens": renamed.get("sink_tokens") or 0,
         "full_layers": renamed.get("full_layers") or (),
         "full_decode": decode,
@@ -319,8 +349,8 @@ def _read_json(path: str) -> tuple[str, Any]:
     name = name if name and index.isdecimal() else path
     try:
         return name, json.loads(Path(name).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{name} is not JSON: {error}") from None
+    except (ValueError, RecursionError) as error:  # not JSON, too many digits, nested too deeply
+        raise ValueError(f"{name} is not JSON that can be read: {error}") from None
 
 
 def _select(values: Any, path: str) -> Any:
@@ -330,7 +360,7 @@ def _select(values: Any, path: str) -> Any:
     if not isinstance(values, list):
         if indexed:
             raise ValueError(f"holds one configuration, no list; leave out '#{index}'")
-        return values.get("config", values) if isinstance(values, dict) else values
+        return _inner(values, "config") if isinstance(values, dict) else values
     if not indexed:
         if len(values) != 1:
             raise ValueError(f"holds {len(values)} settings; name one by '{path}#0' and so on")
@@ -338,4 +368,29 @@ def _select(values: Any, path: str) -> Any:
     if int(index) >= len(values):
         raise ValueError(f"holds {len(values)} settings; there is no '#{index}'")
     entry = values[int(index)]
-    return entry.get("swaa_config", entry) if isinstance(entry, dict) else entry
+    return _setting(entry) if isinstance(entry, dict) else entry
+
+
+def _inner(values: dict[str, Any], key: str) -> Any:
+    """What an object holds under a key, or itself; knobs beside the key would be read by nobody."""
+    if key not in values:
+        return values
+    knobs = {field.name for field in fields(SWAAConfig)}
+    beside = sorted(values.keys() & {*knobs, *AUTHORS_KEYS})
+    if beside:
+        raise ValueError(
+            f"holds {', '.join(beside)} beside {key!r}, where nobody reads them; put them into it"
+        )
+    return values[key]
+
+
+def _setting(entry: dict[str, Any]) -> Any:
+    """The configuration of an entry of a settings list.
+
+    Some of the paper's own lists say ``force_fa_decode`` of full attention, too, which has it.
+    """
+    given = _inner(entry, "swaa_config")
+    if isinstance(given, dict) and "sliding_window_size" in given:
+        full = given["sliding_window_size"] is None
+        return {**given, "force_fa_decode": False} if full else given
+    return given

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import re
+import reprlib
 import warnings
 from collections.abc import Sequence
 from fractions import Fraction
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 160
+_FRACTION = re.compile(r"\d{1,9}(/\d{1,9})?|\d{0,9}\.\d{1,9}")
 
 LayerSelection = tuple[int, ...] | str
 """Layer indices from 0, or a rule that names them once the number of layers is known."""
@@ -13,6 +20,18 @@ LayerSelection = tuple[int, ...] | str
 RULES = (
     "all, odd, even, every:N, every:N+OFFSET, first:F, middle:F, last:F (F a fraction such as 1/4)"
 )
+
+
+def shown(value: object) -> str:
+    """A value as messages quote it: one short line, whatever a file or a caller holds.
+
+    >>> shown("odd"), shown(10**5000)
+    ("'odd'", 'a very large int')
+    """
+    try:
+        return _SHORT.repr(value)
+    except (RecursionError, ValueError):  # nested too deeply, or too many digits for Python
+        return f"a very large {type(value).__name__}"
 
 
 def parse_layers(value: object, *, name: str, instead: str = "") -> LayerSelection:
@@ -35,17 +54,17 @@ def parse_layers(value: object, *, name: str, instead: str = "") -> LayerSelecti
         return value
     if not isinstance(value, Sequence):
         raise TypeError(
-            f"{name} is {value!r}; expected {instead}a list of layer indices such as [1, 3, 5],"
-            f" or a rule: {RULES}"
+            f"{name} is {shown(value)}; expected {instead}a list of layer indices such as"
+            f" [1, 3, 5], or a rule: {RULES}"
         )
     for index in value:
         if isinstance(index, bool) or not isinstance(index, int):
             raise TypeError(
-                f"{name} holds {index!r}, a {type(index).__name__}; expected layer indices"
+                f"{name} holds {shown(index)}, a {type(index).__name__}; expected layer indices"
                 f" such as [1, 3, 5] (integers, not text), or a rule: {RULES}"
             )
         if index < 0:
-            raise ValueError(f"{name} holds {index}; layer indices start at 0")
+            raise ValueError(f"{name} holds {shown(index)}; layer indices start at 0")
     return tuple(sorted(set(value)))
 
 
@@ -85,24 +104,25 @@ def _resolve_rule(rule: str, num_layers: int, name: str, instead: str = "") -> t
         first = {"first": 0, "middle": (num_layers - count) // 2, "last": num_layers - count}[word]
         return tuple(layers[first : first + count])
     raise ValueError(
-        f"{name}: unknown rule {rule!r}; choose from {instead}{RULES}, or list layer indices"
+        f"{name}: unknown rule {shown(rule)}; choose from {instead}{RULES}, or list layer indices"
     )
 
 
 def _every(argument: str, rule: str, name: str) -> tuple[int, int]:
     step, _, offset = argument.partition("+")
-    if step.isdecimal() and int(step) > 0 and (offset or "0").isdecimal():
+    numbers = (step, offset or "0")
+    if all(number.isdecimal() and len(number) < 10 for number in numbers) and int(step) > 0:
         if int(offset or "0") < int(step):
             return int(step), int(offset or "0")
         raise ValueError(f"{name}: {rule!r} picks i % {step} == {offset}; the offset is too large")
-    raise ValueError(f"{name}: {rule!r} is no rule; write every:4 or every:4+1 (i % 4 == 1)")
+    raise ValueError(f"{name}: {shown(rule)} is no rule; write every:4 or every:4+1 (i % 4 == 1)")
 
 
 def _fraction(argument: str, rule: str, name: str) -> Fraction:
-    try:
-        fraction = Fraction(argument)
-    except (ValueError, ZeroDivisionError):
-        fraction = Fraction(0)
+    fraction = Fraction(0)
+    if _FRACTION.fullmatch(argument):  # Fraction itself computes any exponent, for minutes
+        with contextlib.suppress(ZeroDivisionError):
+            fraction = Fraction(argument)
     if not 0 < fraction <= 1:
-        raise ValueError(f"{name}: {rule!r} needs a fraction in (0, 1], such as middle:1/2")
+        raise ValueError(f"{name}: {shown(rule)} needs a fraction in (0, 1], such as middle:1/2")
     return fraction

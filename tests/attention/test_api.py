@@ -20,6 +20,8 @@ def offsets(*values):
     ("options", "error", "match"),
     [
         ({"window": 0}, ValueError, "window is 0"),
+        ({"window": 2**70}, ValueError, "window is above 1,073,741,824"),
+        ({"sink_tokens": 2**30 + 1}, ValueError, "sink_tokens is above 1,073,741,824"),
         ({"window": 8.5}, TypeError, "window is 8.5"),
         ({"window": True}, TypeError, "window is True"),
         ({"sink_tokens": -1}, ValueError, "sink_tokens is -1"),
@@ -50,6 +52,17 @@ def offsets(*values):
 def test_arguments_that_do_not_fit_are_refused(options, error, match):
     with pytest.raises(error, match=match):
         swaa_attention(*tensors(), **{"window": 4, **options})
+
+
+@pytest.mark.parametrize("backend", ["reference", "sdpa"])
+@pytest.mark.parametrize("numbers", [(2**30, 0), (4, 2**30), (2**30, 2**30)], ids=str)
+def test_the_largest_numbers_are_full_attention(backend, numbers):
+    q, k, v = tensors(batch=2)
+    start = {"kv_start": offsets(3, 0), "backend": backend}
+    full = swaa_attention(q, k, v, window=None, **start).output
+    window, sinks = numbers
+    output = swaa_attention(q, k, v, window=window, sink_tokens=sinks, **start).output
+    torch.testing.assert_close(output, full)
 
 
 def test_more_queries_than_keys_need_a_start():

@@ -159,3 +159,71 @@ def test_sequences_without_keys_or_rows_are_zero():
     assert (result.output[0] == 0).all()
     assert result.lse[0].isinf().all()
     assert result.output[1].isfinite().all()
+
+
+@pytest.fixture
+def _poisoned_memory(monkeypatch):
+    """Let fresh memory hold NaN, as memory that was used before may."""
+    empty = torch.empty
+
+    def poisoned(*args, **kwargs):
+        made = empty(*args, **kwargs)
+        return made.fill_(float("nan")) if made.is_floating_point() else made
+
+    monkeypatch.setattr(torch, "empty", poisoned)
+
+
+@pytest.mark.usefixtures("_poisoned_memory")
+@pytest.mark.parametrize("paged", [True, False], ids=["paged", "packed"])
+@pytest.mark.parametrize(
+    ("rows", "lengths", "spare"),
+    [
+        ([1, 1], [40, 37], 6),
+        ([1, 1], [40, 37], 1),
+        ([1, 0, 0], [700, 0, 0], 2),  # a padded batch of a CUDA graph; keys in several splits
+        ([3, 6], [9, 300], 5),
+        ([0], [20], 3),
+        ([], [], 2),
+    ],
+    ids=str,
+)
+def test_rows_behind_the_last_sequence_are_zero(rows, lengths, spare, paged):
+    count = sum(rows)
+    q = torch.randn(1, count + spare, 4, 32).to(DEVICE, DTYPE)
+    if paged:
+        cache = make_cache(lengths or [0], head_dim=32)
+        k, v = cache.k, cache.v
+        keys = {"block_table": cache.table[: len(rows)], "kv_lens": cache.lens[: len(rows)]}
+    else:
+        k, v = torch.randn(2, 1, sum(lengths), 2, 32).to(DEVICE, DTYPE)
+        keys = {"cu_seqlens_k": offsets(lengths)}
+    arguments = {"window": 24, "sink_tokens": 4, "cu_seqlens_q": offsets(rows), **keys}
+    result = decode.attend(make_call(q, k, v, **arguments))
+    assert (result.output[0, count:] == 0).all()
+    assert (result.lse[0, :, count:] == float("-inf")).all()
+    if count:
+        alone = decode.attend(make_call(q[:, :count], k, v, **arguments))
+        torch.testing.assert_close(result.output[:, :count], alone.output, atol=4e-3, rtol=4e-3)
+
+
+def test_bits_do_not_follow_the_batch_where_vllms_switch_says_so(monkeypatch):
+    cache = make_cache([300, 40, 25], head_dim=32)
+    q = torch.randn(1, 30, 4, 32).to(DEVICE, DTYPE)
+
+    def rows_of_the_first(rows):
+        """Two rows of the first sequence, with so many rows of each sequence in the batch."""
+        count = len(rows)
+        keys = {"block_table": cache.table[:count], "kv_lens": cache.lens[:count]}
+        arguments = {"window": 24, "sink_tokens": 4, "full_from": cache.lens[:count] - 1, **keys}
+        ends = offsets(rows)
+        call = make_call(q[:, : sum(rows)], cache.k, cache.v, cu_seqlens_q=ends, **arguments)
+        return decode.attend(call).output[:, :2], decode.plan_tiles(call)
+
+    batches = ([2], [2, 1, 1], [2, 22, 6])
+    assert len({rows_of_the_first(rows)[1].splits for rows in batches}) > 1
+    monkeypatch.setenv("VLLM_BATCH_INVARIANT", "1")
+    alone, plan = rows_of_the_first([2])
+    for rows in batches:
+        beside, other = rows_of_the_first(rows)
+        assert torch.equal(beside, alone)
+        assert (other.splits, other.block_m) == (plan.splits, plan.block_m)

@@ -101,6 +101,9 @@ class Handler(BaseHTTPRequestHandler):
             "malformed": b"data: {not json\n\n",
             "list": b"data: [1]\n\n",
             "words": b'data: {"choices": ["x"]}\n\n',
+            "deep": b"data: " + b"[" * 100_000 + b"\n\n",
+            "usage": b'data: {"choices": [], "usage": [1]}\n\n',
+            "counts": b'data: {"choices": [], "usage": {"completion_tokens": "6"}}\n\n',
             "error": b'data: {"error": {"message": "overload"}}\n\n',
         }
         if fault in broken:

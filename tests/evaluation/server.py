@@ -9,8 +9,9 @@ from threading import Lock, Thread
 class Server:
     """Answers with ``script`` first, one item a request, then with ``default``.
 
-    An item is a text to answer with, or one of the faults: ``429``, ``500``, ``400``,
-    ``truncated``, ``malformed``, ``empty``, ``error``, ``slow``, ``unstreamed``, ``thoughts``.
+    An item is a text to answer with, the bytes of one piece, or one of the faults: ``429``,
+    ``500``, ``400``, ``truncated``, ``malformed``, ``empty``, ``error``, ``slow``,
+    ``unstreamed``, ``thoughts``.
     """
 
     def __init__(self, default):
@@ -52,7 +53,9 @@ def _handler(server):
                     [_piece("", reasoning_content="hm"), _piece("yes", end=True)]
                 ),
             }
-            if item in faults:
+            if isinstance(item, bytes):
+                self.stream([b"data: " + item + b"\n\n"])
+            elif item in faults:
                 faults[item]()
             else:
                 half = len(item) // 2

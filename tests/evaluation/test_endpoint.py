@@ -1,3 +1,4 @@
+import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -72,6 +73,43 @@ def test_faults_that_stay_are_named(server, fault, reason):
     with pytest.raises(EndpointError, match=f"failed 4 times, last: {reason}.*; check that the"):
         _endpoint(server).chat(MESSAGES)
     assert len(server.requests) == 4
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ({"choices": [5]}, r"'choices\[0\]' is 5"),
+        ({"choices": [[]]}, r"'choices\[0\]' is \[\]"),
+        ({"choices": [{"delta": "x"}]}, "'delta' is 'x'"),
+        ({"choices": [{"message": [1]}]}, r"'message' is \[1\]"),
+        ({"choices": [{"delta": {"content": 5}}]}, "'content' is 5"),
+        ({"choices": [{"delta": {"content": ["a"]}}]}, r"'content' is \['a'\]"),
+        ({"choices": [{"delta": {"reasoning": True}}]}, "'reasoning' is True"),
+        ({"choices": [{"text": 1.5}]}, r"'text' is 1\.5"),
+        ({"choices": [{"text": "a", "finish_reason": 1}]}, "'finish_reason' is 1"),
+        ({"choices": [{"text": "a"}], "usage": []}, r"'usage' is \[\]"),
+        ({"choices": [], "usage": {"completion_tokens": "7"}}, "'completion_tokens' is '7'"),
+        ({"choices": [], "usage": {"completion_tokens": True}}, "'completion_tokens' is True"),
+    ],
+    ids=str,
+)
+def test_a_body_of_another_protocol_is_named_and_not_tried_again(server, body, reason):
+    server.script = [json.dumps(body).encode()]
+    with pytest.raises(EndpointError, match=f"does not speak OpenAI's protocol: {reason}; check"):
+        _endpoint(server).chat(MESSAGES)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("body", [b"[" * 100_000, b'{"usage": ' + b"9" * 5000 + b"}"])
+def test_hostile_bodies_are_no_json(server, body):
+    server.script = [body] * 2
+    with pytest.raises(EndpointError, match=r"last: the answer is not JSON: .{80,120}; check"):
+        _endpoint(server, retries=1).chat(MESSAGES)
+
+
+def test_an_error_of_null_is_none(server):
+    server.script = [b'{"error": null, "choices": [{"text": "yes", "finish_reason": "stop"}]}']
+    assert _endpoint(server).complete([1]).text == "yes"
 
 
 def test_a_refused_request_is_not_tried_again(server):

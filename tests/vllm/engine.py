@@ -28,6 +28,17 @@ GPU_OPTIONS = {
     "gpu_memory_utilization": 0.02,
     "kv_cache_memory_bytes": 1 << 28,
 }
+OPTIONS = {
+    "dtype": "float32",
+    "skip_tokenizer_init": True,
+    "enforce_eager": True,
+    "block_size": BLOCK,
+    "max_model_len": 2048,
+    "max_num_batched_tokens": CHUNK,
+    "num_gpu_blocks_override": 400,
+    **(GPU_OPTIONS if ON_GPU else {}),
+}
+"""Of an engine, unless a test says otherwise."""
 TOLERANCE = 1e-3 if ON_GPU else 2e-4
 # vLLM's stock Triton kernels, which full layers run on here, round float32 to TF32.
 STOCK_TOLERANCE = 5e-2 if ON_GPU else TOLERANCE
@@ -58,19 +69,9 @@ class Engine:
 
         from vllm import LLM
 
-        defaults = {
-            "dtype": "float32",
-            "skip_tokenizer_init": True,
-            "enforce_eager": True,
-            "block_size": BLOCK,
-            "max_model_len": 2048,
-            "max_num_batched_tokens": CHUNK,
-            "num_gpu_blocks_override": 400,
-            "additional_config": {} if swaa is None else {"swaa": swaa},
-            **(GPU_OPTIONS if ON_GPU else {}),
-        }
+        configured = {} if swaa is None else {"swaa": swaa}
         try:
-            self.llm = LLM(folder, **{**defaults, **options})
+            self.llm = LLM(folder, **{"additional_config": configured, **OPTIONS, **options})
         except BaseException:
             from vllm.distributed import cleanup_dist_env_and_memory
 

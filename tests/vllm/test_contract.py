@@ -7,6 +7,7 @@ covers what only a GPU would reach.
 import dataclasses
 import importlib
 import inspect
+from pathlib import Path
 
 import pytest
 
@@ -28,6 +29,8 @@ PARAMETERS = {
     ),
     "vllm.v1.worker.worker_base:WorkerWrapperBase.initialize_from_config": ("kv_cache_configs",),
     "vllm.v1.core.kv_cache_manager:KVCacheManager.get_computed_blocks": ("request",),
+    "vllm.utils.torch_utils:resolve_kv_cache_dtype_string": ("kv_cache_dtype", "model_config"),
+    "vllm.v1.engine.input_processor:InputProcessor.process_inputs": ("resumable",),
     "vllm.entrypoints.generate.beam_search.offline:BeamSearchOfflineMixin.beam_search": ("params",),
     "vllm.entrypoints.generate.beam_search.online:BeamSearchOnlineMixin.beam_search": ("params",),
     f"{GROUPING}:get_kv_cache_groups": ("vllm_config", "kv_cache_spec"),
@@ -62,10 +65,11 @@ FIELDS = {
         *("block_table_tensor", "slot_mapping", "rswa_prefix_lens", "req_idx"),
     ),
     "vllm.v1.kv_cache_interface:SlidingWindowSpec": ("block_size", "sliding_window"),
+    "vllm.config:AttentionConfig": ("use_non_causal",),
     "vllm.config.model_arch:ModelArchitectureConfig": ("rswa_window",),
     "vllm.v1.kv_cache_interface:KVCacheGroupSpec": ("layer_names", "kv_cache_spec"),
     "vllm.config:SpeculativeConfig": (
-        *("method", "num_speculative_tokens", "kv_cache_dtype"),
+        *("method", "num_speculative_tokens", "kv_cache_dtype", "enable_adaptive_verification"),
         *("draft_model_config", "target_model_config"),
     ),
 }
@@ -92,6 +96,12 @@ SAYS = {
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner._build_attention_metadata": (
         "else:\n                    spec_decode_common_attn_metadata = cm\n",
     ),
+    # Streamed sessions: what is generated becomes prompt, once it is computed.
+    "vllm.v1.core.sched.scheduler:Scheduler._update_request_as_session": (
+        *("session.prompt_token_ids.extend(kept_output_tokens)", "session.num_prompt_tokens = "),
+    ),
+    "vllm.v1.engine.async_llm:AsyncLLM._add_streaming_input_request": ("resumable=True",),
+    "vllm.config.parallel:ParallelConfig.use_ubatching": ("enable_dbo", "ubatch_size"),
     "vllm.v1.core.kv_cache_manager:KVCacheManager.allocate_slots": (
         "total_computed_tokens - request.num_in_flight_tokens",
     ),
@@ -108,7 +118,24 @@ def found(name):
     thing = importlib.import_module(module)
     for part in path.split("."):
         thing = getattr(thing, part)
+    thing = getattr(thing, "fget", thing)  # of a property
     return getattr(thing, "swaa_original", thing)
+
+
+CHECKED = (
+    *("head_size", "dtype", "kv_cache_dtype", "block_size", "use_mla", "has_sink", "use_sparse"),
+    *("use_mm_prefix", "use_per_head_quant_scales", "device_capability", "attn_type"),
+    *("has_sliding_window", "use_non_causal", "use_batch_invariant", "use_kv_connector", "use_pcp"),
+    *("use_adaptive_verification", "use_dcp", "use_rswa"),
+)
+"""What vLLM asks of a backend that it chooses; docs/vllm.md says what becomes of each with ours."""
+
+
+def test_vllm_asks_nothing_else_of_backends():
+    asked = inspect.signature(found(f"{BACKENDS}:AttentionBackend.validate_configuration"))
+    assert set(asked.parameters) == set(CHECKED)
+    document = (Path(__file__).parents[2] / "docs" / "vllm.md").read_text("utf-8")
+    assert not [name for name in CHECKED if f"`{name}`" not in document]
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

@@ -1,8 +1,11 @@
 """Every feature of the scheduler against the judge, for every kind of KV memory."""
 
+import contextlib
+
 import pytest
 
 from swaa.config import SWAAConfig
+from swaa.integrations.vllm.support import UnsupportedError
 from tests.vllm.engine import BLOCK, CHUNK, Engine, Judge, prompts_of, sampling
 
 CONFIGS = {
@@ -90,6 +93,17 @@ def test_second_turn(engine, judge):
     published = len(prompt) - judge.config.dense_tail
     assert output.num_cached_tokens == published // BLOCK * BLOCK
     judge.check(turn, output.outputs[0])
+
+
+def test_a_session_whose_prompt_grows_is_refused_under_a_dense_tail(engine, judge):
+    processor = engine.llm.llm_engine.input_processor
+    given = ({"prompt_token_ids": [1, 2]}, sampling(max_tokens=4), ("generate",))
+    expected = contextlib.nullcontext()
+    if judge.config.dense_tail:
+        expected = pytest.raises(UnsupportedError, match="send the whole prompt at once")
+    with expected:
+        assert processor.process_inputs("session", *given, resumable=True).resumable
+    assert not processor.process_inputs("plain", *given).resumable
 
 
 def test_abort_in_the_middle_of_a_prompt(engine, judge):

@@ -62,6 +62,7 @@ def make_builder(plan, v2, drafts=0):
 
     vllm_config = SimpleNamespace(
         scheduler_config=SimpleNamespace(max_num_seqs=4, max_num_batched_tokens=64),
+        model_config=SimpleNamespace(max_model_len=4096),
         parallel_config=SimpleNamespace(decode_context_parallel_size=1),
         compilation_config=SimpleNamespace(max_cudagraph_capture_size=8),
         use_v2_model_runner=v2,

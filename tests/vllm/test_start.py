@@ -1,9 +1,11 @@
 """What starts and what refuses to: carriers of the configuration, hooks broken on purpose."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,6 +17,8 @@ from tests.vllm.test_features import CONFIGS
 
 KNOBS = {"window": 24, "sink_tokens": 4, "full_decode": True, "dense_tail": 8}
 CONFIG = SWAAConfig(**KNOBS)
+FP8_CACHE = {"quant_method": "modelopt", "quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}
+FP8_CACHE["ignore"] = []
 
 
 def attempt(folder, swaa=None, error=Exception, **options):
@@ -80,12 +84,22 @@ def test_bad_configuration(checkpoint, swaa, reason):
     ("asked", "reason"),
     [
         ({"swa": KNOBS}, "additional_config holds 'swa'; did you mean 'swaa'?"),
-        ({"SWAA": "fast"}, "did you mean 'swaa'?"),
-        (KNOBS, "window, sink_tokens, full_decode, dense_tail at its top; put it under 'swaa'"),
+        ({"recipe": "fast"}, "holds 'recipe' at its top, where nobody reads it; put it under 'sw"),
     ],
 )
 def test_keys_that_were_meant_for_swaa(checkpoint, asked, reason):
+    """All forms: tests/integrations/test_vllm_settings.py."""
     assert reason in attempt(checkpoint(), additional_config=asked)
+
+
+def test_full_attention_that_was_asked_for_is_said(checkpoint, caplog):
+    logging.getLogger("vllm").propagate = True
+    (prompt,) = prompts_of(90)
+    with caplog.at_level(logging.INFO, "vllm.swaa"), Engine(checkpoint(), "full") as engine:
+        answer = engine.answers([prompt], max_tokens=6)[0]
+    Judge(checkpoint(), SWAAConfig(window=4096)).check(prompt, answer)
+    said = "rank 0: swaa adapted no layer: full attention, as the configuration says"
+    assert said in [record.getMessage() for record in caplog.records]
 
 
 @pytest.mark.parametrize("window", [2047, 2048])
@@ -119,7 +133,16 @@ def test_listed_layers_that_the_model_lacks_are_said_and_left_out(checkpoint, ca
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"kv_cache_dtype": "fp8"}, "a KV cache of fp8"),
+        ({"kv_cache_dtype": "fp8"}, "a KV cache of fp8 is not served; use --kv-cache-dtype auto"),
+        (
+            {"hf_overrides": {"quantization_config": FP8_CACHE}, "dtype": "bfloat16"},
+            "the checkpoint asks for it; use --kv-cache-dtype bfloat16",
+        ),
+        (
+            {"hf_overrides": {"quantization_config": FP8_CACHE}},
+            "the checkpoint asks for it; use --dtype bfloat16 --kv-cache-dtype bfloat16",
+        ),
+        ({"hf_overrides": {"rswa_window": 64}}, "rswa_window asks for vLLM's own window"),
         ({"kv_cache_dtype": "bfloat16"}, "bfloat16"),  # 0.33 refuses it by itself
         (
             {
@@ -142,10 +165,83 @@ def test_listed_layers_that_the_model_lacks_are_said_and_left_out(checkpoint, ca
             "slides already",
         ),
     ],
-    ids=["fp8", "another_type", "connector", "native_window"],
+    ids=[
+        "fp8",
+        "fp8_carried",
+        "carried_float32",
+        "prefix_window",
+        "another_type",
+        "connector",
+        "native",
+    ],
 )
 def test_options_that_are_refused(checkpoint, options, reason):
     assert reason in attempt(checkpoint(), KNOBS, **options)
+
+
+def test_batch_invariance_is_refused(checkpoint, monkeypatch):
+    monkeypatch.setenv("VLLM_BATCH_INVARIANT", "1")
+    said = attempt(checkpoint(), KNOBS)
+    assert "VLLM_BATCH_INVARIANT=1 asks for the same bits whatever the batch" in said
+
+
+@pytest.mark.parametrize(
+    ("batches", "refused"), [({"ubatch_size": 2}, True), ({"enable_dbo": True}, True), ({}, False)]
+)
+def test_batches_that_are_split_behind_the_prompt_lengths_are_refused(batches, refused):
+    from vllm.config import ParallelConfig
+
+    from swaa.integrations.vllm.support import _engine_reasons
+
+    config = SimpleNamespace(
+        parallel_config=ParallelConfig(**batches),
+        kv_transfer_config=None,
+        cache_config=SimpleNamespace(cache_dtype="auto"),
+        model_config=SimpleNamespace(dtype="torch.float32"),
+        attention_config=SimpleNamespace(use_non_causal=False),
+        speculative_config=None,
+    )
+    said = list(_engine_reasons(config))
+    assert [text for text in said if "with --ubatch-size 0" in text] == said
+    assert len(said) == refused
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"non_causal": True}, "non-causal attention was asked for"),
+        ({"adaptive": True}, "adaptive verification trims batches"),
+        ({}, None),
+    ],
+    ids=str,
+)
+def test_what_vllm_asks_of_backends_that_it_chooses(changes, reason):
+    from swaa.integrations.vllm.support import _unchosen_reasons
+
+    speculative = SimpleNamespace(enable_adaptive_verification=changes.get("adaptive", False))
+    attention = SimpleNamespace(use_non_causal=changes.get("non_causal", False))
+    config = SimpleNamespace(attention_config=attention, speculative_config=speculative)
+    said = [text for text in _unchosen_reasons(config) if not reason or reason in text]
+    assert len(said) == bool(reason)
+
+
+@pytest.mark.parametrize("size", [8, 20, 264])
+def test_heads_that_our_kernels_do_not_take_are_refused(size):
+    from swaa.integrations.vllm.attention import GPUAttention
+
+    with pytest.raises(ValueError, match=f"heads of {size} channels; .* multiples of 8 from 16 to"):
+        GPUAttention(4, size, 1.0)
+
+
+def test_old_gpus_are_refused(monkeypatch):
+    from swaa.integrations.vllm import backend
+
+    old = SimpleNamespace(
+        is_cpu=lambda: False, is_cuda=lambda: True, has_device_capability=lambda least: least < 80
+    )
+    monkeypatch.setattr(backend, "current_platform", old)
+    with pytest.raises(ValueError, match=r"compute capability 8\.0 or more"):
+        backend.platform_attention()
 
 
 def test_version_outside_the_range(monkeypatch):

@@ -14,6 +14,8 @@ from swaa.attention.call import AttentionCall, AttentionOutput, BackendError, Se
 from swaa.attention.mask import Position
 from swaa.attention.selection import KEY_BLOCK, ROW_BLOCK, row_block_count
 
+MOST_TOKENS = 2**30
+"""Largest window and number of sinks: a position more must still be an int32."""
 BACKENDS = ("fa4", "triton", "sdpa", "reference")
 """Every backend, best first; ``backend="auto"`` takes the first that can serve the call."""
 
@@ -189,6 +191,8 @@ def _check_count(name: str, value: object, least: int, unit: str) -> None:
         raise TypeError(f"{name} is {value!r}; expected a whole number")
     if value < least:
         raise ValueError(f"{name} is {value}; it must be at least {least} {unit}")
+    if isinstance(value, int) and value > MOST_TOKENS:
+        raise ValueError(f"{name} is above {MOST_TOKENS:,}, the most that is taken")
 
 
 def _check_selection(call: AttentionCall) -> None:

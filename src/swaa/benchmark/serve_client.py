@@ -12,6 +12,7 @@ from typing import Any
 
 from swaa.benchmark.serve_workload import Workload
 from swaa.evaluation.address import Address
+from swaa.layers import shown
 
 
 class _BrokenError(Exception):
@@ -117,7 +118,7 @@ def _read(response: http.client.HTTPResponse, sent: float, input_tokens: int) ->
             finished = True
             break
         value = _object(data)
-        usage = value.get("usage") or usage
+        usage = _counts(value) or usage
         choices = value.get("choices")
         if isinstance(choices, list) and choices:
             # Text may be empty: a token can be a part of a character.
@@ -137,18 +138,29 @@ def _read(response: http.client.HTTPResponse, sent: float, input_tokens: int) ->
 def _object(data: bytes) -> dict[str, Any]:
     try:
         value = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise _BrokenError(f"a piece is not JSON: {data.decode('utf-8', 'replace'):.80}") from None
     if not isinstance(value, dict):
-        raise _BrokenError(f"a piece is no JSON object: {value!r:.80}")
-    if "error" in value:
+        raise _BrokenError(f"a piece is no JSON object: {shown(value)}")
+    if value.get("error") is not None:
         raise _BrokenError(f"the server says: {json.dumps(value['error']):.200}")
     return value
 
 
+def _counts(piece: dict[str, Any]) -> dict[str, Any] | None:
+    """What a piece says of token counts: whole numbers by name, or None."""
+    usage = piece.get("usage")
+    if usage is None:
+        return None
+    names = ("prompt_tokens", "completion_tokens")
+    if isinstance(usage, dict) and {type(usage.get(name)) for name in names} <= {int, type(None)}:
+        return usage
+    raise _BrokenError(f"the usage is no object of whole numbers: {shown(usage)}")
+
+
 def _field(choice: object, name: str) -> object:
     if not isinstance(choice, dict):
-        raise _BrokenError(f"a choice is no JSON object: {choice!r:.80}")
+        raise _BrokenError(f"a choice is no JSON object: {shown(choice)}")
     return choice.get(name)
 
 

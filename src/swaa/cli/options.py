@@ -105,14 +105,14 @@ def config_from(
 
     base = resolve(args.recipe if args.recipe is not None else default)
     changes = _changes(args)
-    config = dataclasses.replace(base, **changes)
-    ignored = [name for name in changes if name != "window" and config.window is None]
+    window = changes.get("window", base.window)
+    ignored = [name for name in changes if name != "window" and window is None]
     if ignored:
         raise ValueError(
             f"{_flag(ignored[0])} would do nothing: the window is none, every layer is full;"
             " give --window too"
         )
-    return config
+    return SWAAConfig(window=None) if window is None else dataclasses.replace(base, **changes)
 
 
 def settings_from(args: argparse.Namespace, names: str) -> list[tuple[str, SWAAConfig]]:

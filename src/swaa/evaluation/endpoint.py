@@ -10,9 +10,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from swaa.evaluation.address import Address
+from swaa.layers import shown
+
+Kind = TypeVar("Kind")
 
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 """HTTP answers after which another attempt may succeed."""
@@ -98,6 +101,8 @@ class Endpoint(Address):
         try:
             with _OPENER.open(request, timeout=self.timeout_s) as response:
                 return _read(response, started)
+        except EndpointError:
+            raise
         except urllib.error.HTTPError as error:
             with error:
                 said = " ".join(error.read(2000).decode("utf-8", "replace").split())
@@ -177,24 +182,40 @@ def _completion(
 def _object(data: str) -> dict[str, Any]:
     try:
         value = json.loads(data)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         raise _PassingError(f"the answer is not JSON: {data:.100}") from None
     if not isinstance(value, dict):
         raise _PassingError(f"the answer is no JSON object: {data:.100}")
-    if "error" in value:
+    if value.get("error") is not None:
         raise _PassingError(f"the server says: {json.dumps(value['error']):.200}")
     return value
 
 
 def _parts(value: dict[str, Any]) -> tuple[str, str, str | None, int | None]:
     """Thought, text, finish reason and token count of one object."""
-    usage, choices = value.get("usage") or {}, value.get("choices")
-    used = usage.get("completion_tokens")
+    used = _field(_field(value, "usage", dict) or {}, "completion_tokens", int)
+    choices = value.get("choices")
     if not isinstance(choices, list) or not choices:
         if used is None:
             raise _PassingError(f"the answer has no choices: {json.dumps(value):.100}")
         return "", "", None, used  # the last piece of a stream holds the counts alone
-    choice = choices[0]
-    said = choice.get("delta") or choice.get("message") or {"content": choice.get("text")}
-    thought = said.get("reasoning_content") or said.get("reasoning") or ""
-    return thought, said.get("content") or "", choice.get("finish_reason"), used
+    choice = _field({"choices[0]": choices[0]}, "choices[0]", dict) or {}
+    said = _field(choice, "delta", dict) or _field(choice, "message", dict)
+    said = said or {"content": _field(choice, "text", str)}
+    thought = _field(said, "reasoning_content", str) or _field(said, "reasoning", str) or ""
+    return thought, _field(said, "content", str) or "", _field(choice, "finish_reason", str), used
+
+
+def _field(value: Mapping[str, Any], name: str, kind: type[Kind]) -> Kind | None:
+    """What an object of the answer holds under a name, None where it holds nothing.
+
+    Raises:
+        EndpointError: for another kind of value: a server that answers so will do so again.
+    """
+    found = value.get(name)
+    if found is None or (isinstance(found, kind) and not isinstance(found, bool)):
+        return found
+    raise EndpointError(
+        f"the server does not speak OpenAI's protocol: '{name}' is {shown(found)}; check that the"
+        " URL is that of an OpenAI-compatible server"
+    )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from swaa.config import SWAAConfig
+from swaa.layers import shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +99,8 @@ def find_recipe(name: str) -> Recipe:
     near = difflib.get_close_matches(name, known, n=1)
     meant = f"; did you mean {near[0]!r}?" if near else "."
     raise ValueError(
-        f"unknown recipe {name!r}{meant} Give one of {', '.join(known)}, or a path to a JSON file"
+        f"unknown recipe {shown(name)}{meant} Give one of {', '.join(known)},"
+        " or a path to a JSON file"
     )
 
 
@@ -115,16 +117,17 @@ def load_recipe(name_or_path: str | os.PathLike[str]) -> SWAAConfig:
         FileNotFoundError: for a path without a file.
     """
     if not isinstance(name_or_path, (str, os.PathLike)):
-        raise TypeError(f"expected the name of a recipe or a path, got {name_or_path!r:.80}")
+        raise TypeError(f"expected the name of a recipe or a path, got {shown(name_or_path)}")
     text = os.fspath(name_or_path)
     if text in {recipe.name for recipe in list_recipes()}:
         return find_recipe(text).config
     file = text.rpartition("#")[0] or text
-    if Path(file).is_file():
+    if _is_file(file):
         return SWAAConfig.load(text)
     if isinstance(name_or_path, os.PathLike) or file.endswith(".json") or os.sep in file:
         raise FileNotFoundError(
-            f"no recipe file {file}; give a JSON file, or a name that 'swaa recipes' lists"
+            f"no recipe file {shown(file)[1:-1]};"
+            " give a JSON file, or a name that 'swaa recipes' lists"
         )
     return find_recipe(text).config
 
@@ -150,6 +153,14 @@ def resolve(
     if isinstance(recipe, Mapping):
         return SWAAConfig.from_dict(recipe)
     return load_recipe(recipe)
+
+
+def _is_file(path: str) -> bool:
+    """Whether there is such a file; a name that is too long, or not to be seen, is none."""
+    try:
+        return Path(path).is_file()
+    except OSError:
+        return False
 
 
 def _parse(text: str) -> Recipe:

@@ -13,6 +13,7 @@ grows.
 from __future__ import annotations
 
 import functools
+import os
 from typing import NamedTuple
 
 import torch
@@ -68,6 +69,8 @@ def attend(call: AttentionCall) -> AttentionOutput:
     lse = torch.empty((batch, heads, rows), dtype=torch.float32, device=q.device)
     if output.numel() == 0:
         return AttentionOutput(output, lse)
+    if call.cu_seqlens_q is not None and len(call.cu_seqlens_q) == 1:  # packed, of no sequence
+        return AttentionOutput(output.zero_(), lse.fill_(float("-inf")))
     plan = plan_tiles(call)
     if plan.splits == 1:
         _launch(call, plan, output, lse, None)
@@ -136,6 +139,9 @@ def plan_tiles(call: AttentionCall) -> Plan:
     most = 128 if roomy and block_d <= 128 and call.q.element_size() == 2 else 64
     if not roomy and block_d * call.q.element_size() > 512:
         most = 32  # query rows of 1 KiB: 64 of them would leave no room for keys
+    invariant = batch_invariant()
+    if invariant:
+        most = 16  # one tile shape, whatever is beside a row
     block_m = max(16, _round_up(group), min(most, _round_up(rows_each * group)))
     rows = max(1, block_m // group)
     if call.cu_seqlens_q is None:
@@ -151,7 +157,7 @@ def plan_tiles(call: AttentionCall) -> Plan:
     if block_m < most or tokens <= most:
         splits = max(splits, -(-keys // SPLIT_KEYS))
     splits = min(splits, WORKSPACE_BYTES // (4 * batch * tokens * heads * (head_dim + 2)))
-    splits = max(1, min(splits, -(-keys // (2 * block_n)), 128))
+    splits = 1 if invariant else max(1, min(splits, -(-keys // (2 * block_n)), 128))
     return Plan(
         block_m=block_m,
         block_n=block_n,
@@ -162,6 +168,15 @@ def plan_tiles(call: AttentionCall) -> Plan:
         warps=8 if block_m >= 128 else 4,
         stages=3 if roomy else 2,
     )
+
+
+def batch_invariant() -> bool:
+    """Whether a row's bits must not depend on its batch: one tile shape, no splits, far slower.
+
+    vLLM's switch, and the one for all attention kernels of a process: what it promises of a
+    server is worth nothing where one kernel does not hold it.
+    """
+    return os.environ.get("VLLM_BATCH_INVARIANT", "0") not in ("", "0")
 
 
 def _most_keys(call: AttentionCall, rows: int) -> int:
@@ -372,6 +387,8 @@ def _decode(
         q_len = tl.load(p_cu_q + n + 1).to(tl.int32) - token
         first_row = (tile - token // ROWS - n) * ROWS
         batch = 0
+        # Rows behind the last sequence are its tiles' too: they see no key and come back as zero.
+        end_row = tl.where(n == sequences - 1, tokens - token, q_len)
     else:
         per_sequence = (rows + ROWS - 1) // ROWS
         n = tile // per_sequence
@@ -379,7 +396,8 @@ def _decode(
         q_len = rows
         first_row = (tile % per_sequence) * ROWS
         batch = n
-    if first_row >= q_len:
+        end_row = q_len
+    if first_row >= end_row:
         return
     kv_start = _of_sequence(p_kv_start, kv_start, n)
     full_from = _of_sequence(p_full_from, full_from, n)
@@ -397,9 +415,10 @@ def _decode(
     o_d = tl.arange(0, BLOCK_D)
     row = first_row + o_m // GROUP
     head = kv_head * GROUP + o_m % GROUP
-    m_m = (o_m < ROWS * GROUP) & (row < q_len)
+    m_out = (o_m < ROWS * GROUP) & (row < end_row)
+    m_m = m_out & (row < q_len)
     m_d = o_d < HEAD_DIM
-    position = q_start + row
+    position = tl.where(m_m, q_start + row, -1)  # -1 sees no key
     if p_left is not None:
         left = tl.load(p_left + n * s_left + token + row, mask=m_m, other=0)
         left = left.to(tl.int32)
@@ -410,7 +429,7 @@ def _decode(
     q = tl.load(p_q + o_q[:, None] + o_d[None, :], mask=m_m[:, None] & m_d[None, :], other=0.0)
 
     # The keys that some row of the tile sees: [kv_start, sink_end) and [lo, hi).
-    real = m_m & (position >= kv_start)
+    real = position >= kv_start
     lo = tl.maximum(tl.min(tl.where(real, left, LAST), 0), kv_start)
     hi = tl.minimum(tl.max(tl.where(real, position + 1, 0), 0), kv_len)
     sink_end = tl.minimum(kv_start + sinks, hi)
@@ -474,17 +493,17 @@ def _decode(
         total = tl.where(some, total, 1.0)
         output = acc / total[:, None]
         o_out = o_row[:, None] * HEAD_DIM + o_d[None, :]
-        m_out = m_m[:, None] & m_d[None, :]
-        tl.store(p_output + o_out, output.to(p_output.dtype.element_ty), mask=m_out)
+        m_channels = m_out[:, None] & m_d[None, :]
+        tl.store(p_output + o_out, output.to(p_output.dtype.element_ty), mask=m_channels)
         lse = tl.where(some, (top + tl.log2(total)) * LN_2, float("-inf"))
         o_lse = (batch * KV_HEADS * GROUP + head) * tl.cast(rows, tl.int64) + token + row
-        tl.store(p_lse + o_lse, lse, mask=m_m)
+        tl.store(p_lse + o_lse, lse, mask=m_out)
     else:
         o_row += split * tl.cast(tokens, tl.int64) * (KV_HEADS * GROUP)
         m_part = (m_m & (total > 0))[:, None] & m_d[None, :]
         tl.store(p_sums + o_row[:, None] * HEAD_DIM + o_d[None, :], acc, mask=m_part)
-        tl.store(p_tops + o_row, top, mask=m_m)
-        tl.store(p_totals + o_row, total, mask=m_m)
+        tl.store(p_tops + o_row, top, mask=m_out)
+        tl.store(p_totals + o_row, total, mask=m_out)
 
 
 @triton.jit(do_not_specialize=["rows", "splits"])

@@ -18,6 +18,7 @@ from swaa.config import LayerPlan
 from swaa.integrations.vllm.chunks import Chunks, FullRows
 from swaa.integrations.vllm.metadata import SlidingMetadata, most_gathered
 from swaa.integrations.vllm.selected import PromptRows
+from swaa.integrations.vllm.support import UnsupportedError
 
 
 class SlidingAttention(AttentionImpl[SlidingMetadata]):
@@ -247,6 +248,14 @@ class GPUAttention(SlidingAttention):
 
     kernels = "triton"
     min_rows = 128
+
+    def __init__(self, num_heads: int, head_size: int, *args: Any, **kwargs: Any) -> None:
+        if head_size % 8 or not 16 <= head_size <= 256:
+            raise UnsupportedError(
+                f"swaa: heads of {head_size} channels; swaa's kernels take multiples of 8 from 16"
+                " to 256"
+            )
+        super().__init__(num_heads, head_size, *args, **kwargs)
 
     def write(
         self,

@@ -29,6 +29,10 @@ def platform_attention() -> tuple[type[Any], type[SlidingAttention]]:
         from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
         return CPUAttentionBackend, CPUAttention
+    if current_platform.is_cuda() and not current_platform.has_device_capability(80):
+        raise UnsupportedError(
+            "swaa's kernels need an NVIDIA GPU of compute capability 8.0 or more"
+        )
     if current_platform.is_cuda_alike():
         from vllm.v1.attention.backends.triton_attn import TritonAttentionBackend
 

@@ -1,4 +1,4 @@
-"""The six places where vLLM is told of swaa, and the check that each still fits.
+"""The seven places where vLLM is told of swaa, and the check that each still fits.
 
 1. ``EngineArgs.create_engine_config``: read, check and resolve the configuration (front end).
 2. ``Attention.__init__``: hand each layer its backend class (worker); vLLM's own choice never
@@ -11,6 +11,7 @@
 5. ``get_kv_cache_groups``: keep a draft model's layers in one group of the cache, the first (engine
    core, and workers that try the cache out).
 6. ``beam_search`` of the offline and of the online front end: refuse it where rows have phases.
+7. ``InputProcessor.process_inputs``: refuse streamed sessions under a dense tail (front end).
 """
 
 from __future__ import annotations
@@ -24,10 +25,6 @@ from typing import Any
 
 from swaa.integrations.vllm.support import UnsupportedError, check_version
 
-_BEAM_SEARCHES = (
-    ("vllm.entrypoints.generate.beam_search.offline", "BeamSearchOfflineMixin.beam_search"),
-    ("vllm.entrypoints.generate.beam_search.online", "BeamSearchOnlineMixin.beam_search"),
-)
 _ATTENTION_ARGUMENTS = ("cache_config", "per_layer_sliding_window", "prefix", "attn_backend")
 
 
@@ -105,12 +102,13 @@ def _configuring(original: Callable[..., Any]) -> Callable[..., Any]:
         found = settings.find(made)
         support.check_required(found)
         if found is not None:
+            support.check_prefix_window(made)
             support.check_engine(made)
             fitted = found.fitted(drafts.served_model(made).get_total_num_hidden_layers())
             settings.write_back(made, fitted)
             # Here, and not at once: workers have no use for the front end's modules.
-            for module, path in _BEAM_SEARCHES:
-                _wrap(module, path, _searching_beams, ("params",))
+            for module, path, wrapper, arguments in _FRONT_END:
+                _wrap(module, path, wrapper, arguments)
         return made
 
     return create_engine_config
@@ -150,6 +148,7 @@ def _activating(original: Callable[..., Any]) -> Callable[..., Any]:
 
         active = layers.active(self.vllm_config)
         if active is None:
+            report.say_full_attention(self)
             return original(self, kv_cache_configs)
         # Only now: kernels of full layers were chosen without it, as they should be.
         self.vllm_config.model_config.model_arch_config.rswa_window = active.prompt_length_switch
@@ -171,7 +170,7 @@ def _looking_up(original: Callable[..., Any]) -> Callable[..., Any]:
     def get_computed_blocks(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
         from swaa.integrations.vllm.kv_cache import reusable_up_to, reuse_limit
 
-        limit = reuse_limit(self.coordinator.single_type_managers, request.num_prompt_tokens)
+        limit = reuse_limit(self.coordinator.single_type_managers, request)
         with reusable_up_to(limit):
             return original(self, request, *args, **kwargs)
 
@@ -207,3 +206,30 @@ def _searching_beams(original: Callable[..., Any]) -> Callable[..., Any]:
         return original(self, *args, **kwargs)
 
     return beam_search
+
+
+def _taking_in(original: Callable[..., Any]) -> Callable[..., Any]:
+    def process_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
+        from swaa.integrations.vllm import layers
+
+        if kwargs.get("resumable"):
+            active = layers.active(self.vllm_config)
+            if active is not None and active.settings.config.dense_tail:
+                raise UnsupportedError(
+                    "swaa: a streamed session's prompt grows, and the dense tail of each part would"
+                    " need keys that are freed; send the whole prompt at once, or serve a recipe"
+                    " without a dense tail"
+                )
+        return original(self, *args, **kwargs)
+
+    return process_inputs
+
+
+_OFFLINE, _ONLINE = (
+    f"vllm.entrypoints.generate.beam_search.{end}" for end in ("offline", "online")
+)
+_FRONT_END = (
+    (_OFFLINE, "BeamSearchOfflineMixin.beam_search", _searching_beams, ("params",)),
+    (_ONLINE, "BeamSearchOnlineMixin.beam_search", _searching_beams, ("params",)),
+    ("vllm.v1.engine.input_processor", "InputProcessor.process_inputs", _taking_in, ("resumable",)),
+)

@@ -10,7 +10,9 @@ Three kinds of layers, as specs that vLLM's hybrid cache manager groups by:
 
 Keys of rows from ``prompt_length - dense_tail`` on were computed in a phase of their own, which a
 later prompt holding the same tokens would not compute. Blocks with such rows are not published,
-and no prompt reuses a block that holds rows of its own tail.
+and no prompt reuses a block that holds rows of its own tail. The prompt that counts is the one that
+a request came with: vLLM's streamed sessions (resumable requests) turn generated tokens into prompt
+later, whose keys stay those of generated tokens.
 
 Specs travel from workers to the engine core, so this module must be importable there.
 """
@@ -83,13 +85,26 @@ def reusable_up_to(tokens: int | None) -> Iterator[None]:
         _hit_limit.reset(reset)
 
 
-def reuse_limit(managers: Any, prompt_length: int) -> int | None:
-    """Tokens of a prompt that cached blocks may stand for, in a cache with these managers."""
+def reuse_limit(managers: Any, request: Any) -> int | None:
+    """Tokens of a request's prompt that cached blocks may stand for, in a cache of these managers.
+
+    A session that was preempted is computed anew, all of it as the prompt that it has become.
+    """
     specs = [getattr(manager, "kv_cache_spec", None) for manager in managers]
     ours = [spec for spec in specs if isinstance(spec, (AllKeysSpec, TailSpec, SinkWindowSpec))]
     if not any(spec.prompt_only or spec.dense_tail for spec in ours):
         return None
-    return max(0, prompt_length - ours[0].dense_tail)
+    first_prompt_length(request)
+    return max(0, request.num_prompt_tokens - ours[0].dense_tail)
+
+
+def first_prompt_length(request: Any) -> int:
+    """Tokens of the prompt that a request came with, which vLLM lengthens in streamed sessions.
+
+    Remembered at the first call, which is before any token is generated: both its callers, lookup
+    and publication, take part in scheduling a request for the first time.
+    """
+    return vars(request).setdefault("swaa_first_prompt_length", request.num_prompt_tokens)
 
 
 class _OneKind:
@@ -166,7 +181,7 @@ class _PromptBound:
         """Publish blocks, those wholly before the dense tail only."""
         spec = self.kv_cache_spec
         if spec.prompt_only:
-            num_tokens = min(num_tokens, max(0, request.num_prompt_tokens - spec.dense_tail))
+            num_tokens = min(num_tokens, max(0, first_prompt_length(request) - spec.dense_tail))
         super().cache_blocks(request, num_tokens, *args, **kwargs)  # pyright: ignore
 
     @classmethod

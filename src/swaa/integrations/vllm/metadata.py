@@ -177,4 +177,5 @@ def most_gathered(vllm_config: Any, plan: LayerPlan) -> int:
     if plan.selected_keys:
         return vllm_config.model_config.max_model_len
     rows = vllm_config.scheduler_config.max_num_batched_tokens
-    return 2 * rows + plan.window + plan.sink_tokens
+    longest = vllm_config.model_config.max_model_len
+    return 2 * rows + min((plan.window or longest) + plan.sink_tokens, longest)

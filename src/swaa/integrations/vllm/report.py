@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from swaa.config import LayerPlan
+from swaa.integrations.vllm import settings
 from swaa.integrations.vllm.attention import SlidingAttention
 from swaa.integrations.vllm.drafts import draft_model
 from swaa.integrations.vllm.layers import Active
@@ -55,6 +56,15 @@ def verify(wrapper: Any, active: Active, kv_cache: Any) -> None:
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps({"local_world_size": ranks, "summary": line}), "utf-8")
         partial.rename(path)  # a reader never sees half of it
+
+
+def say_full_attention(wrapper: Any) -> None:
+    """Log one line where full attention is what was asked for, so that no engine is silent."""
+    if settings.find(wrapper.vllm_config) is not None:
+        logging.getLogger("vllm.swaa").info(
+            "rank %d: swaa adapted no layer: full attention, as the configuration says",
+            wrapper.global_rank,
+        )
 
 
 def summary(active: Active, layers: dict[str, Any], kv_cache: Any, vllm_config: Any) -> str:

@@ -9,13 +9,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from swaa.config import LayerPlan, SWAAConfig
+from swaa.config import AUTHORS_KEYS, LayerPlan, SWAAConfig
 from swaa.integrations.vllm.drafts import served_model
+from swaa.layers import shown
 
 KEY = "swaa"
 """Key of ``additional_config`` and of a checkpoint's config.json."""
 
 _KNOBS = tuple(field.name for field in dataclasses.fields(SWAAConfig))
+_MISPLACED = ("recipe", "publish_generated", "swaa_config", *_KNOBS, *AUTHORS_KEYS)
+"""What means swaa where it stands outside ``"swaa"``, and would not be read there."""
 _FORMS = "a recipe name, {'recipe': ...} with knobs on top, or the knobs of SWAAConfig"
 
 
@@ -32,6 +35,10 @@ class Settings:
 
     config: SWAAConfig
     publish_generated: bool = False
+
+    def __post_init__(self) -> None:
+        if self.publish_generated and self.config.window is None:
+            raise ValueError("publish_generated would do nothing: every layer is full")
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values; :func:`parse` reads them."""
@@ -84,18 +91,18 @@ def parse(value: object) -> Settings:
     if isinstance(value, str):
         return Settings(config=resolve(value))
     if not isinstance(value, Mapping):
-        raise TypeError(f"'{KEY}' is {value!r:.80}; expected {_FORMS}")
+        raise TypeError(f"'{KEY}' is {shown(value)}; expected {_FORMS}")
     values = dict(value)
     publish = values.pop("publish_generated", False)
     if not isinstance(publish, bool):
-        raise TypeError(f"publish_generated is {publish!r}; expected true or false")
+        raise TypeError(f"publish_generated is {shown(publish)}; expected true or false")
     if "recipe" not in values:
         return Settings(config=SWAAConfig.from_dict(values), publish_generated=publish)
     config = resolve(values.pop("recipe"))
-    unknown = sorted(values.keys() - set(_KNOBS))
+    unknown = sorted(map(str, values.keys() - set(_KNOBS)))
     if unknown:
         known = ", ".join(("recipe", *_KNOBS, "publish_generated"))
-        raise ValueError(f"unknown keys {', '.join(unknown)}; known are {known}")
+        raise ValueError(f"unknown keys {shown(', '.join(unknown))[1:-1]}; known are {known}")
     return Settings(config=dataclasses.replace(config, **values), publish_generated=publish)
 
 
@@ -108,10 +115,9 @@ def find(vllm_config: Any) -> Settings | None:
     """
     additional = vllm_config.additional_config
     asked = additional if isinstance(additional, dict) else {}
-    if asked.get(KEY) is not None:
+    _refuse_misplaced(asked)
+    if KEY in asked:
         return _read("additional_config", asked[KEY])
-    if KEY not in asked:
-        _refuse_nearly(asked)
     carried = carried_by(served_model(vllm_config))
     return None if carried is None else _read("the checkpoint's config.json", carried)
 
@@ -124,15 +130,19 @@ def _read(source: str, value: object) -> Settings:
         raise kind(f"swaa: '{KEY}' in {source}: {error}") from None
 
 
-def _refuse_nearly(asked: Mapping[str, Any]) -> None:
+def _refuse_misplaced(asked: Mapping[str, Any]) -> None:
     """Refuse keys that were meant for us and that nobody would read."""
     for key in asked:
-        if difflib.get_close_matches(str(key).lower(), [KEY], cutoff=0.8):
-            raise ValueError(f"swaa: additional_config holds {key!r}; did you mean '{KEY}'?")
-    if "window" in asked and asked.keys() <= {"recipe", "publish_generated", *_KNOBS}:
-        raise ValueError(
-            f"swaa: additional_config holds {', '.join(asked)} at its top; put it under '{KEY}'"
-        )
+        if key == KEY:
+            continue
+        name = str(key).lower().replace("-", "_")
+        if difflib.get_close_matches(name, [KEY], cutoff=0.8):
+            raise ValueError(f"swaa: additional_config holds {shown(key)}; did you mean '{KEY}'?")
+        if difflib.get_close_matches(name, _MISPLACED, cutoff=0.9):
+            raise ValueError(
+                f"swaa: additional_config holds {shown(key)} at its top, where nobody reads it;"
+                f" put it under '{KEY}'"
+            )
 
 
 def carried_by(model_config: Any) -> object:

@@ -123,10 +123,59 @@ def _engine_reasons(vllm_config: Any) -> Iterator[str]:
         )
     cache = vllm_config.cache_config.cache_dtype
     if cache not in ("auto", _type_of(served_model(vllm_config))):
-        yield f"a KV cache of {cache} is not served; use --kv-cache-dtype auto"
-    if parallel.enable_dbo:
-        yield "dual batch overlap splits batches behind the prompt lengths; serve without it"
+        yield f"a KV cache of {cache} is not served; {_other_cache(served_model(vllm_config))}"
+    if parallel.use_ubatching:
+        yield (
+            "dual batch overlap splits batches behind the prompt lengths; serve without"
+            " --enable-dbo, and with --ubatch-size 0"
+        )
+    yield from _unchosen_reasons(vllm_config)
     yield from _speculation_reasons(vllm_config)
+
+
+def _other_cache(model: Any) -> str:
+    """The flag that brings the model's own type; ``auto`` does not where a checkpoint asks."""
+    from vllm.utils.torch_utils import resolve_kv_cache_dtype_string
+
+    if resolve_kv_cache_dtype_string("auto", model) == "auto":
+        return "use --kv-cache-dtype auto"
+    return f"the checkpoint asks for it; use --kv-cache-dtype {_type_of(model)}"
+
+
+def _unchosen_reasons(vllm_config: Any) -> Iterator[str]:
+    """What vLLM asks of backends that it chooses itself, and so never of ours.
+
+    ``AttentionBackend.validate_configuration`` holds the list; docs/vllm.md says of each entry
+    where it is honoured or refused, and a test knows all of them.
+    """
+    from vllm.envs import VLLM_BATCH_INVARIANT
+
+    if VLLM_BATCH_INVARIANT:
+        yield (
+            "VLLM_BATCH_INVARIANT=1 asks for the same bits whatever the batch, and which kernel"
+            " serves a chunk of a prompt follows the chunk's length here; unset it"
+        )
+    if vllm_config.attention_config.use_non_causal:
+        yield "non-causal attention was asked for; swaa's rows see no later keys"
+    speculative = vllm_config.speculative_config
+    if speculative is not None and speculative.enable_adaptive_verification:
+        yield (
+            "adaptive verification trims batches behind the host's row offsets, by which long"
+            " chunks are gathered; leave enable_adaptive_verification out"
+        )
+
+
+def check_prefix_window(vllm_config: Any) -> None:
+    """Refuse vLLM's own window behind a full prompt (R-SWA), whose switch swaa turns itself.
+
+    Raises:
+        UnsupportedError: when model or ``--hf-overrides`` ask for it.
+    """
+    if getattr(served_model(vllm_config), "rswa_window", None) is not None:
+        raise UnsupportedError(
+            "swaa: rswa_window asks for vLLM's own window behind a full prompt, which would not"
+            " hold; leave it out"
+        )
 
 
 def _speculation_reasons(vllm_config: Any) -> Iterator[str]:
