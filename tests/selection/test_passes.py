@@ -1,8 +1,10 @@
+import functools
 import itertools
 
 import pytest
 import torch
 
+from swaa.adaptation import adapt
 from swaa.config import SWAAConfig
 from swaa.selection.passes import SharedPasses
 from tests.integrations.loop_model import build_masks, loop_logits, positions, rows_of
@@ -81,6 +83,8 @@ def test_batches_of_different_lengths_equal_each_sample_alone(loaded, tail):
 def _calls(loaded, monkeypatch, run):
     """Rows that each decoder layer computes."""
     rows = [[] for _ in loaded.model.model.layers]
+    # What is counted are the passes asked for, not those that adapt tries a model with.
+    monkeypatch.setattr("swaa.selection.passes.adapt", functools.partial(adapt, trial=False))
     hooks = [
         layer.self_attn.register_forward_pre_hook(
             lambda module, args, kwargs: rows[module.layer_idx].append(
