@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from swaa.attention.api import load_backend
 from swaa.config import LayerPlan, SWAAConfig
 from swaa.integrations.transformers.attention import Backends, LayerAttention
-from swaa.integrations.transformers.support import UnsupportedModelError
+from swaa.integrations.transformers.support import UnsupportedModelError, execution_device
 
 TOKENS, PADDING = 6, 2
 """Of the longer prompt; and how many of them the other lacks."""
@@ -55,7 +55,7 @@ def try_out(model: PreTrainedModel, adapted: Mapping[int, nn.Module] | None = No
     Returns:
         The exception that it ended with; None: it ran.
     """
-    ids = torch.arange(1, 2 * TOKENS + 1, device=_device(model)).view(2, TOKENS)
+    ids = torch.arange(1, 2 * TOKENS + 1, device=execution_device(model)).view(2, TOKENS)
     mask = torch.ones_like(ids)
     mask[1, :PADDING] = 0
     generate: Any = model.generate
@@ -119,7 +119,3 @@ def _plans(layers: int) -> tuple[LayerPlan, ...]:
         window=2, sink_tokens=1, dense_tail=1, full_decode=tuple(range(0, layers, 2))
     )
     return config.layers(layers)
-
-
-def _device(model: PreTrainedModel) -> torch.device:
-    return torch.device("cpu") if model.device.type == "meta" else model.device

@@ -7,9 +7,18 @@ const PHASES = {
   tail: "dense tail, the prompt's last tokens",
   generated: "generated tokens",
 };
-const ROLES = { full: "full", decode: "full decode", sliding: "sliding" };
+const ROLES = {
+  full: "full",
+  selected: "selected",
+  decode: "full decode",
+  sliding: "sliding",
+};
 
-const roleOf = (plan) => (plan.window === null ? "full" : plan.fullDecode ? "decode" : "sliding");
+const roleOf = (plan) => {
+  if (plan.window === null) return "full";
+  if (plan.selectedKeys) return "selected";
+  return plan.fullDecode ? "decode" : "sliding";
+};
 
 function showExplorer(host, data) {
   const first = data.recipes.find((recipe) => recipe.name === "balanced") ?? data.recipes[0];
@@ -29,7 +38,7 @@ function showExplorer(host, data) {
   function field(name, label, help) {
     const input = make("input", {
       type: "text",
-      inputmode: ["full_layers", "full_decode"].includes(name) ? "text" : "numeric",
+      inputmode: ["full_layers", "full_decode", "selected_layers"].includes(name) ? "text" : "numeric",
       autocomplete: "off",
       spellcheck: "false",
       size: 10,
@@ -92,6 +101,12 @@ function showExplorer(host, data) {
       ),
       field("full_decode", "full_decode", "all, none, 1,3,5 or a rule"),
       field("dense_tail", "dense_tail", "last prompt tokens that see every key"),
+      field(
+        "selected_layers",
+        "selected_layers",
+        "layers whose prompt tokens also see older keys by content: none, all, 1,3,5 or a rule",
+      ),
+      field("selected_keys", "selected_keys", "how many older keys they see, a multiple of 64"),
       field("layers", "layers of the model", "decoder layers"),
       field("prompt", "prompt (tokens)", "length of the prompt"),
       field("generated", "generated (tokens)", "tokens behind the prompt"),
@@ -101,7 +116,15 @@ function showExplorer(host, data) {
   draw();
 }
 
-const KNOBS = ["window", "sink_tokens", "full_layers", "full_decode", "dense_tail"];
+const KNOBS = [
+  "window",
+  "sink_tokens",
+  "full_layers",
+  "full_decode",
+  "dense_tail",
+  "selected_layers",
+  "selected_keys",
+];
 
 /** A configuration as the texts of the knobs. */
 function knobsOf(config) {
@@ -113,6 +136,8 @@ function knobsOf(config) {
     full_layers: words(config.full_layers),
     full_decode: decode === true ? "all" : decode === false ? "none" : words(decode),
     dense_tail: String(config.dense_tail),
+    selected_layers: words(config.selected_layers ?? []),
+    selected_keys: String(config.selected_keys ?? 0),
   };
 }
 
@@ -133,6 +158,8 @@ function readState(state) {
     full_layers: selectionOf(state.full_layers),
     full_decode: state.full_decode === "all" ? true : selectionOf(state.full_decode),
     dense_tail: count("dense_tail", 0, 2 ** 31),
+    selected_layers: selectionOf(state.selected_layers),
+    selected_keys: count("selected_keys", 0, 2 ** 31),
   };
   const layers = count("layers", 1, 512);
   const prompt = count("prompt", 1, LONGEST);
@@ -164,7 +191,21 @@ function drawExplorer(output, recipe, state, view, draw) {
       "div",
       { class: "mask" },
       grid,
-      make("div", {}, phaseTable(plan, view, state.layer), totals(view), probe(plan, view, state)),
+      make(
+        "div",
+        {},
+        plan.selectedKeys
+          ? make(
+              "p",
+              { class: "about" },
+              `Prompt tokens of this layer also see up to ${whole(plan.selectedKeys)} older keys.` +
+                " Which ones depends on what the prompt says: they are neither drawn nor counted.",
+            )
+          : null,
+        phaseTable(plan, view, state.layer),
+        totals(view),
+        probe(plan, view, state),
+      ),
     ),
   );
 }

@@ -7,6 +7,7 @@ function resolveLayers(selection, count) {
   if (Array.isArray(selection)) return all.filter((index) => selection.includes(index));
   const [word, ...rest] = selection.split(":");
   const argument = rest.join(":");
+  if (selection === "all") return all;
   if (selection === "odd" || selection === "even") {
     return all.filter((index) => index % 2 === (selection === "odd" ? 1 : 0));
   }
@@ -38,21 +39,26 @@ function fraction(text, rule) {
   return [top, bottom];
 }
 
-/** What each layer does: window null is full; else window, sinks, fullDecode, denseTail. */
+/**
+ * What each layer does: window null is full; else window, sinks, fullDecode, denseTail and
+ * selectedKeys, how many older keys prompt rows see by content besides.
+ */
 function layerPlans(config, count) {
   const full = new Set(resolveLayers(config.full_layers, count));
   const decode =
     typeof config.full_decode === "boolean"
       ? new Set(config.full_decode ? resolveLayers("every:1", count) : [])
       : new Set(resolveLayers(config.full_decode, count));
+  const selected = new Set(resolveLayers(config.selected_layers ?? [], count));
   return Array.from({ length: count }, (_, index) =>
     config.window === null || full.has(index)
-      ? { window: null, sinks: 0, fullDecode: false, denseTail: 0 }
+      ? { window: null, sinks: 0, fullDecode: false, denseTail: 0, selectedKeys: 0 }
       : {
           window: config.window,
           sinks: config.sink_tokens,
-          fullDecode: decode.has(index),
+          fullDecode: decode.has(index) || selected.has(index),
           denseTail: config.dense_tail,
+          selectedKeys: selected.has(index) ? config.selected_keys : 0,
         },
   );
 }
