@@ -53,7 +53,7 @@ class Recipe:
     Attributes:
         name: what to type.
         description: what it does and when to choose it.
-        config: the five knobs.
+        config: the knobs.
         source: who proposed it: rows of a paper's table, or own runs.
         measured_on: other results, one a line, each beside full attention's; empty: none.
         kept: results of files under ``results/``, beside full attention's.

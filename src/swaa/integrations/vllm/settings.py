@@ -27,7 +27,7 @@ class Settings:
     """A configuration for an engine.
 
     Attributes:
-        config: the five knobs.
+        config: the knobs.
         publish_generated: let the dense tail's and generated tokens' keys into the prefix cache.
             They were computed in their own phase: a later prompt that reuses them gets an answer
             that depends on what was served before, and a faster first token.
