@@ -184,7 +184,7 @@ def test_default_recipe_and_default_configuration():
     [
         (["--window", "two"], "--window two: expected a whole number of at least 1 or none"),
         (["--dense-tail", "none"], "--dense-tail none: expected a whole number of at least 0$"),
-        (["--full-layers", "1,x"], "--full-layers: unknown rule '1,x'; choose from odd"),
+        (["--full-layers", "1,x"], "--full-layers: unknown rule '1,x'; choose from all, odd"),
         (["--full-layers", "1,-3"], "--full-layers holds -3; layer indices start at 0"),
         (["--full-decode", "most"], "--full-decode: unknown rule 'most'"),
         (["--recipe", "full", "--sink-tokens", "4"], "--sink-tokens would do nothing: the window"),
