@@ -1,3 +1,4 @@
+import dataclasses
 import importlib.resources
 import json
 
@@ -29,9 +30,10 @@ def test_every_recipe_fits_any_depth(recipe, num_layers):
 
 def test_recipes_are_ours_then_the_papers():
     names = [recipe.name for recipe in swaa.list_recipes()]
-    assert names[:6] == ["balanced", "fast", "full", "naive", "quality", "paper-nonthinking"]
-    assert all(name.startswith("paper-") for name in names[5:])
-    assert len(names[5:]) == 5
+    ours = ["balanced", "fast", "full", "naive", "quality", "selected"]
+    assert names[:7] == [*ours, "paper-nonthinking"]
+    assert all(name.startswith("paper-") for name in names[6:])
+    assert len(names[6:]) == 5
 
 
 def test_what_a_newcomer_reads_on_parity_and_on_naive():
@@ -47,6 +49,8 @@ def test_ours_are_fast_with_one_knob_turned():
         values = load_recipe(name).to_dict()
         assert values != fast.to_dict()
         assert values | {"full_layers": []} == fast.to_dict()
+    chosen = load_recipe("selected")
+    assert dataclasses.replace(chosen, selected_layers=(), selected_keys=0) == fast
 
 
 def test_a_path_a_setting_of_a_list_and_a_recipe_file_load(tmp_path):

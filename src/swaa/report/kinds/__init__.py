@@ -6,13 +6,24 @@ from collections.abc import Callable
 
 from swaa.report.figures import Figures, model_name
 from swaa.report.folder import Problem, Run
-from swaa.report.kinds import demo, eval, generate, kernels, serve, train, tune, vllm
+from swaa.report.kinds import (
+    demo,
+    eval,
+    generate,
+    kernels,
+    selection,
+    serve,
+    train,
+    tune,
+    vllm,
+)
 
 READERS: dict[str, Callable[[Run], Figures]] = {
     "demo": demo.read,
     "eval": eval.read,
     "generate": generate.read,
     "kernels": kernels.read,
+    "selection": selection.read,
     "serve": serve.read,
     "train": train.read,
     "tune": tune.read,

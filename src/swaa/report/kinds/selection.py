@@ -1,0 +1,22 @@
+"""Results on selected keys: how a choice scores, or what a layer takes; rows for the table."""
+
+from __future__ import annotations
+
+from swaa.report.figures import Figures, model_name
+from swaa.report.folder import Run
+
+
+def read(run: Run) -> Figures:
+    """What such a result shows: its rows stand in the table, none of them is drawn."""
+    result = run.result
+    scored = [row for row in result.rows if "kl" in row]
+    outcome = f"{len(result.rows)} calls timed"
+    if scored:
+        settings = {row["setting"] for row in scored}
+        outcome = f"{len(settings)} settings by their divergence from full attention"
+    return Figures(
+        subject=model_name(result.provenance.model or result.name),
+        setting="selected keys",
+        task=", ".join(dict.fromkeys(row["task"] for row in scored)),
+        outcome=outcome,
+    )
