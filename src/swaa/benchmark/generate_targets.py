@@ -36,6 +36,8 @@ def targets_table(result: Result) -> Table | None:
         row = rows.get((name, TOKENS))
         if row is None or "first_token_speedup" not in row or config.window != WINDOW:
             continue
+        if config.selected_layers:  # neither slide nor are they full
+            continue
         full = len(resolve_layers(config.full_layers, depth, name="full_layers"))
         if full in (0, depth // 4):
             cells += _speed(name, row, sliding=full == 0)
