@@ -166,7 +166,9 @@ def test_knobs_override_the_recipe(words, changes):
 
 
 def test_no_window_is_full_attention_whatever_the_recipe():
-    assert config_from(_options("--recipe", "lean", "--window", "none")) == SWAAConfig(window=None)
+    assert config_from(_options("--recipe", "quality", "--window", "none")) == SWAAConfig(
+        window=None
+    )
 
 
 def test_default_recipe_and_default_configuration():

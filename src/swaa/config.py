@@ -78,8 +78,8 @@ class LayerPlan:
 class SWAAConfig:
     """How a full-attention model is made to slide.
 
-    >>> SWAAConfig(window=2048, sink_tokens=64, full_layers="odd", full_decode=True)
-    SWAAConfig(window=2048, sink_tokens=64, full_layers='odd', full_decode=True, dense_tail=0)
+    >>> SWAAConfig(window=2048, sink_tokens=64, full_layers="odd", full_decode=True).describe()
+    'window 2048, 64 sinks, full layers odd, full decode'
 
     Attributes:
         window: keys a sliding row sees, itself included (tokens); ``None`` leaves every layer full.

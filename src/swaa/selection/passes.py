@@ -103,7 +103,7 @@ class SharedPasses(AbstractContextManager["SharedPasses"]):
 
     def __enter__(self) -> SharedPasses:
         # Any configuration that slides: the plans are replaced before each pass.
-        adapt(self._model, SWAAConfig(window=1), backend=self._backend, quiet=True)
+        adapt(self._model, SWAAConfig(window=1), backend=self._backend, trial=False, quiet=True)
         return self
 
     def __exit__(

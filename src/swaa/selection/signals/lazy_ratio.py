@@ -168,7 +168,7 @@ def _measuring(
     loaded: LoadedModel, window: int, sink_tokens: int, queries: int, backend: str
 ) -> Iterator[dict[int, _Meter]]:
     """Full attention whose layers are measured; the model is as before behind the block."""
-    adapt(loaded.model, SWAAConfig(window=1), backend=backend, quiet=True)
+    adapt(loaded.model, SWAAConfig(window=1), backend=backend, trial=False, quiet=True)
     meters: dict[int, _Meter] = {}
     try:
         for layer, module in find_layers(loaded.model).full.items():
