@@ -139,10 +139,6 @@ def test_listed_layers_that_the_model_lacks_are_said_and_left_out(checkpoint, ca
             {"hf_overrides": {"quantization_config": FP8_CACHE}, "dtype": "bfloat16"},
             "the checkpoint asks for it; use --kv-cache-dtype bfloat16",
         ),
-        (
-            {"hf_overrides": {"quantization_config": FP8_CACHE}},
-            "the checkpoint asks for it; use --dtype bfloat16 --kv-cache-dtype bfloat16",
-        ),
         ({"hf_overrides": {"rswa_window": 64}}, "rswa_window asks for vLLM's own window"),
         ({"kv_cache_dtype": "bfloat16"}, "bfloat16"),  # 0.33 refuses it by itself
         (
@@ -169,7 +165,6 @@ def test_listed_layers_that_the_model_lacks_are_said_and_left_out(checkpoint, ca
     ids=[
         "fp8",
         "fp8_carried",
-        "carried_float32",
         "prefix_window",
         "another_type",
         "connector",
