@@ -50,6 +50,7 @@ def refusal(model):
     return None
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # theirs
 @pytest.mark.parametrize("name", TYPES)
 def test_a_type_equals_the_dense_mask_or_is_refused(name, record_property):
     if name in NOT_TRIED:
