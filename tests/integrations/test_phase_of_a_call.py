@@ -13,6 +13,7 @@ from transformers import (
 
 import swaa
 from swaa import SWAAConfig
+from swaa.integrations.transformers.cache_name import cache_argument, cache_of
 from swaa.integrations.transformers.fast import graph_sample
 from swaa.phase import full_attention
 from tests.integrations.families import layer_types, tiny_model
@@ -167,7 +168,7 @@ def test_a_cache_that_has_freed_keys_serves_no_full_attention():
     asked = torch.cat([first.sequences, tokens(5, seed=2)], 1)
     refused = pytest.raises(ValueError, match=r"freed keys that full_attention\(\) needs")
     with refused, full_attention():
-        model.generate(asked, past_key_values=first.past_key_values, **GREEDY)
+        model.generate(asked, **cache_argument(cache_of(first)), **GREEDY)
 
 
 def test_compiled_code_refuses_full_attention():
@@ -186,7 +187,7 @@ def test_without_a_cache_the_call_is_known_all_the_same(beams):
     expected = model.generate(ids, **options)
     output = model.generate(ids, use_cache=False, return_dict_in_generate=True, **options)
     assert torch.equal(output.sequences, expected)
-    assert output.past_key_values is None
+    assert cache_of(output) is None
 
 
 @pytest.mark.parametrize("config", [FULL_DECODE, MIXED_TAIL], ids=["full", "tail"])
@@ -206,7 +207,7 @@ def adapted_model(peft, config, *, off_within):
         r=4, init_lora_weights=False, lora_alpha=64, target_modules=["q_proj", "v_proj"]
     )
     torch.manual_seed(0)
-    model.add_adapter(lora)
+    peft.inject_adapter_in_model(lora, model)  # not by Transformers, which may ask for a newer PEFT
     swaa.adapt(model, config, quiet=True)
     return model, switch_by_length(model, off_within)
 
@@ -252,9 +253,12 @@ def switched():
     model, switch = adapted_model(peft, SLIDING, off_within=11)
     switch.remove()
     on = [model.generate(tokens(n), **GREEDY) for n in (9, 33)]
-    model.disable_adapters()
+    layers = [x for x in model.modules() if isinstance(x, peft.tuners.tuners_utils.BaseTunerLayer)]
+    for layer in layers:
+        layer.enable_adapters(False)
     off = [model.generate(tokens(n), **GREEDY) for n in (9, 33)]
-    model.enable_adapters()
+    for layer in layers:
+        layer.enable_adapters(True)
     switch.install(model)
     assert not torch.equal(on[0], off[0])
     assert not torch.equal(on[1], off[1])

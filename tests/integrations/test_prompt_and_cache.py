@@ -5,9 +5,12 @@ import copy
 import pytest
 import torch
 from transformers import DynamicCache
+from transformers.integrations.peft import MIN_PEFT_VERSION
+from transformers.utils.peft_utils import check_peft_version
 
 import swaa
 from swaa import SWAAConfig
+from swaa.integrations.transformers.cache_name import cache_argument, cache_of
 from swaa.integrations.transformers.fast import graph_sample
 from tests.integrations.families import layer_types, tiny_model
 from tests.integrations.loop_model import MASKS, build_masks, rows_of
@@ -29,14 +32,29 @@ VIRTUAL = 6
 METHODS = ["PromptTuningConfig", "PromptEncoderConfig", "PrefixTuningConfig"]
 
 
+PEFT = pytest.importorskip("peft", reason="peft is an optional extra")
+
+
+def transformers_refuses_peft():
+    try:
+        check_peft_version(MIN_PEFT_VERSION)
+    except ValueError:
+        return True
+    return False
+
+
+needs_newer_peft = pytest.mark.skipif(
+    transformers_refuses_peft(), reason="Transformers asks for a newer PEFT"
+)
+
+
 def tuned_model(method, config=FULL_DECODE):
-    peft = pytest.importorskip("peft", reason="peft is an optional extra")
     base = sharp_model()
     settings = {"task_type": "CAUSAL_LM", "num_virtual_tokens": VIRTUAL}
     if method == "PromptEncoderConfig":
         settings["encoder_hidden_size"] = 16
     torch.manual_seed(3)
-    tuned = peft.get_peft_model(base, getattr(peft, method)(**settings)).eval()
+    tuned = PEFT.get_peft_model(base, getattr(PEFT, method)(**settings)).eval()
     swaa.adapt(base, config, quiet=True)
     return tuned, base
 
@@ -60,6 +78,7 @@ def tuned_logits(tuned, base, ids, config):
         base.set_attn_implementation("swaa")
 
 
+@needs_newer_peft
 @pytest.mark.parametrize(
     ("method", "options"),
     [*((method, {}) for method in METHODS), ("PromptTuningConfig", {"use_cache": False})],
@@ -77,6 +96,7 @@ def test_virtual_tokens_are_part_of_the_prompt(method, options):
     assert torch.equal(output.sequences, again)
 
 
+@needs_newer_peft
 @pytest.mark.parametrize(
     "options",
     [
@@ -92,6 +112,7 @@ def test_modes_that_cannot_count_virtual_tokens_are_refused(options):
         tuned.generate(input_ids=tokens(41), **GREEDY, **options)
 
 
+@needs_newer_peft
 def test_padding_behind_virtual_tokens_is_refused():
     tuned, _ = tuned_model("PromptTuningConfig")
     ids = tokens(41).repeat(2, 1)
@@ -99,6 +120,14 @@ def test_padding_behind_virtual_tokens_is_refused():
     mask[1, :7] = 0
     with pytest.raises(ValueError, match="holes"):
         tuned.generate(input_ids=ids, attention_mask=mask, **GREEDY)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_peft_that_loses_the_cache_is_refused(method, monkeypatch):
+    monkeypatch.setattr("swaa.integrations.transformers.prompt.MIN_PEFT_VERSION", "1000")
+    tuned, _ = tuned_model(method)
+    with pytest.raises(ValueError, match="need a PEFT that the installed Transformers supports"):
+        tuned.generate(input_ids=tokens(41), **GREEDY)
 
 
 def first_turn(config, **options):
@@ -111,20 +140,20 @@ def first_turn(config, **options):
 def test_only_new_tokens_without_a_mask_are_refused(config, new):
     model, first = first_turn(config)
     with pytest.raises(ValueError, match="pass the whole conversation as input_ids, or only its"):
-        model.generate(tokens(new, seed=9), past_key_values=first.past_key_values, **GREEDY)
+        model.generate(tokens(new, seed=9), **cache_argument(cache_of(first)), **GREEDY)
 
 
 @pytest.mark.parametrize("config", [FULL_DECODE, SLIDING], ids=["full", "no"])
 def test_only_new_tokens_with_a_mask_of_all_are_the_second_turn(config):
     model, first = first_turn(config)
     asked = torch.cat([first.sequences, tokens(6, seed=9)], 1)
-    kept = copy.deepcopy(first.past_key_values)
-    whole = model.generate(asked, past_key_values=kept, **GREEDY)
-    cached = first.past_key_values.get_seq_length()
+    kept = copy.deepcopy(cache_of(first))
+    whole = model.generate(asked, **cache_argument(kept), **GREEDY)
+    cached = cache_of(first).get_seq_length()
     new = model.generate(
         asked[:, cached:],
         attention_mask=torch.ones_like(asked),
-        past_key_values=first.past_key_values,
+        **cache_argument(cache_of(first)),
         **GREEDY,
     )
     assert torch.equal(new[:, -6:], whole[:, -6:])
@@ -133,13 +162,13 @@ def test_only_new_tokens_with_a_mask_of_all_are_the_second_turn(config):
 @pytest.mark.parametrize("cache", ["ours", "stock"])
 def test_a_mask_that_spans_something_else_is_refused(cache):
     model = sharp_model(SLIDING)
-    kept = {} if cache == "ours" else {"past_key_values": DynamicCache(config=model.config)}
+    kept = {} if cache == "ours" else cache_argument(DynamicCache(config=model.config))
     first = model.generate(tokens(41), return_dict_in_generate=True, **GREEDY, **kept)
     with pytest.raises(ValueError, match="got 6 tokens and a mask of 50 for a cache that holds 46"):
         model.generate(
             tokens(6, seed=9),
             attention_mask=torch.ones(1, 50, dtype=torch.long),
-            past_key_values=first.past_key_values,
+            **cache_argument(cache_of(first)),
             **GREEDY,
         )
 
@@ -147,26 +176,26 @@ def test_a_mask_that_spans_something_else_is_refused(cache):
 @pytest.mark.parametrize("cache", ["ours", "stock"])
 def test_a_long_message_alone_is_not_taken_for_the_conversation(cache):
     model = sharp_model(SLIDING)
-    kept = {} if cache == "ours" else {"past_key_values": DynamicCache(config=model.config)}
+    kept = {} if cache == "ours" else cache_argument(DynamicCache(config=model.config))
     first = model.generate(tokens(41), return_dict_in_generate=True, **GREEDY, **kept)
     with pytest.raises(ValueError, match="do not begin with the text that the cache holds"):
-        model.generate(tokens(90, seed=9), past_key_values=first.past_key_values, **GREEDY)
+        model.generate(tokens(90, seed=9), **cache_argument(cache_of(first)), **GREEDY)
 
 
 def test_another_question_behind_a_kept_prefix_is_served():
     model = sharp_model(SWAAConfig(window=8, sink_tokens=3, full_decode=True))
     asked = [torch.cat([tokens(30), tokens(9, seed=seed)], 1) for seed in (5, 6)]
     first = model.generate(asked[0], return_dict_in_generate=True, **GREEDY)
-    kept = first.past_key_values
+    kept = cache_of(first)
     kept.crop(30 - kept.get_seq_length())  # back to the end of the prefix
     expected = model.generate(asked[1], **GREEDY)
-    assert torch.equal(model.generate(asked[1], past_key_values=kept, **GREEDY), expected)
+    assert torch.equal(model.generate(asked[1], **cache_argument(kept), **GREEDY), expected)
 
 
 def test_a_turn_without_new_tokens_is_refused():
     model, first = first_turn(SLIDING)
     with pytest.raises(ValueError, match="got 46 tokens for a cache that holds 46"):
-        model.generate(first.sequences[:, :-1], past_key_values=first.past_key_values, **GREEDY)
+        model.generate(first.sequences[:, :-1], **cache_argument(cache_of(first)), **GREEDY)
 
 
 @pytest.mark.parametrize("options", [{"prompt_lookup_num_tokens": 3}, {"assistant_early_exit": 2}])
@@ -174,16 +203,16 @@ def test_drafts_on_a_kept_cache_are_refused_as_long_as_transformers_reads_the_pr
     stock, kept = sharp_model(), {"output_logits": True, "return_dict_in_generate": True, **GREEDY}
     first = stock.generate(tokens(41), **kept)
     asked = torch.cat([first.sequences, tokens(41)[:, :6]], 1)
-    cache = copy.deepcopy(first.past_key_values)
-    plain = stock.generate(asked, past_key_values=cache, **kept).logits[0]
-    drafted = stock.generate(asked, past_key_values=first.past_key_values, **kept, **options)
+    cache = copy.deepcopy(cache_of(first))
+    plain = stock.generate(asked, **cache_argument(cache), **kept).logits[0]
+    drafted = stock.generate(asked, **cache_argument(cache_of(first)), **kept, **options)
     # Equal once Transformers is right: serve it then.
     assert not torch.allclose(drafted.logits[0], plain, atol=1e-3)
     model, first = first_turn(FULL_DECODE)
     with pytest.raises(
         ValueError, match=r"drafts \(an assistant, prompt lookup\) read the whole prompt again"
     ):
-        model.generate(asked, past_key_values=first.past_key_values, **GREEDY, **options)
+        model.generate(asked, **cache_argument(cache_of(first)), **GREEDY, **options)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from transformers import AttentionInterface
 
 import swaa
 from swaa import SWAAConfig
+from swaa.integrations.transformers.cache_name import cache_of
 from swaa.integrations.transformers.fast import graph_sample
 from tests.integrations.families import tiny_model
 from tests.integrations.loop_model import positions, rows_of
@@ -158,7 +159,7 @@ def test_a_cache_keeps_every_key_of_a_selected_layer(model):
     output = model.generate(
         input_ids=ids, attention_mask=mask, max_new_tokens=2, return_dict_in_generate=True
     )
-    kept = [layer.keys.shape[2] for layer in output.past_key_values.layers]
+    kept = [layer.keys.shape[2] for layer in cache_of(output).layers]
     assert kept == [69, PROMPT + 1, *[69] * (len(kept) - 2)]
 
 

@@ -68,6 +68,7 @@ SMALL = {
     },
     "gemma4_text": {"global_head_dim": 32},
     "gemma4_unified_text": {"global_head_dim": 32},
+    "inkling2_loop_text": {"sliding_window": NATIVE_WINDOW},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]], "num_layers": LAYERS},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "mamba2": {"num_heads": 8, "head_dim": 16},

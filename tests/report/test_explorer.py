@@ -15,8 +15,11 @@ from swaa.recipes import list_recipes
 def _config(numbers):
     rules = ("odd", "even", "every:3", "every:4+1", "first:1/3", "middle:1/2", "last:0.4")
     layers = [(), (0, 2, 5), *rules]
+    window = numbers.choice([None, 1, 2, 3, 5, 8, 13, 40])
+    if window is None:
+        return SWAAConfig()
     return SWAAConfig(
-        window=numbers.choice([None, 1, 2, 3, 5, 8, 13, 40]),
+        window=window,
         sink_tokens=numbers.choice([0, 0, 1, 2, 5, 20]),
         full_layers=numbers.choice(layers),
         full_decode=numbers.choice([True, False, *layers[1:]]),

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
+from transformers.integrations.peft import MIN_PEFT_VERSION
+from transformers.utils.peft_utils import check_peft_version
 
-from swaa.integrations.transformers.cache_name import cache_in
+from swaa.integrations.transformers.cache_name import CACHE, cache_in
 from swaa.integrations.transformers.mask import left_padding
 
 PREFIX_TYPES = ("PREFIX_TUNING", "CARTRIDGE")
@@ -57,7 +59,7 @@ def check_kept_cache(given: Given, *, masked: bool, drafts: bool) -> None:
     if drafts:
         raise ValueError(
             "drafts (an assistant, prompt lookup) read the whole prompt again on a cache that holds"
-            f" {given.cached} tokens already: leave out past_key_values, or the drafts"
+            f" {given.cached} tokens already: leave out {CACHE}, or the drafts"
         )
     new = given.tokens - given.cached
     if new < 1 or given.rows not in (given.tokens, new):
@@ -145,8 +147,16 @@ def check_virtual_tokens(method: str, **unable: Any) -> None:
         unable: what was asked for beside it, by name.
 
     Raises:
-        ValueError: when any of them was.
+        ValueError: when any of them was, or Transformers asks for a newer PEFT: an older one loses
+            the cache, whose name changed.
     """
+    try:
+        check_peft_version(MIN_PEFT_VERSION)
+    except ValueError as error:
+        raise ValueError(
+            f"{method.lower().replace('_', ' ')} adds virtual tokens, which need a PEFT that the"
+            f" installed Transformers supports, {MIN_PEFT_VERSION} or later"
+        ) from error
     for name, asked in unable.items():
         if asked:
             raise ValueError(
