@@ -19,9 +19,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from swaa.adapter import put_adapter_on, read_adapter
 from swaa.extras import install_line
 from swaa.memory import explain_out_of_memory
-from swaa.training.switch import put_adapter_on, read_adapter
 
 EMBEDDED = "smollm2"
 """Name of the default model: SmolLM2-135M-Instruct, 4-bit weights, from an installable package."""

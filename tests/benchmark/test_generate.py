@@ -31,9 +31,9 @@ from swaa.benchmark.generate_stock import (
     prefill_stocks,
 )
 from swaa.benchmark.generate_table import describe, tables
-from swaa.benchmark.model_shapes import SHAPES
 from swaa.integrations.transformers.fast import plans_of, prefill
 from swaa.integrations.transformers.static_cache import StaticSWAACache
+from swaa.model_shapes import SHAPES
 from swaa.plan import price
 from swaa.shapes import shape_of
 

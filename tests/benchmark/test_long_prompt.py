@@ -8,7 +8,7 @@ import pytest
 
 from swaa import results
 from swaa.benchmark import long_prompt
-from swaa.benchmark.model_shapes import SHAPES
+from swaa.model_shapes import SHAPES
 
 EVENTS = [
     {"event": "ready", "seconds": 100.0, "blocks": 50, "longest_requests": 2.0},

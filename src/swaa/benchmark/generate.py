@@ -33,12 +33,12 @@ from swaa.benchmark.generate_stock import (
 )
 from swaa.benchmark.generate_table import describe
 from swaa.benchmark.generate_unfinished import NOT_BEGUN, rows_to_keep, size_of
-from swaa.benchmark.model_shapes import SHAPES
 from swaa.benchmark.timing import copy_rate, matmul_rate
 from swaa.config import SWAAConfig
 from swaa.integrations.transformers.compiled_layers import compiled_layers
 from swaa.integrations.transformers.fast import plans_of, require_fast
 from swaa.integrations.transformers.support import find_layers
+from swaa.model_shapes import SHAPES
 from swaa.plan import price
 
 FULL = SWAAConfig(window=None)

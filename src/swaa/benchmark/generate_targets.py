@@ -106,7 +106,7 @@ def _growth(name: str, row: Row, half: Row | None) -> list[tuple[str, ...]]:
 
 
 def _depth(result: Result) -> int:
-    from swaa.benchmark.model_shapes import SHAPES
+    from swaa.model_shapes import SHAPES
 
     shape: Mapping[str, Any] = SHAPES.get(result.config["model"], {})
     return shape.get("num_hidden_layers", 0)

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from swaa import results
-from swaa.benchmark.model_shapes import SHAPES
 from swaa.config import SWAAConfig
+from swaa.model_shapes import SHAPES
 
 QWEN3_4B = SHAPES["qwen3-4b"] | {
     "architectures": ["Qwen3ForCausalLM"],

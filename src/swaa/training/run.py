@@ -17,6 +17,7 @@ from accelerate.utils import parse_flag_from_env
 
 from swaa import results
 from swaa.adaptation import adapt
+from swaa.adapter import AdapterSettings, fits
 from swaa.config import SWAAConfig
 from swaa.evaluation.revision import checksum
 from swaa.evaluation.team import is_first
@@ -39,7 +40,6 @@ from swaa.training.folder import (
 )
 from swaa.training.losses import check_head
 from swaa.training.settings import TrainingSettings
-from swaa.training.switch import AdapterSettings, fits
 from swaa.training.trainer import Progress, SlidingTrainer
 
 PLOT = "loss.png"
