@@ -1,4 +1,4 @@
-"""Who may import whom: attention knows no options, backends not each other, and nobody in a ring."""
+"""Who may import whom: attention no options, backends not each other, and nothing in a ring."""
 
 import ast
 from pathlib import Path

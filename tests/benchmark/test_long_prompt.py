@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from swaa import results
-from swaa.benchmark import long_prompt
+from swaa.benchmark.long_prompt import measure as long_prompt
 from swaa.model_shapes import SHAPES
 
 EVENTS = [

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from swaa import SWAAConfig, results
-from swaa.benchmark.generate_options import NOTHING, STOCK
-from swaa.benchmark.generate_targets import TOKENS, targets_table
+from swaa.benchmark.generate.options import NOTHING, STOCK
+from swaa.benchmark.generate.targets import TOKENS, targets_table
 from swaa.benchmark.page import make_page, write_page
 
 ROOT = Path(__file__).parents[2]

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from swaa.benchmark.generate_table import Row, Table, tables
-from swaa.benchmark.generate_targets import targets_table
+from swaa.benchmark.generate.table import Row, Table, tables
+from swaa.benchmark.generate.targets import targets_table
 from swaa.results import Result, load
 
 INTRODUCTION = """# Benchmarks

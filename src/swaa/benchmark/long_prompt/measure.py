@@ -182,7 +182,7 @@ def measure(
 
 
 def _spawn(setting: Setting, folder: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "swaa.benchmark.long_prompt_engine"]
+    command = [sys.executable, "-m", "swaa.benchmark.long_prompt.engine"]
     environment = os.environ | {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
     with (folder / f"{setting.name}.log").open("wb") as log:
         return subprocess.Popen(
@@ -330,7 +330,3 @@ def result_of(
         rows=tuple(rows),
         provenance=provenance,
     )
-
-
-if __name__ == "__main__":
-    main()

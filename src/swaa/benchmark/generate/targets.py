@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from swaa.benchmark.generate_table import Row, Table
+from swaa.benchmark.generate.table import Row, Table
 from swaa.config import SWAAConfig
 from swaa.layers import resolve_layers
 from swaa.results import Result
