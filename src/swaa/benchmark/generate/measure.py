@@ -35,6 +35,7 @@ from swaa.benchmark.generate.table import describe
 from swaa.benchmark.generate.unfinished import NOT_BEGUN, rows_to_keep, size_of
 from swaa.benchmark.timing import copy_rate, matmul_rate
 from swaa.config import SWAAConfig
+from swaa.integrations.transformers.attention import attached
 from swaa.integrations.transformers.compiled_layers import compiled_layers
 from swaa.integrations.transformers.fast import plans_of, require_fast
 from swaa.integrations.transformers.support import find_layers
@@ -300,7 +301,7 @@ def _measure(
 
 def _backends(model: PreTrainedModel) -> Any:
     module = next(iter(find_layers(model).full.values()))
-    return vars(module)["swaa_layer"].backends
+    return attached(module).backends
 
 
 def _expected(session: _Session, setting: Setting, tokens: int, batch: int) -> Row:

@@ -15,7 +15,7 @@ from swaa.attention.call import AttentionCall
 from swaa.benchmark.generate.models import SEED
 from swaa.benchmark.generate.timing import Marks, synchronize
 from swaa.config import LayerPlan
-from swaa.integrations.transformers.attention import LayerAttention
+from swaa.integrations.transformers.attention import LayerAttention, attach, attached
 from swaa.integrations.transformers.decode_step import DecodeStep
 from swaa.integrations.transformers.fast import prefill
 from swaa.integrations.transformers.static_cache import StaticSWAACache
@@ -88,8 +88,7 @@ def kind_of(call: AttentionCall) -> tuple[Any, ...]:
 def serve_by(model: PreTrainedModel, backends: Any) -> None:
     """Let the layers of an adapted model call something else than the backends of swaa."""
     for module in find_layers(model).full.values():
-        plan = vars(module)["swaa_layer"].plan
-        vars(module)["swaa_layer"] = LayerAttention(plan, backends)
+        attach(module, LayerAttention(attached(module).plan, backends))
 
 
 def measure_run(
