@@ -36,7 +36,7 @@ from swaa.evaluation.engines.transformers import TransformersEngine
 from swaa.evaluation.prompt import Prompt
 from swaa.evaluation.sample import Sample
 from swaa.evaluation.sources import load_tokenizer
-from swaa.evaluation.statistics import mcnemar, retention, wilson
+from swaa.statistics import mcnemar, retention, wilson
 from swaa.evaluation.tasks import find_tasks
 from swaa.evaluation.tasks.haystack import read_filler
 from swaa.models import load_model

@@ -24,7 +24,7 @@ from finetuning import perplexity, read_samples
 from swaa import results
 from swaa.config import SWAAConfig
 from swaa.evaluation.prompt import Prompt
-from swaa.evaluation.statistics import mcnemar, wilson
+from swaa.statistics import mcnemar, wilson
 from swaa.models import load_model
 from swaa.training.forward import detach_losses
 from swaa.training.run import train

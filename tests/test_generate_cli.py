@@ -166,8 +166,8 @@ def test_bar_on_a_terminal_redraws_and_leaves_a_clean_line():
     with ProgressBar(4, "reading", stream=stream) as bar:
         bar.update(2, "half-way")
     lines = stream.getvalue().split("\r")
-    assert lines[1] == "reading [........................] 0 %"
-    assert lines[2].startswith("half-way [############............] 50 %, 0 s left")
+    assert lines[1].startswith("reading [........................] 0 %")
+    assert lines[2].startswith("half-way [############............] 50 %, 00:00 left")
     assert lines[3].strip() == ""
     assert lines[4] == ""
 
@@ -181,7 +181,18 @@ def test_a_line_is_said_above_the_bar():
     lines = stream.getvalue().split("\r")
     assert lines[2].strip() == ""
     assert lines[3] == "two files\n"
-    assert lines[4].startswith("reading [############............] 50 %")
+    assert lines[-3].startswith("reading [############............] 50 %")
+
+
+def test_a_log_gets_a_line_for_every_tenth():
+    stream = io.StringIO()
+    with ProgressBar(1.0, "reading", stream=stream) as bar:
+        for step in range(101):
+            bar.update(step / 100)
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 10
+    assert lines[0].startswith("reading [##......................] 10 %, ")
+    assert lines[-1].startswith("reading [########################] 100 %")
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59, "59 s"), (125, "2 min 05 s")])

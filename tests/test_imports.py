@@ -1,4 +1,4 @@
-"""Who may import whom: the rule that keeps attention free of options and backends of each other."""
+"""Who may import whom: attention no options, backends not each other, and nothing in a ring."""
 
 import ast
 from pathlib import Path
@@ -16,7 +16,8 @@ def _modules(folder):
 
 
 def _imports(path):
-    """Absolute names of everything a file imports from swaa, at its top or inside functions."""
+    """Absolute names of everything a file imports from swaa: at its top, inside functions, for
+    types only, or by ``importlib.import_module``."""
     package = ("swaa", *path.parent.parts)
     for node in ast.walk(ast.parse((ROOT / path).read_text("utf-8"))):
         if isinstance(node, ast.Import):
@@ -25,6 +26,8 @@ def _imports(path):
             base = package[: len(package) - node.level + 1] if node.level else ()
             module = ".".join([*base, *filter(None, [node.module])])
             yield from (f"{module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "importlib.import_module":
+            yield from (one.value for one in node.args if isinstance(one, ast.Constant))
 
 
 def _within(name, module):
@@ -72,3 +75,60 @@ def test_the_command_line_imports_what_is_heavy_inside_functions(path):
             names = [f"{node.module}.{alias.name}" for alias in node.names]
             ours = [name for name in names if _within(name, "swaa")]
             assert all(any(_within(name, part) for part in light) for name in ours), ours
+
+
+def _module(path):
+    parts = path.with_suffix("").parts
+    return ".".join(["swaa", *(parts[:-1] if parts[-1] == "__init__" else parts)])
+
+
+def _package(module):
+    """A folder right below swaa, or a file there."""
+    return ".".join(module.split(".")[:2])
+
+
+def _graph():
+    """Which files each file imports."""
+    paths = {_module(path): path for path in _modules(".")}
+
+    def target(name):
+        return name if name in paths else name.rpartition(".")[0]
+
+    return {
+        module: {target(name) for name in _imports(path)} & paths.keys() - {module}
+        for module, path in paths.items()
+    }
+
+
+def _rings(graph):
+    """Each first ring found from a node, as the nodes on it."""
+    done, way = set(), []
+
+    def walk(node):
+        if node in way:
+            yield way[way.index(node) :]
+        elif node not in done:
+            way.append(node)
+            for other in sorted(graph.get(node, ())):
+                yield from walk(other)
+            way.pop()
+            done.add(node)
+
+    return [ring for node in sorted(graph) for ring in list(walk(node))]
+
+
+def test_no_file_imports_itself_by_way_of_others():
+    """Not even inside functions: a late import would only hide the ring."""
+    assert not _rings(_graph())
+
+
+def test_no_package_imports_itself_by_way_of_others():
+    between = {}
+    for module, imported in _graph().items():
+        others = {_package(name) for name in imported} - {_package(module)}
+        between.setdefault(_package(module), set()).update(others)
+    assert not _rings(between)
+
+
+def test_a_ring_is_found():
+    assert _rings({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}})

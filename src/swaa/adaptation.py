@@ -27,6 +27,8 @@ from swaa.integrations.transformers import IMPLEMENTATION
 from swaa.integrations.transformers.attention import (
     Backends,
     LayerAttention,
+    attach,
+    detach,
     pick,
 )
 from swaa.integrations.transformers.generate import Generate
@@ -42,6 +44,7 @@ from swaa.integrations.transformers.support import (
 )
 from swaa.integrations.transformers.trial import refuse_what_fails, try_out
 from swaa.integrations.transformers.warm_up import warm_up as run_ahead
+from swaa.recipes import resolve
 
 _ON_INSTANCE = (
     "_swaa_undo",
@@ -180,7 +183,7 @@ def restore(model: PreTrainedModel) -> None:
     undo: _Undo = vars(model)["_swaa_undo"]
     model.set_attn_implementation(cast(str, undo.implementation))
     for module in undo.modules:
-        del vars(module)["swaa_layer"]
+        detach(module)
     for hook in undo.hooks:
         hook.remove()
     for name in _ON_INSTANCE:
@@ -199,18 +202,7 @@ def _resolve(
                 "no configuration: pass a SWAAConfig or a recipe name"
                 " (the model's config.json carries no 'swaa')"
             )
-    if isinstance(config, SWAAConfig):
-        return config
-    if isinstance(config, Mapping):
-        return SWAAConfig.from_dict(config)
-    if not isinstance(config, str | Path):
-        raise TypeError(
-            f"config is a {type(config).__name__}; expected a SWAAConfig, a recipe name, the path"
-            " of a JSON file, or a dictionary"
-        )
-    from swaa.recipes import load_recipe  # reads files: only when a name was given
-
-    return load_recipe(str(config))
+    return resolve(config)
 
 
 def _plans(config: SWAAConfig, layers: Layers) -> tuple[LayerPlan, ...]:
@@ -315,7 +307,7 @@ def _install(
             f"{type(model).__name__} does not let its attention implementation be set"
         )
     for index, module in modules.items():
-        vars(module)["swaa_layer"] = LayerAttention(plans[index], backends[index])
+        attach(module, LayerAttention(plans[index], backends[index]))
     passes, generate = Passes(model), Generate(model, plans)
     undo = _Undo(
         implementation=implementation,

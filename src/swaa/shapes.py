@@ -91,7 +91,7 @@ def read_shape(name: str) -> ModelShape:
 
     Args:
         name: a folder, its config.json, a hub name, a GGUF file, ``smollm2``, or a shape of
-            :data:`swaa.benchmark.model_shapes.SHAPES`.
+            :data:`swaa.model_shapes.SHAPES`.
 
     Raises:
         FileNotFoundError: for a path that does not exist.
@@ -113,7 +113,7 @@ def _read_config(name: str) -> PreTrainedConfig:
     from transformers import AutoConfig
 
     from swaa import models
-    from swaa.benchmark.model_shapes import shape_config
+    from swaa.model_shapes import shape_config
 
     published = None if Path(name).exists() else shape_config(name)
     if published is not None:

@@ -9,13 +9,13 @@ import torch
 import swaa
 from swaa import SWAAConfig, cli, results
 from swaa.attention.api import make_call
-from swaa.benchmark import generate
-from swaa.benchmark.generate import measure
-from swaa.benchmark.generate_limit import attention_seconds, limits, random_call
-from swaa.benchmark.generate_models import make_model
-from swaa.benchmark.generate_options import NOTHING, STOCK, Options, seen_whole
-from swaa.benchmark.generate_plot import plot_generate
-from swaa.benchmark.generate_run import (
+from swaa.benchmark.generate import measure as generate
+from swaa.benchmark.generate.limit import attention_seconds, limits, random_call
+from swaa.benchmark.generate.measure import measure
+from swaa.benchmark.generate.models import make_model
+from swaa.benchmark.generate.options import NOTHING, STOCK, Options, seen_whole
+from swaa.benchmark.generate.plot import plot_generate
+from swaa.benchmark.generate.run import (
     NoAttention,
     Recorder,
     Workload,
@@ -23,17 +23,17 @@ from swaa.benchmark.generate_run import (
     measure_run,
     serve_by,
 )
-from swaa.benchmark.generate_stock import (
+from swaa.benchmark.generate.stock import (
     Stock,
     StockAttention,
     decode_stocks,
     find_best,
     prefill_stocks,
 )
-from swaa.benchmark.generate_table import describe, tables
-from swaa.benchmark.model_shapes import SHAPES
+from swaa.benchmark.generate.table import describe, tables
 from swaa.integrations.transformers.fast import plans_of, prefill
 from swaa.integrations.transformers.static_cache import StaticSWAACache
+from swaa.model_shapes import SHAPES
 from swaa.plan import price
 from swaa.shapes import shape_of
 

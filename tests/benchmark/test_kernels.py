@@ -5,10 +5,10 @@ import torch
 
 from swaa import cli, results
 from swaa.attention import swaa_attention
-from swaa.benchmark import kernels
-from swaa.benchmark.candidates import Candidate, candidates
-from swaa.benchmark.kernels_plot import plot_kernels
-from swaa.benchmark.work import PHASES, Mask, Shape
+from swaa.benchmark.kernels import measure as kernels
+from swaa.benchmark.kernels.candidates import Candidate, candidates
+from swaa.benchmark.kernels.plot import plot_kernels
+from swaa.benchmark.kernels.work import PHASES, Mask, Shape
 
 
 @pytest.mark.parametrize("sinks", [0, 1, 5, 40])

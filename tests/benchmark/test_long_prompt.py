@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from swaa import results
-from swaa.benchmark import long_prompt
-from swaa.benchmark.model_shapes import SHAPES
+from swaa.benchmark.long_prompt import measure as long_prompt
+from swaa.model_shapes import SHAPES
 
 EVENTS = [
     {"event": "ready", "seconds": 100.0, "blocks": 50, "longest_requests": 2.0},

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from swaa import SWAAConfig, results
-from swaa.benchmark.generate_options import NOTHING, STOCK
-from swaa.benchmark.generate_targets import TOKENS, targets_table
+from swaa.benchmark.generate.options import NOTHING, STOCK
 from swaa.benchmark.page import make_page, write_page
 
 ROOT = Path(__file__).parents[2]
+TOKENS = 131_072
 SLIDING = SWAAConfig(window=2048, sink_tokens=128)
 QUARTER = SWAAConfig(window=2048, full_layers="middle:1/4", full_decode=True)
 HALF = SWAAConfig(window=2048, full_layers="odd")
@@ -71,35 +71,10 @@ ROWS = [
 ]
 
 
-def test_targets_are_those_of_the_settings_that_have_them():
-    table = targets_table(made(ROWS))
-    found = {(cells[0], cells[1].split(",")[0]): cells[-2:] for cells in table.cells}
-    assert found == {
-        ("sliding", "first token faster than stock"): ("4.50x", "yes"),
-        ("sliding", "the same"): ("90.0%", "yes"),
-        ("sliding", "token faster than stock full decoding"): ("1.40x (70% of it)", "no"),
-        ("sliding", "KV bytes held"): ("+1.00%", "yes"),
-        ("sliding", "KV bytes peak"): ("+5.00%", "no"),
-        ("sliding", f"first token against {TOKENS // 2:,}".split(",")[0]): ("2.20x", "no"),
-        ("quarter", "first token faster than stock"): ("2.10x", "no"),
-        ("quarter", "the same"): ("84.0%", "no"),
-    }
-
-
-def test_no_rows_no_targets():
-    assert targets_table(made([row("half", TOKENS, 5.0)])) is None
-    assert targets_table(made([row("sliding", 8192, 5.0)])) is None
-    assert targets_table(made(ROWS, recipes={"half": HALF})) is None
-    short = SWAAConfig(window=1024)
-    assert targets_table(made(ROWS, recipes={"sliding": short})) is None
-    assert targets_table(made(ROWS, model="another")) is None
-
-
 def test_the_page_shows_every_file(tmp_path):
     path = results.save(made(ROWS), folder=tmp_path)
     page = make_page(tmp_path)
     assert f"[{path.name}](../results/generate/{path.name})" in page
-    assert "| sliding | first token faster than stock, every layer sliding | 4.00x |" in page
     assert "| prefill | FA3 | not timed: not \\| here |  |" in page
     assert "| prefill | FA4 | 10.000 | taken |" in page
     assert "| 131,072 | 1 | sliding | 2.200 | - | 1 | 4.50x | 5.00x | 90% | 59,578 |" in page

@@ -9,11 +9,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from swaa.benchmark import serve_client, serve_load
-from swaa.benchmark.serve_client import encode_request, request
-from swaa.benchmark.serve_load import run_load, samples, summarize
-from swaa.benchmark.serve_workload import PRESETS, Workload
-from swaa.evaluation.address import Address
+from swaa.benchmark.serve import client as serve_client
+from swaa.benchmark.serve import load as serve_load
+from swaa.benchmark.serve.client import encode_request, request
+from swaa.benchmark.serve.load import run_load, samples, summarize
+from swaa.benchmark.serve.workload import PRESETS, Workload
+from swaa.http.address import Address
 from tests.benchmark.completions import FIRST_S, NEXT_S, completions
 
 SMALL = Workload(input_tokens=20, output_tokens=6, requests=5)

@@ -3,7 +3,7 @@
 import pytest
 
 from swaa import results
-from swaa.benchmark.serve_device import local_device
+from swaa.benchmark.serve.device import local_device
 
 TWO = """\
 GPU 0: NVIDIA H200 (UUID: GPU-4cf8db2d-06c0)

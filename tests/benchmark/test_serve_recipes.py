@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from swaa import results
-from swaa.benchmark import serve, serve_process
-from swaa.benchmark.serve import Endpoint, Launcher, ServeRun, arguments_of, execute, find
-from swaa.benchmark.serve_process import Server, launch_command, running
-from swaa.benchmark.serve_workload import Workload
+from swaa.benchmark.serve import measure as serve
+from swaa.benchmark.serve import process as serve_process
+from swaa.benchmark.serve.measure import Endpoint, Launcher, ServeRun, arguments_of, execute, find
+from swaa.benchmark.serve.process import Server, launch_command, running
+from swaa.benchmark.serve.workload import Workload
 from swaa.cli import main
 from swaa.recipes import resolve
 from tests.benchmark.completions import completions
@@ -232,7 +233,7 @@ def test_a_server_never_outlives_the_command(tmp_path, number):
         "import signal, sys, time; from pathlib import Path;"
         # Shells start what runs in the background with interrupts ignored.
         "signal.signal(signal.SIGINT, signal.default_int_handler);"
-        "from swaa.benchmark.serve_process import running\n"
+        "from swaa.benchmark.serve.process import running\n"
         "with running(sys.argv[2:], log=Path(sys.argv[1]), timeout_s=120) as server:\n"
         "    print(server._process.pid, flush=True); time.sleep(999)\n"
     )

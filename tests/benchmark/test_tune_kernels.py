@@ -9,7 +9,7 @@ from swaa import cli
 
 pytest.importorskip("triton", reason="tile sizes belong to Triton kernels")
 from swaa.attention.triton.tiles import Tile, forced, tile_for
-from swaa.benchmark import tune_kernels
+from swaa.benchmark.kernels import tune as tune_kernels
 
 CPU = torch.device("cpu")
 START = Tile(block_m=64, block_n=64, warps=4, stages=2)

@@ -5,9 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from tokenizers import AddedToken
 
-from swaa.evaluation.endpoint import Endpoint, EndpointError
 from swaa.evaluation.engines import Request, Sampling, make_batches, openai
 from swaa.evaluation.engines.openai import OpenAIEngine
+from swaa.http.endpoint import Endpoint, EndpointError
 from tests.evaluation.conftest import byte_tokenizer
 from tests.evaluation.server import serve
 

@@ -21,5 +21,5 @@ def test_examples_in_docstrings_hold(name):
 
 
 def test_there_are_examples():
-    found = doctest.DocTestFinder().find(importlib.import_module("swaa.evaluation.statistics"))
+    found = doctest.DocTestFinder().find(importlib.import_module("swaa.statistics"))
     assert sum(len(test.examples) for test in found) >= 3

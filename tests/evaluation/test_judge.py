@@ -1,8 +1,8 @@
 import pytest
 
-from swaa.evaluation.endpoint import Endpoint, EndpointError
 from swaa.evaluation.judge import Judge, apply_verdicts, parse_verdict
 from swaa.evaluation.sample import Sample
+from swaa.http.endpoint import Endpoint, EndpointError
 from tests.evaluation.server import serve
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from swaa import files as samples_file
 from swaa.config import SWAAConfig
-from swaa.evaluation import samples_file
 from swaa.evaluation.run import execute, find
-from swaa.evaluation.samples_file import SamplesFile
 from swaa.evaluation.summary import summarize
+from swaa.files import SamplesFile
 from tests.evaluation.fakes import fake_engine, make_run, make_samples
 
 ROOT = Path(__file__).parents[2]

@@ -7,8 +7,8 @@ from swaa.config import SWAAConfig
 from swaa.evaluation.engines import Request
 from swaa.evaluation.engines.transformers import TransformersEngine
 from swaa.evaluation.prompt import Prompt
-from swaa.evaluation.thoughts import opened, spoken
 from swaa.models import LoadedModel
+from swaa.thoughts import opened, spoken
 from tests.evaluation.conftest import CHAT, byte_tokenizer
 
 MARKS = [AddedToken("<think>", special=True), AddedToken("</think>", special=True)]

@@ -384,7 +384,7 @@ def test_a_name_is_no_model(action):
 
 
 def test_a_list_is_no_configuration():
-    with pytest.raises(TypeError, match="config is a list"):
+    with pytest.raises(TypeError, match=r"expected the name of a recipe or a path, got \['fast'\]"):
         swaa.adapt(tiny_model("llama"), ["fast"])
 
 

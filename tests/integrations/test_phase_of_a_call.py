@@ -200,7 +200,7 @@ def test_a_model_drafts_for_itself_by_its_first_layers(config):
 
 def adapted_model(peft, config, *, off_within):
     """Two layers, with an adapter that prompts of at most ``off_within`` tokens do without."""
-    from swaa.training.switch import switch_by_length
+    from swaa.adapter import switch_by_length
 
     model = sharp_model(num_hidden_layers=2)
     lora = peft.LoraConfig(

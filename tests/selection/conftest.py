@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from swaa.evaluation.samples_file import SamplesFile
+from swaa.files import SamplesFile
 from swaa.models import LoadedModel
 from swaa.selection.batches import TeacherForced
 from swaa.selection.board import Board

@@ -7,9 +7,9 @@ import pytest
 
 from swaa import results
 from swaa.evaluation import gathered, published
-from swaa.evaluation.statistics import mcnemar
 from swaa.evaluation.summary import is_right
 from swaa.selection.tables import duels, fill, markdown, ranges, scored_sets
+from swaa.statistics import mcnemar
 
 ROOT = Path(__file__).parents[2]
 PAGE, MEASUREMENTS = ROOT / "docs/tuning.md", ROOT / "docs/tuning-measurements.md"

@@ -5,13 +5,13 @@ import json
 
 import pytest
 
-from swaa.evaluation.endpoint import Endpoint
 from swaa.evaluation.engines import Reply, Sampling
 from swaa.evaluation.engines.openai import OpenAIEngine
 from swaa.evaluation.judge import Judge
 from swaa.evaluation.prompt import Prompt
 from swaa.evaluation.tasks.jsonl import OwnQuestions
 from swaa.evaluation.tasks.rows import DataFile
+from swaa.http.endpoint import Endpoint
 from swaa.training.conversations import load_conversations
 from swaa.training.distill import DistillSettings, distill
 from tests.evaluation.server import serve

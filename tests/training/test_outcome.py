@@ -7,11 +7,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import swaa
+from swaa.adapter import put_adapter_on, read_adapter
 from swaa.config import SWAAConfig
 from swaa.models import load_model
 from swaa.training.run import train
 from swaa.training.settings import TrainingSettings
-from swaa.training.switch import put_adapter_on, read_adapter
 from tests.training.conftest import CONFIG
 
 TRAINING = TrainingSettings(learning_rate=0.02, max_steps=3, accumulate=2, warmup=0.0)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from swaa.config import SWAAConfig
-from swaa.integrations.vllm.plugin import REQUIRED
+from swaa.integrations.vllm.environment import REQUIRED
 from swaa.integrations.vllm.settings import parse
 from tests.vllm.engine import Engine, Judge, prompts_of
 from tests.vllm.test_features import CONFIGS

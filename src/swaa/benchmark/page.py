@@ -6,8 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from swaa.benchmark.generate_table import Row, Table, tables
-from swaa.benchmark.generate_targets import targets_table
+from swaa.benchmark.generate.table import Row, Table, tables
 from swaa.results import Result, load
 
 INTRODUCTION = """# Benchmarks
@@ -33,8 +32,7 @@ with random numbers: speed depends on sizes, not on values. Long prompts are tim
 once: *timings* says how often. `naive sink_tokens=128` is window and sinks, nothing else.
 
 Of the stock kernels *aten varlen* is PyTorch's own for sequences of unequal length; *every slot*
-reads a static cache whole, slots of tokens to come included, which spares a mask. Targets were set
-before anything was measured.
+reads a static cache whole, slots of tokens to come included, which spares a mask.
 """
 KERNELS = """## Attention kernels
 
@@ -86,9 +84,7 @@ def _heading(result: Result, file: Path) -> str:
 
 
 def _generate_section(result: Result) -> list[Table]:
-    targets = targets_table(result)
-    found = [_stock_table(result), *tables(result.rows)]
-    return found if targets is None else [targets, *found]
+    return [_stock_table(result), *tables(result.rows)]
 
 
 def _stock_table(result: Result) -> Table:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from swaa.benchmark.percentiles import Percentiles, percentiles
+from swaa.statistics import Percentiles, percentiles
 
 Work = Callable[[], object]
 

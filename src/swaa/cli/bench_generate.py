@@ -24,7 +24,7 @@ from swaa.config import SWAAConfig
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from swaa.benchmark.generate_options import Options
+    from swaa.benchmark.generate.options import Options
     from swaa.results import Result
 
 _SEVERAL = {
@@ -102,9 +102,9 @@ def _measure(args: argparse.Namespace) -> Result:
     options = _options(args)
 
     from swaa import results
-    from swaa.benchmark.generate import measure
-    from swaa.benchmark.generate_options import seen_whole
-    from swaa.benchmark.generate_unfinished import not_begun
+    from swaa.benchmark.generate.measure import measure
+    from swaa.benchmark.generate.options import seen_whole
+    from swaa.benchmark.generate.unfinished import not_begun
 
     name, config = options.file_name(), options.config()
     path = results.result_path("generate", name, config, folder=args.results)
@@ -145,7 +145,7 @@ def _say(line: str) -> None:
 
 
 def _plot(result: Result, path: Path) -> None:
-    from swaa.benchmark.generate_plot import plot_generate
+    from swaa.benchmark.generate.plot import plot_generate
 
     try:
         title = f"{result.provenance.model}, {result.provenance.device}"
@@ -155,7 +155,7 @@ def _plot(result: Result, path: Path) -> None:
 
 
 def _print(result: Result) -> None:
-    from swaa.benchmark.generate_table import tables
+    from swaa.benchmark.generate.table import tables
 
     for table in tables(result.rows):
         print(f"\n{table.title}\n\n{format_table(table.headers, table.cells)}")
@@ -163,7 +163,7 @@ def _print(result: Result) -> None:
 
 
 def _options(args: argparse.Namespace) -> Options:
-    from swaa.benchmark.generate_options import Options
+    from swaa.benchmark.generate.options import Options
 
     single = {}
     for flag in (*_NUMBERS, "time-limit"):

@@ -10,7 +10,7 @@ from swaa.cli.numbers import dtype_name
 from swaa.cli.options import add_measured_options, tables_aside, whole_numbers, words
 
 if TYPE_CHECKING:
-    from swaa.benchmark.kernels import Options
+    from swaa.benchmark.kernels.measure import Options
     from swaa.results import Result
 
 
@@ -77,8 +77,8 @@ def _measure(args: argparse.Namespace) -> Result:
     import torch
 
     from swaa import results
-    from swaa.benchmark import kernels
-    from swaa.benchmark.kernels_plot import plot_kernels
+    from swaa.benchmark.kernels import measure as kernels
+    from swaa.benchmark.kernels.plot import plot_kernels
 
     result = None
     if torch.cuda.is_available() and not args.again:
@@ -101,7 +101,7 @@ def _measure(args: argparse.Namespace) -> Result:
 
 
 def _options(args: argparse.Namespace) -> Options:
-    from swaa.benchmark.kernels import Options
+    from swaa.benchmark.kernels.measure import Options
 
     return Options(
         phases=words(args.phases, "--phases"),

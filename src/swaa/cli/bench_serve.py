@@ -15,8 +15,8 @@ from swaa.cli.progress import ProgressBar
 from swaa.cli.table import Cell, format_table
 
 if TYPE_CHECKING:
-    from swaa.benchmark.serve import Endpoint, Launcher, ServeRun
-    from swaa.benchmark.serve_workload import Workload
+    from swaa.benchmark.serve.measure import Endpoint, Launcher, ServeRun
+    from swaa.benchmark.serve.workload import Workload
     from swaa.results import Result
 
 DEFAULT_RECIPES = "full,fast,balanced"
@@ -126,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
     """Do what is not done yet and print what there is."""
     runs = _runs(args)
 
-    from swaa.benchmark import serve
+    from swaa.benchmark.serve import measure as serve
 
     found = []
     for number, one in enumerate(runs, start=1):
@@ -150,7 +150,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _runs(args: argparse.Namespace) -> list[ServeRun]:
     """What is to be done; whatever can be wrong with it is found here."""
-    from swaa.benchmark.serve import ServeRun
+    from swaa.benchmark.serve.measure import ServeRun
     from swaa.recipes import resolve
 
     names = words(args.recipes, "--recipes")
@@ -172,7 +172,7 @@ def _runs(args: argparse.Namespace) -> list[ServeRun]:
 
 
 def _workload(args: argparse.Namespace) -> Workload:
-    from swaa.benchmark.serve_workload import PRESETS
+    from swaa.benchmark.serve.workload import PRESETS
 
     if args.workload not in PRESETS:
         raise ValueError(f"unknown workload {args.workload!r}; choose from {', '.join(PRESETS)}")
@@ -195,8 +195,8 @@ def _check_vocabulary(model: str, tokens: int) -> None:
 
 
 def _source(args: argparse.Namespace, names: tuple[str, ...]) -> Endpoint | Launcher:
-    from swaa.benchmark.serve import SERVED, Endpoint, Launcher
-    from swaa.benchmark.serve_device import local_device
+    from swaa.benchmark.serve.device import local_device
+    from swaa.benchmark.serve.measure import SERVED, Endpoint, Launcher
 
     if args.endpoint is None:
         for name in ("served_model", "device_name", "key_over_http"):

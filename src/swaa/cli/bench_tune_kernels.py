@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
     if importlib.util.find_spec("triton") is None:
         raise ValueError("needs Triton, which comes with PyTorch for GPUs")
-    from swaa.benchmark import tune_kernels
+    from swaa.benchmark.kernels import tune as tune_kernels
 
     options = tune_kernels.Options(
         kernels=words(args.kernels, "--kernels"),

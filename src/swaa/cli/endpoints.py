@@ -7,8 +7,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from swaa.evaluation.endpoint import Endpoint
     from swaa.evaluation.judge import Judge
+    from swaa.http.endpoint import Endpoint
 
 
 def add_endpoint_options(parser: argparse.ArgumentParser, *, note: str = "") -> None:
@@ -81,7 +81,7 @@ def add_key_over_http(parser: Any) -> None:
 
 def endpoint_from(args: argparse.Namespace) -> Endpoint:
     """The server that answers."""
-    from swaa.evaluation.endpoint import Endpoint
+    from swaa.http.endpoint import Endpoint
 
     return Endpoint(
         url=args.endpoint,
@@ -102,8 +102,8 @@ def judge_from(args: argparse.Namespace) -> Judge | None:
         return None
     if not args.judge_endpoint or not args.judge_model:
         raise ValueError("--judge-endpoint and --judge-model go together; give both")
-    from swaa.evaluation.endpoint import Endpoint
     from swaa.evaluation.judge import Judge
+    from swaa.http.endpoint import Endpoint
 
     return Judge(
         endpoint=Endpoint(

@@ -150,7 +150,7 @@ def _add_local_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do what is not done yet and print what there is."""
-    from swaa.evaluation.team import is_first
+    from swaa.processes import is_first
 
     if not is_first():
         return follow(args)

@@ -56,7 +56,7 @@ def open_source(
 
 @contextmanager
 def _local_source(args: argparse.Namespace) -> Iterator[tuple[Source, Prompt]]:
-    from swaa.evaluation.team import process_count
+    from swaa.processes import process_count
 
     if process_count() == 1:
         local = _load(args, args.device)
@@ -88,7 +88,7 @@ def check_processes(args: argparse.Namespace) -> None:
         ValueError: naming the flag.
         ImportError: when accelerate is missing.
     """
-    from swaa.evaluation.team import process_count
+    from swaa.processes import process_count
 
     if process_count() == 1:
         return

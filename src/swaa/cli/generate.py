@@ -85,11 +85,13 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Answer, print, and return the exit code."""
+    from swaa.recipes import resolve
+
     # What needs no model is checked before minutes go into loading one.
     document = read_document(args.file)
     _check(args)
     setting, config = name_from(args), config_from(args)
-    compared = {} if args.compare is None else {args.compare: _recipe(args.compare)}
+    compared = {} if args.compare is None else {args.compare: resolve(args.compare)}
 
     from swaa.generation import build_prompt, check_context
     from swaa.models import load_model
@@ -103,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
     carried = getattr(loaded.model.config, "swaa", None)
     if args.recipe is None and carried is not None:
         setting = name_from(args, default="checkpoint")
-        config = config_from(args, default=SWAAConfig.from_dict(carried))
+        config = config_from(args, default=carried)
     settings = [(setting, config), *compared.items()]
     if args.backend != "auto" and all(each.window is None for _, each in settings):
         raise ValueError("--backend would do nothing: every layer is full")
@@ -141,12 +143,6 @@ def read_document(path: str) -> str:
     if not text.strip():
         raise ValueError(f"the document is empty: {name}")
     return text
-
-
-def _recipe(name: str) -> SWAAConfig:
-    from swaa.recipes import resolve
-
-    return resolve(name)
 
 
 def _check(args: argparse.Namespace) -> None:

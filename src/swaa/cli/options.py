@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from swaa.cli.numbers import dtype_name, whole_number
@@ -88,7 +87,7 @@ def add_config_options(
 
 
 def config_from(
-    args: argparse.Namespace, *, default: SWAAConfig | str = DEFAULT_RECIPE
+    args: argparse.Namespace, *, default: SWAAConfig | Mapping[str, Any] | str = DEFAULT_RECIPE
 ) -> SWAAConfig:
     """The configuration that the flags of :func:`add_config_options` name.
 
@@ -112,7 +111,7 @@ def config_from(
             f"{_flag(ignored[0])} would do nothing: the window is none, every layer is full;"
             " give --window too"
         )
-    return SWAAConfig(window=None) if window is None else dataclasses.replace(base, **changes)
+    return SWAAConfig(window=None) if window is None else resolve(base, **changes)
 
 
 def settings_from(args: argparse.Namespace, names: str) -> list[tuple[str, SWAAConfig]]:

@@ -68,7 +68,6 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the price."""
-    from swaa.config import SWAAConfig
     from swaa.plan import price
     from swaa.shapes import read_shape
 
@@ -79,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     settings = settings_from(args, args.recipes) if several else [("", config_from(args))]
     shape = read_shape(args.model)
     if not several and args.recipe is None and shape.swaa is not None:
-        settings = [("", config_from(args, default=SWAAConfig.from_dict(shape.swaa)))]
+        settings = [("", config_from(args, default=shape.swaa))]
     sizes = {name: getattr(args, name) for name in ("prompt_length", "batch", "chunk", "dtype")}
     prices = {name: price(shape, config, **sizes) for name, config in settings}
     if args.json:

@@ -173,8 +173,8 @@ def run(args: argparse.Namespace) -> int:
     config, settings = config_from(args), _settings(args)
     _require_packages(settings.tracker)
 
-    from swaa.evaluation.team import is_first
     from swaa.models import load_model
+    from swaa.processes import is_first
     from swaa.training.run import check, merge, train
 
     device = _device(args.device)

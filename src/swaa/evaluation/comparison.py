@@ -16,9 +16,9 @@ from swaa.evaluation.judge import Judge
 from swaa.evaluation.prompt import Prompt
 from swaa.evaluation.run import Outcome, Run, execute, find, is_likelihood, make_requests
 from swaa.evaluation.sample import Sample
-from swaa.evaluation.statistics import mcnemar, retention
 from swaa.evaluation.summary import by_place, is_right
 from swaa.evaluation.tasks import Task
+from swaa.statistics import mcnemar, retention
 
 
 class Source(Protocol):

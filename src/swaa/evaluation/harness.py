@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -40,7 +40,7 @@ except ImportError as error:
 
 Base: Any = HFLM  # untyped; the same to type checkers where the harness is not installed
 
-KNOBS = tuple(field.name for field in dataclasses.fields(SWAAConfig))
+KNOBS = {field.name for field in dataclasses.fields(SWAAConfig)}
 """Arguments of the model that change its recipe."""
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
@@ -76,8 +76,7 @@ class AdaptedModel(Base):
     ) -> None:
         if not str(batch_size).isdecimal():
             raise ValueError(f"batch_size is {batch_size!r}; expected a whole number of at least 1")
-        config = _config(recipe, options)
-        options = {key: value for key, value in options.items() if key not in KNOBS}
+        config = resolve(recipe, **{name: options.pop(name) for name in KNOBS & options.keys()})
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         if find_model(pretrained).gguf_file is None:
             super().__init__(pretrained, device=device, dtype=dtype, **options)
@@ -150,15 +149,6 @@ class AdaptedModel(Base):
         declared = torch.tensor(prompts, dtype=torch.int32, device=self.device)
         with torch.inference_mode(), prompt_length(declared):
             return model(**inputs, use_cache=False).logits[:, -last:].float()
-
-
-def _config(recipe: str, options: Mapping[str, Any]) -> SWAAConfig:
-    """The recipe, with the knobs among the options turned."""
-    knobs = {name: options[name] for name in KNOBS if name in options}
-    config = resolve(recipe)
-    if config.window is None and knobs and "window" not in knobs:
-        raise ValueError(f"{', '.join(knobs)} would do nothing: {recipe} is full attention")
-    return dataclasses.replace(config, **knobs)
 
 
 def _scored(logits: Tensor, continuation: Sequence[int]) -> tuple[float, bool]:

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from swaa.evaluation.endpoint import Endpoint
 from swaa.evaluation.sample import Sample
-from swaa.evaluation.samples_file import SamplesFile
+from swaa.files import SamplesFile
+from swaa.http.endpoint import Endpoint
 
 PROMPT = """\
 Decide whether an answer to a question is right. You are given the question, the reference answer \

@@ -12,8 +12,8 @@ from torch import Tensor
 from swaa.config import SWAAConfig
 from swaa.evaluation.prompt import Prompt
 from swaa.evaluation.sample import Sample
-from swaa.evaluation.samples_file import SamplesFile
 from swaa.evaluation.tasks.perplexity import BLOCK, answer_from, encode, split
+from swaa.files import SamplesFile
 
 
 @runtime_checkable

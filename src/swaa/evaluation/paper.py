@@ -15,7 +15,7 @@ from typing import Any
 from swaa import results
 from swaa.config import SWAAConfig
 from swaa.evaluation import gathered
-from swaa.evaluation.statistics import Interval
+from swaa.statistics import Interval
 
 TABLES = (1, 3, 4)
 """Those with accuracies of models."""

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from swaa.evaluation.sample import Sample
-from swaa.evaluation.thoughts import END, opened
+from swaa.thoughts import END, opened
 
 STEP_BY_STEP = (
     "The text above is long. Think step by step, and go back to the passages that matter before"

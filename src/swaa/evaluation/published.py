@@ -20,9 +20,9 @@ from swaa import results
 from swaa.config import SWAAConfig
 from swaa.evaluation import gathered
 from swaa.evaluation.gathered import Finished
-from swaa.evaluation.statistics import mcnemar
 from swaa.evaluation.summary import by_place, is_right
 from swaa.plan import price
+from swaa.statistics import mcnemar
 
 BEGIN = "<!-- made by python -m swaa.evaluation.published: begin -->"
 END = "<!-- end -->"

@@ -18,7 +18,7 @@ from swaa.config import SWAAConfig
 from swaa.evaluation.engines import Engine, Reply, Request
 from swaa.evaluation.engines.transformers import TransformersEngine
 from swaa.evaluation.sources import LocalModel
-from swaa.evaluation.team import Team, TeamError
+from swaa.processes import Team, TeamError
 
 Load = Callable[[str], LocalModel]
 """Loads the model onto a device, named as torch writes it."""

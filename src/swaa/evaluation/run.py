@@ -18,10 +18,10 @@ from swaa.evaluation.engines import Engine, Reply, Request, make_batches
 from swaa.evaluation.judge import Judge, apply_verdicts
 from swaa.evaluation.prompt import Prompt
 from swaa.evaluation.sample import Sample
-from swaa.evaluation.samples_file import SamplesFile
 from swaa.evaluation.summary import summarize
 from swaa.evaluation.tasks import Task
 from swaa.evaluation.tasks.perplexity import Perplexity
+from swaa.files import SamplesFile
 
 KIND = gathered.KIND
 """Folder of these results."""

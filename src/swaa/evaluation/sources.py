@@ -9,13 +9,12 @@ from typing import Any, Literal
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from swaa.config import SWAAConfig
-from swaa.evaluation.endpoint import Endpoint
 from swaa.evaluation.engines import Engine
 from swaa.evaluation.engines.openai import OpenAIEngine
 from swaa.evaluation.engines.transformers import TransformersEngine
-from swaa.evaluation.revision import model_revision
 from swaa.evaluation.run import SERVED
-from swaa.models import LoadedModel, find_model, require_gguf
+from swaa.http.endpoint import Endpoint
+from swaa.models import LoadedModel, find_model, model_revision, require_gguf
 from swaa.plan import price
 
 

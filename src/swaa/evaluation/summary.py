@@ -8,7 +8,7 @@ from typing import Any
 
 from swaa.config import SWAAConfig
 from swaa.evaluation.sample import place
-from swaa.evaluation.statistics import wilson
+from swaa.statistics import wilson
 
 PLACES = ("sinks", "window", "beyond")
 """Where needles may lie; see :meth:`swaa.evaluation.sample.Sample.place`."""

@@ -133,26 +133,36 @@ def load_recipe(name_or_path: str | os.PathLike[str]) -> SWAAConfig:
 
 
 def resolve(
-    recipe: SWAAConfig | Recipe | Mapping[str, Any] | str | os.PathLike[str],
+    recipe: SWAAConfig | Recipe | Mapping[str, Any] | str | os.PathLike[str], **knobs: Any
 ) -> SWAAConfig:
-    """The configuration behind anything that names one.
+    """The configuration behind anything that names one: what every front end calls.
+
+    >>> resolve("naive", window=512).describe()
+    'window 512'
 
     Args:
-        recipe: a configuration, a recipe, a mapping in either JSON form, or what
-            :func:`load_recipe` takes.
+        recipe: a configuration, a recipe, a mapping in either JSON form (such as the ``swaa`` of
+            a checkpoint's config.json), or what :func:`load_recipe` takes.
+        knobs: fields of the configuration that replace the recipe's.
 
     Raises:
         TypeError: for anything else.
-        ValueError: for an unknown name or an invalid configuration.
+        ValueError: for an unknown name, an invalid configuration, or knobs that would do nothing.
         FileNotFoundError: for a path without a file.
     """
     if isinstance(recipe, SWAAConfig):
-        return recipe
-    if isinstance(recipe, Recipe):
-        return recipe.config
-    if isinstance(recipe, Mapping):
-        return SWAAConfig.from_dict(recipe)
-    return load_recipe(recipe)
+        config = recipe
+    elif isinstance(recipe, Recipe):
+        config = recipe.config
+    elif isinstance(recipe, Mapping):
+        config = SWAAConfig.from_dict(recipe)
+    else:
+        config = load_recipe(recipe)
+    if config.window is None and knobs and "window" not in knobs:
+        raise ValueError(
+            f"{', '.join(knobs)} would do nothing: the recipe is full attention; give a window too"
+        )
+    return dataclasses.replace(config, **knobs)
 
 
 def _is_file(path: str) -> bool:

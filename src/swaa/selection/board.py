@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from swaa.config import LayerPlan
-from swaa.evaluation.samples_file import SamplesFile
+from swaa.files import SamplesFile
 from swaa.selection.batches import Scores
 from swaa.selection.candidate import Candidate
 from swaa.selection.passes import SharedPasses

@@ -24,7 +24,7 @@ from transformers import DynamicCache
 
 from swaa.adaptation import adapt, restore
 from swaa.config import LayerPlan, SWAAConfig
-from swaa.integrations.transformers.attention import LayerAttention
+from swaa.integrations.transformers.attention import attach, attached
 from swaa.integrations.transformers.cache_name import cache_argument
 from swaa.integrations.transformers.support import find_layers
 from swaa.memory import explain_out_of_memory
@@ -215,8 +215,7 @@ class SharedPasses(AbstractContextManager["SharedPasses"]):
         """Both parts under the plans; what ``base`` has in common with them is taken from it."""
         assert all(plan.dense_tail <= self._tail for plan in plans), "the tail reaches the prefix"
         for index, module in self._attention.items():
-            attached: LayerAttention = vars(module)["swaa_layer"]
-            vars(module)["swaa_layer"] = replace(attached, plan=plans[index])
+            attach(module, replace(attached(module), plan=plans[index]))
         depth = len(plans)
         first = 0 if base is None else _first_difference(plans, base.plans, _of_prefix)
         trace = _Trace(plans)

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from swaa.config import SWAAConfig
-from swaa.evaluation.statistics import Interval, mcnemar, retention, wilson
 from swaa.results import Provenance, write_whole
 from swaa.selection.batches import Scores
 from swaa.selection.board import mean
 from swaa.selection.budget import Cost
 from swaa.selection.continuation import NAME as CONTINUATION
+from swaa.statistics import Interval, mcnemar, retention, wilson
 
 ENOUGH = 20
 """Samples held out below which what is kept deserves a warning: all right is 84 % or more there."""

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from swaa import results
-from swaa.evaluation.samples_file import SamplesFile
 from swaa.evaluation.sources import LocalModel
+from swaa.files import SamplesFile
 from swaa.integrations.transformers.support import find_layers
 from swaa.models import LoadedModel
 from swaa.selection import report

@@ -11,9 +11,9 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from swaa.adapter import ADAPTER_KEY, AdapterSettings
 from swaa.config import SWAAConfig
 from swaa.training.folder import RECIPE_FILE, whole_folder
-from swaa.training.switch import ADAPTER_KEY, AdapterSettings
 
 
 def save_adapter(

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from swaa.evaluation.thoughts import BEGIN, END, opened
+from swaa.thoughts import BEGIN, END, opened
 
 IGNORED = -100
 """Label of a token that is not answer."""

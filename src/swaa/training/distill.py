@@ -17,8 +17,8 @@ from swaa.evaluation.engines import Engine, Reply, Request
 from swaa.evaluation.judge import Judge, apply_verdicts
 from swaa.evaluation.prompt import Prompt
 from swaa.evaluation.sample import Sample
-from swaa.evaluation.samples_file import SamplesFile
 from swaa.evaluation.tasks import Task
+from swaa.files import SamplesFile
 from swaa.results import VERDICTS, write_whole
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from swaa.evaluation.team import is_first
+from swaa.processes import is_first
 
 RECORD = "training.json"
 """What was asked; once the steps are done, also what they took."""

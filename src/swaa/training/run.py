@@ -17,11 +17,12 @@ from accelerate.utils import parse_flag_from_env
 
 from swaa import results
 from swaa.adaptation import adapt
+from swaa.adapter import AdapterSettings, fits
 from swaa.config import SWAAConfig
-from swaa.evaluation.revision import checksum
-from swaa.evaluation.team import is_first
+from swaa.files import checksum
 from swaa.memory import explain_out_of_memory
 from swaa.models import LoadedModel
+from swaa.processes import is_first
 from swaa.training.checkpoints import save_adapter, save_merged
 from swaa.training.conversations import TrainingData, check_conversations, load_conversations
 from swaa.training.curve import can_draw, curve, draw_curve, load_curve, save_curve
@@ -39,7 +40,6 @@ from swaa.training.folder import (
 )
 from swaa.training.losses import check_head
 from swaa.training.settings import TrainingSettings
-from swaa.training.switch import AdapterSettings, fits
 from swaa.training.trainer import Progress, SlidingTrainer
 
 PLOT = "loss.png"

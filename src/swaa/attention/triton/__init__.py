@@ -10,6 +10,8 @@ from triton import knobs
 from swaa.attention.call import AttentionCall, AttentionOutput, attend_apart, current_device
 from swaa.attention.selection import nothing_to_select
 from swaa.attention.triton import decode, prefill, scoring, selected
+from swaa.attention.triton.backward import DifferentiableAttention
+from swaa.attention.triton.sequences import numbers_of
 
 FEW_ROWS = 16
 """Calls of at most this many query rows per sequence are decoding, served by split keys."""
@@ -36,10 +38,11 @@ def attend(call: AttentionCall) -> AttentionOutput:
     if call.selects:
         # Their lists are those of one sequence: packed ones are served one after the other.
         return attend_apart(call, _attend_selected) if call.packed else _attend_selected(call)
-    if not _is_decode(call):
-        return prefill.attend(call)
     with current_device(call.q):
-        return decode.attend(call)
+        if _is_decode(call):
+            return decode.attend(call)
+        many = DifferentiableAttention.apply if prefill.needs_gradient(call) else prefill.forward
+        return AttentionOutput(*many(call.q, call.k, call.v, numbers_of(call), call.scale))
 
 
 def _attend_selected(call: AttentionCall) -> AttentionOutput:

@@ -16,6 +16,8 @@ from swaa.attention.triton.sequences import (
     LENGTHS,
     LOG2_E,
     NEVER,
+    PLAN,
+    ROWS,
     Numbers,
     key_blocks,
     left_range,
@@ -26,10 +28,6 @@ from swaa.attention.triton.sequences import (
 )
 from swaa.attention.triton.tiles import Tile
 
-PLAN = tl.constexpr(16)
-"""Numbers per planned tile."""
-ROWS = tl.constexpr(64)
-"""Rows of one group of four computing warps."""
 LEAST_STAGES = 2
 """Key blocks that must fit beside each other."""
 

@@ -23,8 +23,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from swaa.attention.triton.hopper import PLAN, ROWS
-from swaa.attention.triton.sequences import LN_2
+from swaa.attention.triton.sequences import LN_2, PLAN, ROWS
 
 GROUPS = gl.constexpr(2)
 """Groups of computing warps; a third brought nothing at head_dim 64, where it fits."""

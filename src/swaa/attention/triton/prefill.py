@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from swaa.attention.call import AttentionCall, AttentionOutput, current_device
+from swaa.attention.call import AttentionCall
 from swaa.attention.triton import hopper
 from swaa.attention.triton.sequences import (
     LENGTHS,
@@ -27,7 +27,6 @@ from swaa.attention.triton.sequences import (
     load_tile,
     masked_block,
     number,
-    numbers_of,
     place,
     row_lefts,
     tile_of_slot,
@@ -49,17 +48,6 @@ def refusal(call: AttentionCall) -> str | None:
 def needs_gradient(call: AttentionCall) -> bool:
     """Whether somebody may ask for the gradient of this call."""
     return torch.is_grad_enabled() and any(x.requires_grad for x in (call.q, call.k, call.v))
-
-
-def attend(call: AttentionCall) -> AttentionOutput:
-    """Attention of many query rows; differentiable."""
-    arguments = (call.q, call.k, call.v, numbers_of(call), call.scale)
-    with current_device(call.q):
-        if needs_gradient(call):
-            from swaa.attention.triton.backward import DifferentiableAttention
-
-            return AttentionOutput(*DifferentiableAttention.apply(*arguments))
-        return AttentionOutput(*forward(*arguments))
 
 
 def forward(

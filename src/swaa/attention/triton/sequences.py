@@ -29,6 +29,11 @@ UNBOUNDED = 2**30
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 
+PLAN = tl.constexpr(16)
+"""Numbers per planned tile of the Hopper prefill."""
+ROWS = tl.constexpr(64)
+"""Its rows of one group of four computing warps."""
+
 LENGTHS = (
     "stride_left",
     "sequences",

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from swaa.evaluation.endpoint import Endpoint
 from swaa.evaluation.engines import Reply, Request, Sampling
-from swaa.evaluation.thoughts import hidden_beside_thoughts, without
+from swaa.http.endpoint import Endpoint
+from swaa.thoughts import hidden_beside_thoughts, without
 
 
 class OpenAIEngine:

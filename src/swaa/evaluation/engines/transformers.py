@@ -16,12 +16,12 @@ from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
 from swaa.adaptation import Adaptation, adapt, restore
 from swaa.config import SWAAConfig
 from swaa.evaluation.engines import Reply, Request, Sampling
-from swaa.evaluation.thoughts import spoken
 from swaa.integrations.transformers.cache import SWAACache
 from swaa.integrations.transformers.cache_name import cache_argument
 from swaa.memory import explain_out_of_memory
 from swaa.models import LoadedModel
 from swaa.phase import prompt_length
+from swaa.thoughts import spoken
 
 LOWER = "lower --batch-size, set --chunk, or ask for shorter prompts"
 """What helps where prompts do not fit into memory."""

@@ -14,8 +14,8 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from swaa.evaluation.prompt import Prompt
-from swaa.evaluation.revision import checksum
 from swaa.evaluation.sample import Sample
+from swaa.files import checksum
 
 FORMATS = (".jsonl", ".json", ".parquet")
 

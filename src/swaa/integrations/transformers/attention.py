@@ -95,6 +95,21 @@ class LayerAttention:
     backends: Backends
 
 
+def attach(module: nn.Module, layer: LayerAttention) -> None:
+    """Let a module attend as a layer says, instead of what it carried until now."""
+    vars(module)["swaa_layer"] = layer
+
+
+def attached(module: nn.Module) -> LayerAttention:
+    """What an adapted attention module carries."""
+    return vars(module)["swaa_layer"]
+
+
+def detach(module: nn.Module) -> None:
+    """Leave a module as it was before it was adapted."""
+    del vars(module)["swaa_layer"]
+
+
 def swaa_attention_forward(
     module: nn.Module,
     query: Tensor,

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from swaa.attention.api import load_backend
 from swaa.config import LayerPlan, SWAAConfig
-from swaa.integrations.transformers.attention import Backends, LayerAttention
+from swaa.integrations.transformers.attention import Backends, LayerAttention, attach, attached
 from swaa.integrations.transformers.support import UnsupportedModelError, execution_device
 
 TOKENS, PADDING = 6, 2
@@ -82,14 +82,14 @@ def _as_trial(model: PreTrainedModel, adapted: Mapping[int, nn.Module]) -> Itera
     """No training, nothing compiled; windows so short that keys are hidden and freed."""
     plans = _plans(model.config.num_hidden_layers)
     reference = Backends("reference", "reference", traced=load_backend("reference").attend)
-    carried = {module: vars(module)["swaa_layer"] for module in adapted.values()}
+    carried = {module: attached(module) for module in adapted.values()}
     training = [module for module in model.modules() if module.training]
     generate: Any = model.generate
     kept = generate.plans if adapted else None
     try:
         model.eval()
         for index, module in adapted.items():
-            vars(module)["swaa_layer"] = LayerAttention(plans[index], reference)
+            attach(module, LayerAttention(plans[index], reference))
         if adapted:
             whole = LayerPlan(window=None)
             generate.plans = tuple(
@@ -100,7 +100,7 @@ def _as_trial(model: PreTrainedModel, adapted: Mapping[int, nn.Module]) -> Itera
             yield
     finally:
         for module, layer in carried.items():
-            vars(module)["swaa_layer"] = layer
+            attach(module, layer)
         if adapted:
             generate.plans = kept
         for module in training:

@@ -24,7 +24,7 @@ from typing import Any
 
 from swaa.extras import install_line
 from swaa.integrations.vllm.address import Address, find_address
-from swaa.integrations.vllm.plugin import REPORTS, REQUIRED
+from swaa.integrations.vllm.environment import REPORTS, REQUIRED
 from swaa.integrations.vllm.settings import KEY, Settings
 
 GROUP, NAME = "vllm.general_plugins", "swaa"

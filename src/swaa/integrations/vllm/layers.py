@@ -59,13 +59,27 @@ class Active:
         )
 
 
+_resolved: tuple[tuple[Any, ...], Active | None] | None = None
+"""The configuration asked of last, and what came of it."""
+
+
 def active(vllm_config: Any) -> Active | None:
     """What is in force for an engine, or None: nobody asked, or every layer stays full.
+
+    Found once per configuration, though every layer and every request asks.
 
     Raises:
         UnsupportedError: for a model or an option that cannot be served.
         ValueError: for a bad configuration.
     """
+    global _resolved
+    asked = (vllm_config, vllm_config.model_config, vllm_config.additional_config)
+    if _resolved is None or any(a is not b for a, b in zip(asked, _resolved[0], strict=True)):
+        _resolved = asked, _resolve(vllm_config)
+    return _resolved[1]
+
+
+def _resolve(vllm_config: Any) -> Active | None:
     model = drafts.served_model(vllm_config)
     if model is None:
         return None

@@ -1,7 +1,7 @@
 """The entry point of vLLM's ``vllm.general_plugins``: install the hooks, or refuse to serve.
 
-vLLM logs a plugin that fails to load and goes on with full attention. So this module imports the
-standard library only, and when the hooks cannot be installed it leaves a guard that refuses every
+vLLM logs a plugin that fails to load and goes on with full attention. So this module imports
+nothing that could fail, and when the hooks cannot be installed it leaves a guard that refuses every
 engine whose configuration asks for swaa. Engines that do not ask are left alone.
 """
 
@@ -12,11 +12,7 @@ import importlib
 import os
 from typing import Any
 
-REQUIRED = "SWAA_VLLM_REQUIRED"
-"""Environment variable of ``swaa serve``, what it was asked for as JSON: here a failure ends the
-process at once, and so does an engine that is configured otherwise."""
-REPORTS = "SWAA_VLLM_REPORTS"
-"""Environment variable of ``swaa serve``: the folder where ranks write what is active."""
+from swaa.integrations.vllm.environment import REQUIRED
 
 
 def register() -> None:

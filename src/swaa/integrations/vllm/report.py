@@ -13,9 +13,9 @@ from swaa.config import LayerPlan
 from swaa.integrations.vllm import settings
 from swaa.integrations.vllm.attention import SlidingAttention
 from swaa.integrations.vllm.drafts import draft_model
+from swaa.integrations.vllm.environment import REPORTS
 from swaa.integrations.vllm.layers import Active
 from swaa.integrations.vllm.metadata import SlidingMetadataBuilder
-from swaa.integrations.vllm.plugin import REPORTS
 
 
 class NotActiveError(RuntimeError):

@@ -12,6 +12,7 @@ from typing import Any
 from swaa.config import AUTHORS_KEYS, LayerPlan, SWAAConfig
 from swaa.integrations.vllm.drafts import served_model
 from swaa.layers import shown
+from swaa.recipes import resolve
 
 KEY = "swaa"
 """Key of ``additional_config`` and of a checkpoint's config.json."""
@@ -86,8 +87,6 @@ def parse(value: object) -> Settings:
         TypeError: for anything else.
         ValueError: for unknown keys, recipes or values.
     """
-    from swaa.recipes import resolve
-
     if isinstance(value, str):
         return Settings(config=resolve(value))
     if not isinstance(value, Mapping):
@@ -98,12 +97,12 @@ def parse(value: object) -> Settings:
         raise TypeError(f"publish_generated is {shown(publish)}; expected true or false")
     if "recipe" not in values:
         return Settings(config=SWAAConfig.from_dict(values), publish_generated=publish)
-    config = resolve(values.pop("recipe"))
+    recipe = values.pop("recipe")
     unknown = sorted(map(str, values.keys() - set(_KNOBS)))
     if unknown:
         known = ", ".join(("recipe", *_KNOBS, "publish_generated"))
         raise ValueError(f"unknown keys {shown(', '.join(unknown))[1:-1]}; known are {known}")
-    return Settings(config=dataclasses.replace(config, **values), publish_generated=publish)
+    return Settings(config=resolve(recipe, **values), publish_generated=publish)
 
 
 def find(vllm_config: Any) -> Settings | None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from swaa.integrations.vllm.drafts import draft_model, served_model
-from swaa.integrations.vllm.plugin import REQUIRED
+from swaa.integrations.vllm.environment import REQUIRED
 from swaa.integrations.vllm.settings import KEY, Settings, carried_by
 
 OLDEST, NEWEST = (0, 32), (0, 33)

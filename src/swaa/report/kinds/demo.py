@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from swaa.config import SWAAConfig
-from swaa.evaluation.statistics import wilson
 from swaa.report.figures import Answers, Figures, Measurement, model_name
 from swaa.report.folder import Run
 from swaa.results import Result
+from swaa.statistics import wilson
 
 
 def read(run: Run) -> Figures:

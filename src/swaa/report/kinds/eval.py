@@ -6,13 +6,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from swaa.benchmark.percentiles import percentiles
 from swaa.config import SWAAConfig
 from swaa.evaluation.gathered import is_gathered
 from swaa.report.cost import shares_of
 from swaa.report.figures import Answers, Figures, Measurement, model_name
 from swaa.report.folder import Run
 from swaa.results import Result, read_samples
+from swaa.statistics import percentiles
 
 _SHOWN = ("task", "version")
 _TIME = "time to first token, median over the samples"

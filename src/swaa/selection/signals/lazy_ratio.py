@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from swaa.adaptation import adapt, restore
 from swaa.attention.call import AttentionCall
 from swaa.config import LayerPlan, SWAAConfig
-from swaa.integrations.transformers.attention import Backends, LayerAttention
+from swaa.integrations.transformers.attention import Backends, LayerAttention, attach, attached
 from swaa.integrations.transformers.support import find_layers
 from swaa.models import LoadedModel
 from swaa.selection.batches import TeacherForced
@@ -172,8 +172,7 @@ def _measuring(
     meters: dict[int, _Meter] = {}
     try:
         for layer, module in find_layers(loaded.model).full.items():
-            attached: LayerAttention = vars(module)["swaa_layer"]
-            own = attached.backends
+            own = attached(module).backends
             meters[layer] = _Meter(
                 own.requested,
                 own.decode,
@@ -182,9 +181,7 @@ def _measuring(
                 sink_tokens=sink_tokens,
                 queries=queries,
             )
-            vars(module)["swaa_layer"] = replace(
-                attached, plan=LayerPlan(window=None), backends=meters[layer]
-            )
+            attach(module, LayerAttention(LayerPlan(window=None), meters[layer]))
         yield meters
     finally:
         restore(loaded.model)

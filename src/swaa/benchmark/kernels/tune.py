@@ -18,10 +18,10 @@ from swaa.attention import swaa_attention
 from swaa.attention.triton import tiles
 from swaa.attention.triton.hopper import LEAST_STAGES, is_hopper
 from swaa.attention.triton.tiles import Tile, forced, table_entries, table_names, tile_for
-from swaa.benchmark.candidates import Attention, Candidate
-from swaa.benchmark.kernels import require_exact
+from swaa.benchmark.kernels.candidates import Attention, Candidate
+from swaa.benchmark.kernels.measure import require_exact
+from swaa.benchmark.kernels.work import Mask, Shape
 from swaa.benchmark.timing import time_work
-from swaa.benchmark.work import Mask, Shape
 
 KERNELS = ("hopper", "prefill", "dq", "dkdv", "sinks")
 """Kernels with a table; ``hopper`` serves prefill on compute capability 9.0."""

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from swaa import results
-from swaa.benchmark.model_shapes import SHAPES
 from swaa.config import SWAAConfig
+from swaa.model_shapes import SHAPES
 
 QWEN3_4B = SHAPES["qwen3-4b"] | {
     "architectures": ["Qwen3ForCausalLM"],
@@ -182,7 +182,7 @@ def measure(
 
 
 def _spawn(setting: Setting, folder: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "swaa.benchmark.long_prompt_engine"]
+    command = [sys.executable, "-m", "swaa.benchmark.long_prompt.engine"]
     environment = os.environ | {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
     with (folder / f"{setting.name}.log").open("wb") as log:
         return subprocess.Popen(
@@ -330,7 +330,3 @@ def result_of(
         rows=tuple(rows),
         provenance=provenance,
     )
-
-
-if __name__ == "__main__":
-    main()

@@ -1,15 +1,19 @@
-"""The file of a run's samples: one JSON object a line, one process at a time."""
+"""Files: a run's samples, which one process writes at a time, and checksums of what was read."""
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 _ATTEMPTS = 5
+_PART = 1 << 20
+_WHOLE = 256 << 20
 
 
 class SamplesFile:
@@ -125,3 +129,22 @@ def _same_file(descriptor: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
         return False
+
+
+def checksum(paths: Iterable[Path]) -> str:
+    """Twelve hexadecimal digits for files: their names, sizes and content.
+
+    Of files beyond 256 MiB, the first and the last megabyte stand for the content: reading all of
+    a large model would take longer than loading it.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            if size > _WHOLE:
+                digest.update(file.read(_PART))
+                file.seek(-_PART, 2)
+            while part := file.read(_PART):
+                digest.update(part)
+    return f"sha256-{digest.hexdigest()[:12]}"

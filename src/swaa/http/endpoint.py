@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from swaa.evaluation.address import Address
+from swaa.http.address import Address
 from swaa.layers import shown
 
 Kind = TypeVar("Kind")

@@ -16,7 +16,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
 from swaa.attention import swaa_attention
-from swaa.benchmark.work import Mask
+from swaa.benchmark.kernels.work import Mask
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -41,7 +41,7 @@ def candidates(
     """Kernels worth comparing in a phase.
 
     Args:
-        phase: one of :data:`swaa.benchmark.work.PHASES`.
+        phase: one of :data:`swaa.benchmark.kernels.work.PHASES`.
         mask: of our kernels, and of stock kernels that know it.
         backends: ours, by name.
         stock: whether to compare with others.

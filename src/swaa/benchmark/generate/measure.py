@@ -2,7 +2,7 @@
 
 All rows of a size come from one process and one model; only what serves the attention calls
 differs. A row of kind ``t0`` is the run without attention, from which the limit of the others
-follows; see :mod:`swaa.benchmark.generate_limit`.
+follows; see :mod:`swaa.benchmark.generate.limit`.
 """
 
 from __future__ import annotations
@@ -20,25 +20,26 @@ from transformers import PreTrainedModel
 
 import swaa
 from swaa import results
-from swaa.benchmark.generate_limit import attention_seconds, limits, random_call
-from swaa.benchmark.generate_models import SEED, make_model
-from swaa.benchmark.generate_options import NOTHING, STOCK, Options
-from swaa.benchmark.generate_run import NoAttention, Recorder, Workload, measure_run, serve_by
-from swaa.benchmark.generate_stock import (
+from swaa.benchmark.generate.limit import attention_seconds, limits, random_call
+from swaa.benchmark.generate.models import SEED, make_model
+from swaa.benchmark.generate.options import NOTHING, STOCK, Options
+from swaa.benchmark.generate.run import NoAttention, Recorder, Workload, measure_run, serve_by
+from swaa.benchmark.generate.stock import (
     StockAttention,
     Winner,
     decode_stocks,
     find_best,
     prefill_stocks,
 )
-from swaa.benchmark.generate_table import describe
-from swaa.benchmark.generate_unfinished import NOT_BEGUN, rows_to_keep, size_of
-from swaa.benchmark.model_shapes import SHAPES
+from swaa.benchmark.generate.table import describe
+from swaa.benchmark.generate.unfinished import NOT_BEGUN, rows_to_keep, size_of
 from swaa.benchmark.timing import copy_rate, matmul_rate
 from swaa.config import SWAAConfig
+from swaa.integrations.transformers.attention import attached
 from swaa.integrations.transformers.compiled_layers import compiled_layers
 from swaa.integrations.transformers.fast import plans_of, require_fast
 from swaa.integrations.transformers.support import find_layers
+from swaa.model_shapes import SHAPES
 from swaa.plan import price
 
 FULL = SWAAConfig(window=None)
@@ -300,7 +301,7 @@ def _measure(
 
 def _backends(model: PreTrainedModel) -> Any:
     module = next(iter(find_layers(model).full.values()))
-    return vars(module)["swaa_layer"].backends
+    return attached(module).backends
 
 
 def _expected(session: _Session, setting: Setting, tokens: int, batch: int) -> Row:

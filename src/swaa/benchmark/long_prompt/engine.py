@@ -1,6 +1,6 @@
 """One vLLM engine of the long-prompt benchmark: start, wait for its turn, answer one long prompt.
 
-Runs in a process of its own, ``python -m swaa.benchmark.long_prompt_engine SETTING FOLDER``. What
+Runs in a process of its own, ``python -m swaa.benchmark.long_prompt.engine SETTING FOLDER``. What
 it measures goes to ``FOLDER/<name>.jsonl``, a line per event, as it happens.
 """
 
@@ -19,7 +19,7 @@ WAIT_SECONDS = 0.2
 
 
 def main(setting: dict[str, Any], folder: Path) -> None:
-    """Serve as a setting says (see :class:`swaa.benchmark.long_prompt.Setting`)."""
+    """Serve as a setting says (see :class:`swaa.benchmark.long_prompt.measure.Setting`)."""
     # Ended early, it still takes its own engine processes along.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     report = _Report(folder / f"{setting['name']}.jsonl")

@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from swaa.benchmark.percentiles import percentiles
-from swaa.benchmark.serve_client import Timing, encode_request, request
-from swaa.benchmark.serve_workload import Workload
-from swaa.evaluation.address import Address
+from swaa.benchmark.serve.client import Timing, encode_request, request
+from swaa.benchmark.serve.workload import Workload
+from swaa.http.address import Address
+from swaa.statistics import percentiles
 
 
 @dataclass(frozen=True, kw_only=True)

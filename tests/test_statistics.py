@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from swaa.evaluation.statistics import mcnemar, retention, wilson
+from swaa.statistics import mcnemar, retention, wilson
 
 
 @pytest.mark.parametrize(

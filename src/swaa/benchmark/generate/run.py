@@ -12,15 +12,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from swaa.attention.call import AttentionCall
-from swaa.benchmark.generate_models import SEED
-from swaa.benchmark.generate_timing import Marks, synchronize
-from swaa.benchmark.percentiles import percentiles
+from swaa.benchmark.generate.models import SEED
+from swaa.benchmark.generate.timing import Marks, synchronize
 from swaa.config import LayerPlan
-from swaa.integrations.transformers.attention import LayerAttention
+from swaa.integrations.transformers.attention import LayerAttention, attach, attached
 from swaa.integrations.transformers.decode_step import DecodeStep
 from swaa.integrations.transformers.fast import prefill
 from swaa.integrations.transformers.static_cache import StaticSWAACache
 from swaa.integrations.transformers.support import find_layers
+from swaa.statistics import percentiles
 
 LONGEST = 6.0
 """About how long to time first tokens of one size (seconds)."""
@@ -88,8 +88,7 @@ def kind_of(call: AttentionCall) -> tuple[Any, ...]:
 def serve_by(model: PreTrainedModel, backends: Any) -> None:
     """Let the layers of an adapted model call something else than the backends of swaa."""
     for module in find_layers(model).full.values():
-        plan = vars(module)["swaa_layer"].plan
-        vars(module)["swaa_layer"] = LayerAttention(plan, backends)
+        attach(module, LayerAttention(attached(module).plan, backends))
 
 
 def measure_run(

@@ -1,8 +1,9 @@
-"""How sure a share is, and whether two settings differ on the same samples."""
+"""How sure a share is, whether two settings differ on the same samples, percentiles of times."""
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -75,3 +76,19 @@ def retention(ours: float, theirs: float) -> float | None:
     75.0
     """
     return None if theirs == 0 else round(100 * ours / theirs, 10)
+
+
+class Percentiles(NamedTuple):
+    """20th, 50th and 80th percentile."""
+
+    p20: float
+    p50: float
+    p80: float
+
+
+def percentiles(values: Sequence[float]) -> Percentiles:
+    """Of at least one value; between two values the line that joins them counts."""
+    if len(values) == 1:
+        return Percentiles(*[values[0]] * 3)
+    p20, _, _, p80 = statistics.quantiles(values, n=5, method="inclusive")
+    return Percentiles(p20, statistics.median(values), p80)

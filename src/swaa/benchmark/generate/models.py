@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from swaa.benchmark.model_shapes import shape_config
+from swaa.model_shapes import shape_config
 from swaa.models import load_model
 
 SEED = 0
@@ -32,7 +32,7 @@ def make_model(name: str, *, device: str, dtype: torch.dtype) -> MeasuredModel:
     """Build a shape with random weights on the device, or load a checkpoint.
 
     Args:
-        name: a key of :data:`swaa.benchmark.model_shapes.SHAPES`, or what
+        name: a key of :data:`swaa.model_shapes.SHAPES`, or what
             :func:`swaa.models.load_model` takes.
         device: ``cuda`` or ``cpu``.
         dtype: of weights and cache.

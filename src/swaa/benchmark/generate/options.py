@@ -22,7 +22,7 @@ class Options:
     """What to measure: every recipe at every length and batch.
 
     Attributes:
-        model: a key of :data:`swaa.benchmark.model_shapes.SHAPES`, or a checkpoint.
+        model: a key of :data:`swaa.model_shapes.SHAPES`, or a checkpoint.
         recipes: configurations by name.
         lengths: of the prompt (tokens).
         batches: sequences at once.

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from swaa.attention.api import make_call
 from swaa.attention.call import AttentionCall
-from swaa.benchmark.generate_run import kind_of
-from swaa.benchmark.generate_timing import time_calls
+from swaa.benchmark.generate.run import kind_of
+from swaa.benchmark.generate.timing import time_calls
 from swaa.benchmark.timing import time_graph
 
 COLD_BYTES = 512 << 20

@@ -15,7 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from swaa.attention import swaa_attention
 from swaa.attention.call import AttentionCall
-from swaa.benchmark.generate_timing import time_calls
+from swaa.benchmark.generate.timing import time_calls
 
 Attend = Callable[[AttentionCall], Tensor]
 """Full causal attention of a call: the query rows are the last positions."""

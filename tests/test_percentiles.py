@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from swaa.benchmark.percentiles import percentiles
+from swaa.statistics import percentiles
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 6, 40])

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from swaa.benchmark.serve_workload import Workload
-from swaa.evaluation.address import Address
+from swaa.benchmark.serve.workload import Workload
+from swaa.http.address import Address
 from swaa.layers import shown
 
 

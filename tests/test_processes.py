@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import accelerate
 import pytest
 
-from swaa.evaluation.team import Team, TeamError
+from swaa.processes import Team, TeamError
 
 
 @pytest.fixture

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from swaa import results
-from swaa.benchmark.serve_client import connection_to
-from swaa.benchmark.serve_load import Load, run_load, samples, summarize
-from swaa.benchmark.serve_process import Server, launch_command, running
-from swaa.benchmark.serve_workload import Workload
+from swaa.benchmark.serve.client import connection_to
+from swaa.benchmark.serve.load import Load, run_load, samples, summarize
+from swaa.benchmark.serve.process import Server, launch_command, running
+from swaa.benchmark.serve.workload import Workload
 from swaa.config import SWAAConfig
-from swaa.evaluation.address import Address
+from swaa.http.address import Address
 from swaa.redaction import arguments_without_secrets
 
 KIND = "serve"

@@ -1,0 +1,1 @@
+"""Benchmarks of kernels, of generation, of a server and of vLLM on one long prompt."""

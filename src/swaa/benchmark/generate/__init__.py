@@ -1,0 +1,1 @@
+"""Generation end to end, next to the same model with the best stock attention."""
