@@ -16,6 +16,9 @@ CONFIG_VERSION = 1
 BY_CONTENT = ("selected_layers", "selected_keys", "decode_keys")
 """Knobs that JSON leaves out where they are not used: older files mean what they meant."""
 
+FULL = ("full_decode", "full_layers", "selected_layers")
+"""Knobs by which generated rows see every key."""
+
 MOST_TOKENS = 2**30
 """Largest window, number of sinks and dense tail: a position more must still be an int32."""
 
@@ -148,7 +151,7 @@ class SWAAConfig:
                 f"decode_keys is {self.decode_keys}; keys are read in pages of {PAGE}: give a"
                 " multiple"
             )
-        if self.window and not (self.full_decode or self.full_layers or self.selected_layers):
+        if self.window and not any(getattr(self, name) for name in FULL):
             raise ValueError(
                 f"decode_keys is {self.decode_keys}, but no generated token sees every key: give"
                 " full_decode, full_layers or selected_layers too"
@@ -261,11 +264,14 @@ class SWAAConfig:
         """
         listed: dict[str, Any] = {
             name: tuple(index for index in layers if index < num_layers)
-            for name in ("full_layers", "full_decode", "selected_layers")
+            for name in FULL
             if isinstance(layers := getattr(self, name), tuple)
         }
         if self.selected_layers and listed.get("selected_layers") == ():
             listed["selected_keys"] = 0
+        full = [listed.get(name, getattr(self, name)) for name in FULL]
+        if not any(full):
+            listed["decode_keys"] = 0
         return replace(self, **listed)
 
     def covers(self, prompt_tokens: int, new_tokens: int = 0) -> bool:

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from transformers import DynamicCache
+from transformers import CompileConfig, DynamicCache
 
 import swaa
 from swaa import SWAAConfig
@@ -12,6 +12,7 @@ from swaa.attention.pages import PAGE, page_statistics
 from swaa.integrations.transformers.cache import PagedLayer, SWAACache
 from swaa.integrations.transformers.cache_name import cache_argument, cache_of
 from swaa.integrations.transformers.fast import graph_sample
+from swaa.phase import full_attention
 from tests.integrations.test_phase_of_a_call import GREEDY, sharp_model, tokens
 
 KNOBS = {"window": 20, "sink_tokens": 3, "dense_tail": 4}
@@ -42,11 +43,19 @@ def config(request):
     return CONFIGS[request.param]
 
 
-@pytest.mark.parametrize("mode", ["plain", "chunks", "graph"])
+@pytest.mark.parametrize("mode", ["plain", "chunks", "graph", "static", "compiled"])
 def test_generate_reads_what_the_definition_chooses(config, mode):
-    options = {"chunks": {"prefill_chunk_size": 40}, "graph": {"custom_generate": graph_sample}}
+    compiled = CompileConfig(backend="eager", fullgraph=True)
+    compiled._compile_all_devices = True
+    static = {"cache_implementation": "static"}
+    options = {
+        "chunks": {"prefill_chunk_size": 40},
+        "graph": {"custom_generate": graph_sample},
+        "static": {**static, "disable_compile": True},
+        "compiled": {**static, "compile_config": compiled},
+    }.get(mode, {})
     expected = logits_of(by_definition(config))
-    found = logits_of(sharp_model(config).generate(IDS, **KEPT, **options.get(mode, {})))
+    found = logits_of(sharp_model(config).generate(IDS, **KEPT, **options))
     torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-4)
     all_keys = SWAAConfig.from_dict({**config.to_dict(), "decode_keys": 0})
     full = logits_of(sharp_model(all_keys).generate(IDS, **KEPT))
@@ -144,3 +153,21 @@ def test_bytes_of_statistics_are_counted(config):
 def test_the_summary_says_it(config):
     summary = swaa.adapt(sharp_model(), config, quiet=True).summary
     assert f"{config.decode_keys} keys chosen in decoding" in summary
+
+
+def test_declared_rows_read_everything(config):
+    ids = torch.cat([IDS, tokens(40, seed=4)], 1)
+    rows = (torch.arange(190) >= 150)[None]
+    found = []
+    for one in (config, dataclasses.replace(config, decode_keys=0)):
+        with torch.no_grad(), swaa.attention_rows(rows):
+            found.append(sharp_model(one)(ids, use_cache=False).logits)
+    assert torch.equal(*found)
+    with torch.no_grad(), swaa.prompt_length(150):
+        assert not torch.allclose(sharp_model(config)(ids, use_cache=False).logits, found[0])
+
+
+def test_full_attention_is_full(config):
+    with full_attention():
+        found = sharp_model(config).generate(IDS, **KEPT)
+    torch.testing.assert_close(logits_of(found), logits_of(sharp_model().generate(IDS, **KEPT)))

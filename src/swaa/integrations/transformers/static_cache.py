@@ -29,7 +29,7 @@ from swaa.integrations.transformers.mask import RowInfo, last_rows
 from swaa.phase import Phase
 
 Kind = tuple[int, int] | LayerPlan | None
-"""What tells layers apart in decoding: a ring's sinks and window, a plan that chooses, or nothing."""
+"""What tells layers apart in decoding: a ring's sinks and window, a plan that chooses, nothing."""
 
 
 class Filled:
