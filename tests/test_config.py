@@ -289,6 +289,37 @@ def test_mistakes_in_selected_layers_are_named(values, message):
         SWAAConfig(window=8, **values)
 
 
+def test_rows_that_choose_are_those_that_are_full():
+    config = SWAAConfig(
+        window=8, sink_tokens=2, full_layers=[0], full_decode=[1], dense_tail=3, decode_keys=64
+    )
+    plans = config.layers(3)
+    assert plans[0] == LayerPlan(window=None, sink_tokens=2, decode_keys=64, decode_window=8)
+    assert plans[1].decode_keys == 64
+    assert plans[2].decode_keys == 0
+    assert plans[0].full
+    assert plans[0].needs_prompt_length
+    assert SWAAConfig.from_dict(config.to_dict()) == config
+    assert config.describe().endswith("dense tail 3, 64 keys chosen in decoding")
+    assert "decode_keys" not in dataclasses.replace(config, decode_keys=0).to_dict()
+    lost = SWAAConfig(window=8, full_decode=[7], decode_keys=64).within(4)
+    assert lost == SWAAConfig(window=8)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"full_decode": True, "decode_keys": 24}, "in pages of 16: give a multiple"),
+        ({"full_decode": True, "decode_keys": -16}, "expected at least 0"),
+        ({"decode_keys": 16}, "no generated token sees every key: give full_decode"),
+        ({"window": None, "decode_keys": 16}, "decode_keys would do nothing"),
+    ],
+)
+def test_mistakes_in_decode_keys_are_named(values, message):
+    with pytest.raises(ValueError, match=message):
+        SWAAConfig(**{"window": 8, **values})
+
+
 def test_window_and_sinks_cover_what_no_row_slides_past():
     sliding = SWAAConfig(window=8, sink_tokens=2)
     assert sliding.covers(10)

@@ -49,6 +49,20 @@ PLANS = {
 }
 
 
+@pytest.mark.parametrize("decode", [{"full_decode": True}, {"full_layers": "all"}])
+def test_generated_rows_that_choose_are_priced_by_what_they_read(decode):
+    shape = shape_of(_config("Qwen3"))
+    full = SWAAConfig(window=64, sink_tokens=16, **decode)
+    few = dataclasses.replace(full, decode_keys=96)
+    costs = [price(shape, config, prompt_length=512).cost for config in (full, few)]
+    heads = 4 * 8 * 4  # of layers, and their channels
+    assert costs[0].decode_attention_flops == 4 * heads * 513
+    # What it reads, and a mean and a deviation for each page.
+    assert costs[1].decode_attention_flops == 4 * heads * (64 + 16 + 96 + 512 // 16)
+    assert costs[1].prefill_attention_flops == costs[0].prefill_attention_flops
+    assert costs[1].kv_steady_bytes * 16 == costs[0].kv_steady_bytes * 17
+
+
 @pytest.mark.parametrize("prompt_length", [1, 4, 8, 9, 21])
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS.keys())
 def test_visible_pairs_equal_the_rule(plan, prompt_length):

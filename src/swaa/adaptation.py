@@ -245,7 +245,7 @@ def _pick_backends(
     if execution_device(model).type == "meta":
         raise UnsupportedModelError("the model's weights are not loaded (meta device)")
     # Selected rows ask the most of a backend, sliding ones more than full ones.
-    plan = max(plans, key=lambda plan: (not plan.full, plan.selected_keys))
+    plan = max(plans, key=lambda plan: (not plan.full, plan.selected_keys, plan.decode_keys))
     prompt = _probe(model, plan, shape, PROBE_KEYS, static=False)
     decode = _probe(model, plan, shape, 1, static=True)
     name = requested
@@ -279,13 +279,15 @@ def _probe(
         torch.empty(1, rows, heads, head_dim, **options),
         torch.empty(1, keys, kv_heads, head_dim, **options),
         torch.empty(1, keys, kv_heads, head_dim, **options),
-        window=plan.window,
+        window=plan.decode_window if rows == 1 and plan.full else plan.window,
         sink_tokens=plan.sink_tokens,
         full_from=full_from,
         full_until=full_until,
         q_start=zero + keys - rows if static else keys - rows,
         kv_start=zero if static else None,
         selected_keys=plan.selected_keys if rows > 1 else 0,
+        decode_keys=plan.decode_keys if rows == 1 else 0,
+        decode_from=keys - rows,
     )
 
 

@@ -13,8 +13,11 @@ from swaa.layers import LayerSelection, parse_layers, resolve_layers, shown
 CONFIG_VERSION = 1
 """Version of the JSON format; a file of a newer version is refused."""
 
-SELECTION = ("selected_layers", "selected_keys")
-"""Knobs that JSON leaves out where no layer has selected rows: older files mean what they meant."""
+BY_CONTENT = ("selected_layers", "selected_keys", "decode_keys")
+"""Knobs that JSON leaves out where they are not used: older files mean what they meant."""
+
+FULL = ("full_decode", "full_layers", "selected_layers")
+"""Knobs by which generated rows see every key."""
 
 MOST_TOKENS = 2**30
 """Largest window, number of sinks and dense tail: a position more must still be an int32."""
@@ -39,6 +42,9 @@ class LayerPlan:
         dense_tail: the last prompt rows that are full.
         selected_keys: older keys that prompt rows see by content, besides sinks and window; 0:
             they slide. A layer with selected rows has full decode.
+        decode_keys: most keys that a generated row that is full reads besides sinks and window,
+            chosen by content; 0: it reads everything.
+        decode_window: the window of those rows, in a layer that has none; elsewhere ``window``.
     """
 
     window: int | None
@@ -46,6 +52,8 @@ class LayerPlan:
     full_decode: bool = False
     dense_tail: int = 0
     selected_keys: int = 0
+    decode_keys: int = 0
+    decode_window: int | None = None
 
     @property
     def full(self) -> bool:
@@ -60,6 +68,8 @@ class LayerPlan:
     @property
     def needs_prompt_length(self) -> bool:
         """Whether the mask depends on where the prompt ends."""
+        if self.decode_keys:
+            return True
         return not self.full and (self.full_decode or self.dense_tail > 0)
 
     def full_rows(self, prompt_length: int) -> tuple[int | None, int | None]:
@@ -70,6 +80,8 @@ class LayerPlan:
         """
         if not self.needs_prompt_length:
             return None, None
+        if self.full:
+            return 0, None  # by the choice of the rows behind the prompt, see decode_keys
         first = max(0, prompt_length - self.dense_tail)
         return first, None if self.full_decode else prompt_length
 
@@ -92,6 +104,10 @@ class SWAAConfig:
             them best, by index or by rule; their generated rows see every key. A layer that
             ``full_layers`` names too stays full.
         selected_keys: how many: a multiple of 64.
+        decode_keys: most keys that a generated token that sees every key (by ``full_decode``, in
+            full and in selected layers) reads besides sinks and window. It reads those that fit it
+            best, chosen anew for each token in pages of 16; none is freed. A multiple of 16; 0: it
+            reads all of them.
 
     Raises:
         TypeError: for a value of the wrong type.
@@ -106,6 +122,7 @@ class SWAAConfig:
     dense_tail: int = 0
     selected_layers: LayerSelection = ()
     selected_keys: int = 0
+    decode_keys: int = 0
 
     def __post_init__(self) -> None:
         if self.window is not None:
@@ -119,8 +136,26 @@ class SWAAConfig:
         selected = parse_layers(self.selected_layers, name="selected_layers")
         object.__setattr__(self, "selected_layers", selected)
         _check_selected(selected, self.selected_keys)
+        self._check_decode_keys()
         if self.window is None:
             self._refuse_idle_knobs()
+
+    def _check_decode_keys(self) -> None:
+        _check_count("decode_keys", self.decode_keys, 0, "keys; 0 reads all of them")
+        if not self.decode_keys:
+            return
+        from swaa.attention.pages import PAGE  # imports PyTorch
+
+        if self.decode_keys % PAGE:
+            raise ValueError(
+                f"decode_keys is {self.decode_keys}; keys are read in pages of {PAGE}: give a"
+                " multiple"
+            )
+        if self.window and not any(getattr(self, name) for name in FULL):
+            raise ValueError(
+                f"decode_keys is {self.decode_keys}, but no generated token sees every key: give"
+                " full_decode, full_layers or selected_layers too"
+            )
 
     def _refuse_idle_knobs(self) -> None:
         idle = [field.name for field in fields(self)[1:] if getattr(self, field.name)]
@@ -146,7 +181,7 @@ class SWAAConfig:
             decode = set(resolve_layers(self.full_decode, num_layers, name="full_decode"))
         selected = set(resolve_layers(self.selected_layers, num_layers, name="selected_layers"))
         return tuple(
-            LayerPlan(window=None)
+            self._full_plan()
             if self.window is None or index in full
             else LayerPlan(
                 window=self.window,
@@ -154,17 +189,28 @@ class SWAAConfig:
                 full_decode=index in decode or index in selected,
                 dense_tail=self.dense_tail,
                 selected_keys=self.selected_keys if index in selected else 0,
+                decode_keys=self.decode_keys if index in decode or index in selected else 0,
             )
             for index in range(num_layers)
         )
 
+    def _full_plan(self) -> LayerPlan:
+        if not self.decode_keys:
+            return LayerPlan(window=None)
+        return LayerPlan(
+            window=None,
+            sink_tokens=self.sink_tokens,
+            decode_keys=self.decode_keys,
+            decode_window=self.window,
+        )
+
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values, with the format's ``version``; without selected rows where none are."""
+        """As JSON values, with the format's ``version``; of :data:`BY_CONTENT` what is used."""
         values: dict[str, Any] = {"version": CONFIG_VERSION}
         for field in fields(self):
-            if field.name in SELECTION and not self.selected_layers:
-                continue
             value = getattr(self, field.name)
+            if field.name in BY_CONTENT and not value:
+                continue
             values[field.name] = list(value) if isinstance(value, tuple) else value
         return values
 
@@ -218,11 +264,14 @@ class SWAAConfig:
         """
         listed: dict[str, Any] = {
             name: tuple(index for index in layers if index < num_layers)
-            for name in ("full_layers", "full_decode", "selected_layers")
+            for name in FULL
             if isinstance(layers := getattr(self, name), tuple)
         }
         if self.selected_layers and listed.get("selected_layers") == ():
             listed["selected_keys"] = 0
+        full = [listed.get(name, getattr(self, name)) for name in FULL]
+        if not any(full):
+            listed["decode_keys"] = 0
         return replace(self, **listed)
 
     def covers(self, prompt_tokens: int, new_tokens: int = 0) -> bool:
@@ -265,6 +314,8 @@ class SWAAConfig:
         if self.selected_layers:
             layers = _words(self.selected_layers)
             parts.append(f"{self.selected_keys} selected keys in layers {layers}")
+        if self.decode_keys:
+            parts.append(f"{self.decode_keys} keys chosen in decoding")
         return ", ".join(parts)
 
 

@@ -213,6 +213,12 @@ def visible_pairs(plan: LayerPlan, prompt_length: int, first: int, end: int) -> 
         first: position of the first query row.
         end: position behind the last one.
     """
+    if plan.decode_keys and end > prompt_length:
+        begin = max(first, prompt_length)
+        window = plan.window or plan.decode_window or 0
+        cap = window + plan.sink_tokens + plan.decode_keys
+        generated = _capped(end, cap) - _capped(begin, cap)
+        return generated + visible_pairs(plan, prompt_length, first, begin)
     if plan.window is None:
         return _capped(end, end) - _capped(first, end)
     # Row i sees min(i + 1, window + sinks) keys: until then window and sinks cover all of them.
@@ -250,14 +256,17 @@ def _cost(
             index=index,
             role=_role(layer, plan),
             kv_tokens=stored[index],
-            kv_bytes=stored[index] * _token_elements(layer) * unit,
+            kv_bytes=_elements(layer, plan, stored[index]) * unit,
             prefill_flops=batch
             * (
                 _attention_flops(layer, plan, prompt_length, 0, prompt_length)
                 + _choice_flops(layer, plan, prompt_length)
             ),
             decode_flops=batch
-            * _attention_flops(layer, plan, prompt_length, prompt_length, prompt_length + 1),
+            * (
+                _attention_flops(layer, plan, prompt_length, prompt_length, prompt_length + 1)
+                + _page_flops(layer, plan, prompt_length)
+            ),
         )
         for index, (layer, plan) in enumerate(pairs)
     )
@@ -284,10 +293,9 @@ def _fill(
     held = peak = 0
     for seen, new in _passes(prompt_length, chunk):
         for index, (layer, plan) in enumerate(layers):
-            size = _token_elements(layer)
-            peak = max(peak, held + new * size)
+            peak = max(peak, held + new * _token_elements(layer))
             kept = _stored(layer, plan, seen + new, prompt_length)
-            held += (kept - stored[index]) * size
+            held += _elements(layer, plan, kept) - _elements(layer, plan, stored[index])
             stored[index] = kept
     return peak, stored
 
@@ -325,6 +333,25 @@ def _role(layer: LayerShape, plan: LayerPlan) -> str:
 
 def _token_elements(layer: LayerShape) -> int:
     return 2 * layer.kv_heads * layer.head_dim
+
+
+def _elements(layer: LayerShape, plan: LayerPlan, tokens: int) -> int:
+    """Of the keys and values of so many tokens, and of what describes their pages."""
+    size = _token_elements(layer)
+    if not plan.decode_keys:
+        return tokens * size
+    from swaa.attention.pages import PAGE  # imports PyTorch
+
+    return (tokens + tokens // PAGE) * size  # a mean and a deviation, as a key and a value
+
+
+def _page_flops(layer: LayerShape, plan: LayerPlan, tokens: int) -> int:
+    """What one generated token's choice of pages takes."""
+    if not plan.decode_keys:
+        return 0
+    from swaa.attention.pages import PAGE  # imports PyTorch
+
+    return 4 * layer.heads * layer.head_dim * (tokens // PAGE)
 
 
 def _attention_flops(

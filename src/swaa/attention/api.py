@@ -12,6 +12,7 @@ from torch import Tensor
 
 from swaa.attention.call import AttentionCall, AttentionOutput, BackendError, Selection
 from swaa.attention.mask import Position
+from swaa.attention.pages import PAGE
 from swaa.attention.selection import KEY_BLOCK, ROW_BLOCK, row_block_count
 
 MOST_TOKENS = 2**30
@@ -46,6 +47,9 @@ def swaa_attention(
     scale: float | None = None,
     selected_keys: int = 0,
     selection: Selection | None = None,
+    decode_keys: int = 0,
+    decode_from: Position | None = None,
+    page_statistics: Tensor | None = None,
     backend: str = "auto",
 ) -> AttentionOutput:
     """Exact causal attention through a sliding window, sink tokens and full rows.
@@ -81,6 +85,14 @@ def swaa_attention(
             in blocks of 64 for blocks of 128 rows (``swaa.attention.selection`` has the rule): a
             multiple of 64. Which are chosen has no gradient.
         selection: the blocks to see instead of chosen ones; not for packed or paged calls.
+        decode_keys: most keys that full rows from ``decode_from`` on read besides sinks and
+            window, chosen by content in pages of 16 for each row and key head
+            (``swaa.attention.pages`` has the rule): a multiple of 16; 0: they read everything.
+        decode_from: position of the first row that chooses, an int or int32 ``[batch]``; None:
+            every full row does.
+        page_statistics: what describes the pages, ``[batch, pages, kv_heads, 2, head_dim]``, laid
+            out by page from each sequence's first real key on; over a block table ``[pages,
+            page_size // 16, kv_heads, 2, head_dim]``. None: made of the keys for this call.
         backend: ``"auto"`` or one of :data:`BACKENDS`.
 
     Returns:
@@ -110,6 +122,9 @@ def swaa_attention(
         scale=scale,
         selected_keys=selected_keys,
         selection=selection,
+        decode_keys=decode_keys,
+        decode_from=decode_from,
+        page_statistics=page_statistics,
     )
     name = choose_backend(call).name if backend == "auto" else backend
     if backend != "auto":
@@ -136,6 +151,9 @@ def make_call(
     scale: float | None = None,
     selected_keys: int = 0,
     selection: Selection | None = None,
+    decode_keys: int = 0,
+    decode_from: Position | None = None,
+    page_statistics: Tensor | None = None,
 ) -> AttentionCall:
     """Check the arguments of :func:`swaa_attention` and fill in the defaults."""
     _check_tensors(q, k, v)
@@ -149,6 +167,7 @@ def make_call(
         "q_start": q_start,
         "kv_start": kv_start,
         "kv_lens": kv_lens,
+        "decode_from": decode_from,
     }
     for name, value in numbers.items():
         if isinstance(value, Tensor) and value.shape != (sequences,):
@@ -181,8 +200,12 @@ def make_call(
         scale=q.shape[-1] ** -0.5 if scale is None else scale,
         selected_keys=selected_keys,
         selection=selection,
+        decode_keys=decode_keys,
+        decode_from=decode_from,
+        page_statistics=page_statistics,
     )
     _check_selection(call)
+    _check_decode_keys(call)
     return call
 
 
@@ -212,6 +235,40 @@ def _check_selection(call: AttentionCall) -> None:
             f"selection has blocks of shape {tuple(call.selection.blocks.shape)} and counts of"
             f" {tuple(call.selection.counts.shape)}; expected {shape} (batch, kv heads, blocks of"
             f" {ROW_BLOCK} rows), with one more axis for the blocks"
+        )
+
+
+def _check_decode_keys(call: AttentionCall) -> None:
+    _check_count("decode_keys", call.decode_keys, 0, "keys")
+    if not call.decode_keys:
+        return
+    if call.decode_keys % PAGE:
+        raise ValueError(
+            f"decode_keys is {call.decode_keys}; keys are read in pages of {PAGE}: give a multiple"
+        )
+    if call.window is None:
+        raise ValueError(
+            "decode_keys are read besides a window: give window, and full_from=0 where every row"
+            " is full"
+        )
+    if call.selection is not None or (call.selected_keys and call.decode_from is None):
+        raise ValueError(
+            "with decode_keys, rows from decode_from on are not selected: give decode_from, and"
+            " selected_keys instead of a selection"
+        )
+    page = call.k.shape[1] if call.paged else PAGE
+    if page % PAGE:
+        raise ValueError(f"pages of {page} keys hold no whole number of pages of {PAGE}")
+    if call.page_statistics is None:
+        return
+    shape = (*call.k.shape[2:3], 2, call.k.shape[3])
+    given = tuple(call.page_statistics.shape)
+    rows = (call.k.shape[0], page // PAGE) if call.paged else (call.k.shape[0],)
+    if given[: len(rows)] != rows or given[2:] != shape or len(given) != 5:
+        raise ValueError(
+            f"page_statistics has shape {given}; expected {(*rows, *shape)}"
+            if call.paged
+            else f"page_statistics has shape {given}; expected ({rows[0]}, pages, *{shape})"
         )
 
 

@@ -70,6 +70,9 @@ class AttentionCall:
     scale: float
     selected_keys: int = 0
     selection: Selection | None = None
+    decode_keys: int = 0
+    decode_from: Position | None = None
+    page_statistics: Tensor | None = None
 
     @property
     def packed(self) -> bool:
@@ -126,6 +129,8 @@ class AttentionCall:
                     left=None if self.left is None else self.left[:, rows],
                     q_start=_item(self.q_start, n, length - (ends_q[n + 1] - ends_q[n])),
                     kv_start=_item(self.kv_start, n, 0) or 0,
+                    decode_from=_item(self.decode_from, n),
+                    page_statistics=self._statistics_of(n, length),
                     # A page may be freed and hold anything: the length says that slots need care.
                     kv_lens=None if self.kv_lens is None else self.kv_lens[n : n + 1],
                     cu_seqlens_q=None,
@@ -149,6 +154,10 @@ class AttentionCall:
             left=left if left is None or len(left) == 1 else left[n : n + 1],
             q_start=_item(self.q_start, n),
             kv_start=_item(self.kv_start, n) or 0,
+            decode_from=_item(self.decode_from, n),
+            page_statistics=None
+            if self.page_statistics is None
+            else self.page_statistics[n : n + 1],
             kv_lens=None,
             selection=None
             if self.selection is None
@@ -174,6 +183,13 @@ class AttentionCall:
             None, :length
         ]
 
+    def _statistics_of(self, n: int, length: int) -> Tensor | None:
+        """Page statistics ``[1, pages, kv_heads, 2, head_dim]`` of a packed, paged sequence."""
+        if self.page_statistics is None or self.block_table is None:
+            return None
+        blocks = self.block_table[n, : -(-length // self.k.shape[1])].long().clamp(min=0)
+        return self.page_statistics[blocks].flatten(0, 1)[None]
+
     def gathered(self) -> AttentionCall:
         """A paged call as a dense one, pages copied side by side (for the portable backends)."""
         assert self.block_table is not None
@@ -184,6 +200,9 @@ class AttentionCall:
             k=self.k[table].reshape(pages),
             v=self.v[table].reshape(*pages[:-1], self.v.shape[-1]),
             block_table=None,
+            page_statistics=None
+            if self.page_statistics is None
+            else self.page_statistics[table].flatten(1, 2),
         )
 
 

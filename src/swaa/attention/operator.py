@@ -27,6 +27,9 @@ def attention_operator(
     kv_start: Tensor | None,
     scale: float,
     selected_keys: int,
+    decode_keys: int,
+    decode_from: Tensor | None,
+    page_statistics: Tensor | None,
     backend: str,
 ) -> Tensor:
     """The output of :func:`swaa.swaa_attention`; positions are int32 ``[batch]``. Forward only."""
@@ -42,6 +45,9 @@ def attention_operator(
         kv_start=kv_start,
         scale=scale,
         selected_keys=selected_keys,
+        decode_keys=decode_keys,
+        decode_from=decode_from,
+        page_statistics=page_statistics,
         backend=backend,
     ).output.contiguous()
 
@@ -78,6 +84,9 @@ def attend_compiled(call: AttentionCall, backend: str) -> Tensor:
         tensor(call.kv_start),
         call.scale,
         call.selected_keys,
+        call.decode_keys,
+        tensor(call.decode_from),
+        call.page_statistics,
         backend,
     )
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from swaa.attention.call import AttentionCall, AttentionOutput, attend_apart
 from swaa.attention.mask import column, visible
+from swaa.attention.pages import choose, decoding, with_pages
 from swaa.attention.selection import chosen_keys, select
 
 
@@ -50,17 +51,22 @@ def attend(call: AttentionCall) -> AttentionOutput:
 def call_mask(call: AttentionCall) -> Tensor:
     """The mask of a call neither packed nor paged: bool ``[batch, queries, keys]``.
 
-    With selected rows it has a part for each key head: ``[batch, kv_heads, queries, keys]``.
+    Where keys are chosen by content, it has a part for each key head: ``[batch, kv_heads, queries,
+    keys]``.
     """
-    chosen = None
+    positions, chosen = call.positions(), None
+    left = call.left_rows(positions)
     if call.selects:
         chosen = chosen_keys(call, call.selection or select(call))
-    positions = call.positions()
+    if call.decode_keys:
+        late = decoding(call, positions)[:, None, :, None]
+        left, pages = with_pages(call, choose(call))
+        chosen = pages if chosen is None else (chosen & ~late) | pages
     keys = torch.arange(call.k.shape[1], device=call.k.device)[None]
     mask = visible(
         positions,
         keys,
-        call.left_rows(positions),
+        left,
         kv_start=call.kv_start,
         sink_tokens=call.sink_tokens,
         chosen=chosen,

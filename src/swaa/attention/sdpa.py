@@ -16,6 +16,7 @@ from torch import Tensor
 
 from swaa.attention.call import AttentionCall, AttentionOutput, Selection, attend_apart
 from swaa.attention.mask import column, visible
+from swaa.attention.pages import nothing_to_choose, page_mask, rows_apart, without_pages
 from swaa.attention.selection import (
     KEY_BLOCK,
     ROW_BLOCK,
@@ -53,6 +54,8 @@ def attend(call: AttentionCall) -> AttentionOutput:
         call = call.gathered()
     if call.q.shape[1] == 0 or call.k.shape[1] == 0:
         return AttentionOutput(call.q.new_zeros((*call.q.shape[:3], call.v.shape[3])), None)
+    if call.decode_keys:
+        return AttentionOutput(_by_pages(call), None)
     if call.selects and not nothing_to_select(call):
         call = replace(call, selection=call.selection or select(call))
     else:
@@ -69,6 +72,36 @@ def attend(call: AttentionCall) -> AttentionOutput:
         return AttentionOutput(_few_rows(call, positions, left), None)
     parts = [_chunk(call, positions, left, chunk) for chunk in plan_chunks(call, left)]
     return AttentionOutput(torch.cat(parts, dim=1), None)
+
+
+def _by_pages(call: AttentionCall) -> Tensor:
+    """A call in which rows may choose pages: these meet every key under masks of their own."""
+    if nothing_to_choose(call):
+        return attend(without_pages(call)).output
+    apart = rows_apart(call)
+    if apart is not None:
+        before, after = apart
+        parts = [] if before is None else [attend(before).output]
+        return torch.cat([*parts, *([] if after is None else _read_pages(after))], dim=1)
+    if call.selects:  # other rows in each sequence
+        return torch.cat([attend(call.one(n)).output for n in range(len(call.q))])
+    return torch.cat(_read_pages(call), dim=1)
+
+
+def _read_pages(call: AttentionCall) -> list[Tensor]:
+    entries = call.k.shape[1] * call.q.shape[0] * call.k.shape[2]
+    step = max(FEW_ROWS, MASK_ENTRIES // max(1, entries))
+    parts = []
+    for first in range(0, call.q.shape[1], step):
+        rows = slice(first, first + step)
+        part = replace(
+            call,
+            q=call.q[:, rows],
+            left=None if call.left is None else call.left[:, rows],
+            q_start=call.q_start + first,  # pyright: ignore[reportOptionalOperand]
+        )
+        parts.append(_masked_sdpa(part, part.q, part.k, part.v, page_mask(part)))
+    return parts
 
 
 def plan_chunks(call: AttentionCall, left: Tensor) -> list[Chunk]:

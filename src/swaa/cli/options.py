@@ -26,6 +26,7 @@ KNOBS = (
     "dense_tail",
     "selected_layers",
     "selected_keys",
+    "decode_keys",
 )
 """What the flags on top of a recipe are called in parsed arguments."""
 
@@ -83,6 +84,12 @@ def add_config_options(
         "--selected-keys",
         metavar="N",
         help="how many older keys they see, a multiple of 64 (default: the recipe's)",
+    )
+    group.add_argument(
+        "--decode-keys",
+        metavar="N",
+        help="most older keys that a generated token reads where it could see every key, chosen by"
+        " content, a multiple of 16; 0: all of them (default: the recipe's)",
     )
 
 
@@ -277,7 +284,7 @@ def _changes(args: argparse.Namespace) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     if args.window is not None:
         changes["window"] = None if args.window == "none" else _count(args.window, "window", 1)
-    for name in ("sink_tokens", "dense_tail", "selected_keys"):
+    for name in ("sink_tokens", "dense_tail", "selected_keys", "decode_keys"):
         if getattr(args, name) is not None:
             changes[name] = _count(getattr(args, name), name, 0)
     for name in ("full_layers", "selected_layers"):

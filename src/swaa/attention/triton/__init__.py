@@ -8,6 +8,7 @@ import torch
 from triton import knobs
 
 from swaa.attention.call import AttentionCall, AttentionOutput, attend_apart, current_device
+from swaa.attention.pages import nothing_to_choose, rows_apart, without_pages
 from swaa.attention.selection import nothing_to_select
 from swaa.attention.triton import decode, prefill, scoring, selected
 from swaa.attention.triton.backward import DifferentiableAttention
@@ -30,11 +31,15 @@ def refusal(call: AttentionCall) -> str | None:
         return reason
     if call.selects and prefill.needs_gradient(call):
         return "its selected rows have no backward pass"
+    if call.decode_keys:
+        return decode.refusal(call)
     return decode.refusal(call) if call.paged else prefill.refusal(call)
 
 
 def attend(call: AttentionCall) -> AttentionOutput:
     """Attention by the decode kernel for few rows or paged keys, else by the prefill kernel."""
+    if call.decode_keys:
+        return _attend_pages(call)
     if call.selects:
         # Their lists are those of one sequence: packed ones are served one after the other.
         return attend_apart(call, _attend_selected) if call.packed else _attend_selected(call)
@@ -57,6 +62,40 @@ def _attend_selected(call: AttentionCall) -> AttentionOutput:
     with current_device(call.q):
         selected.add_selected(call, call.selection or scoring.select(call), output, lse)
     return AttentionOutput(output, lse)
+
+
+def _attend_pages(call: AttentionCall) -> AttentionOutput:
+    """Rows before ``decode_from`` as ever; the others read pages, one row of a tile each."""
+    if not (call.packed or call.paged):
+        if nothing_to_choose(call):
+            return attend(without_pages(call))
+        apart = rows_apart(call)
+        if apart is not None:
+            before, after = apart
+            if after is None:
+                return attend(without_pages(call))
+            if before is not None:
+                return _joined(attend(before), attend(after))
+    if call.selects:
+        return attend_apart(call, attend) if call.packed else _one_by_one(call)
+    with current_device(call.q):
+        return decode.attend(call)
+
+
+def _one_by_one(call: AttentionCall) -> AttentionOutput:
+    """A dense call in whose sequences other rows choose: rows differ in kind, not in number."""
+    if call.paged:
+        call = call.gathered()
+    parts = [attend(call.one(n)) for n in range(len(call.q))]
+    outputs, lses = zip(*parts, strict=True)
+    return AttentionOutput(torch.cat(outputs), torch.cat(lses))
+
+
+def _joined(before: AttentionOutput, after: AttentionOutput) -> AttentionOutput:
+    assert before.lse is not None
+    assert after.lse is not None
+    output = torch.cat([before.output, after.output], dim=1)
+    return AttentionOutput(output, torch.cat([before.lse, after.lse], dim=2))
 
 
 def _is_decode(call: AttentionCall) -> bool:

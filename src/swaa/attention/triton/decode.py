@@ -25,6 +25,9 @@ from triton.language.extra import cuda
 
 from swaa.attention.call import AttentionCall, AttentionOutput
 from swaa.attention.mask import Position
+from swaa.attention.pages import PAGE, most_pages
+from swaa.attention.triton import pages
+from swaa.attention.triton.pages import page_range
 
 NEVER = 2**31 - 1
 """A position that no row reaches."""
@@ -41,6 +44,7 @@ WORKSPACE_BYTES = 128 << 20
 LENGTHS = (
     *("rows", "tokens", "sequences", "capacity", "splits", "min_blocks", "window", "sinks"),
     *("q_start", "kv_start", "kv_len", "full_from", "full_until", "s_left", "s_table"),
+    "decode_from",
 )
 
 
@@ -58,11 +62,17 @@ def refusal(call: AttentionCall) -> str | None:
         return "the channels of a head must lie side by side (stride 1)"
     if torch.is_grad_enabled() and any(x.requires_grad for x in (call.q, call.k, call.v)):
         return "the decode kernel has no backward"
-    return None
+    return pages.refusal(call) if call.decode_keys else None
 
 
-def attend(call: AttentionCall) -> AttentionOutput:
-    """Attention of few rows, or of any rows over pages; ``lse`` included."""
+def attend(call: AttentionCall, chosen: Tensor | None = None) -> AttentionOutput:
+    """Attention of few rows, or of any rows over pages; ``lse`` included.
+
+    Args:
+        call: may have ``decode_keys``.
+        chosen: the pages to read, as :func:`swaa.attention.triton.pages.choose` returns them; None:
+            those that fit best.
+    """
     q = call.q
     batch, rows, heads, head_dim = q.shape
     output = torch.empty((batch, rows, heads, head_dim), dtype=q.dtype, device=q.device)
@@ -72,8 +82,10 @@ def attend(call: AttentionCall) -> AttentionOutput:
     if call.cu_seqlens_q is not None and len(call.cu_seqlens_q) == 1:  # packed, of no sequence
         return AttentionOutput(output.zero_(), lse.fill_(float("-inf")))
     plan = plan_tiles(call)
+    if call.decode_keys and chosen is None:
+        chosen = pages.choose(call)
     if plan.splits == 1:
-        _launch(call, plan, output, lse, None)
+        _launch(call, plan, output, lse, None, chosen)
         return AttentionOutput(output, lse)
     shape = (plan.splits, batch * rows, heads)
     parts = Parts(
@@ -81,7 +93,7 @@ def attend(call: AttentionCall) -> AttentionOutput:
         torch.empty(shape, dtype=torch.float32, device=q.device),
         torch.empty(shape, dtype=torch.float32, device=q.device),
     )
-    _launch(call, plan, output, lse, parts)
+    _launch(call, plan, output, lse, parts, chosen)
     overlap = _can_overlap(q.device)
     _merge[(batch * rows, heads)](
         *parts,
@@ -143,7 +155,9 @@ def plan_tiles(call: AttentionCall) -> Plan:
     if invariant:
         most = 16  # one tile shape, whatever is beside a row
     block_m = max(16, _round_up(group), min(most, _round_up(rows_each * group)))
-    rows = max(1, block_m // group)
+    if call.decode_keys:  # each row reads pages of its own
+        block_m = max(16, _round_up(group))
+    rows = 1 if call.decode_keys else max(1, block_m // group)
     if call.cu_seqlens_q is None:
         tiles = busy_tiles = batch * -(-tokens // rows)
     else:  # sequence n begins at tile cu[n] // rows + n, so some tiles are empty
@@ -218,7 +232,12 @@ def _can_overlap(device: torch.device) -> bool:
 
 
 def _launch(
-    call: AttentionCall, plan: Plan, output: Tensor, lse: Tensor, parts: Parts | None
+    call: AttentionCall,
+    plan: Plan,
+    output: Tensor,
+    lse: Tensor,
+    parts: Parts | None,
+    chosen: Tensor | None,
 ) -> None:
     q, k, v, table, left = call.q, call.k, call.v, call.block_table, call.left
     heads, kv_heads = q.shape[2], k.shape[2]
@@ -229,6 +248,7 @@ def _launch(
         "kv_len": _number(call.kv_lens, k.shape[1]),
         "full_from": _number(full_from, NEVER),
         "full_until": _number(None if call.window is None else call.full_until, NEVER),
+        "decode_from": _number(call.decode_from, 0),
     }
     pointers = {f"p_{name}": pointer for name, (pointer, _) in numbers.items()}
     scalars = {name: scalar for name, (_, scalar) in numbers.items()}
@@ -243,6 +263,7 @@ def _launch(
         p_cu_q=call.cu_seqlens_q,
         p_cu_k=call.cu_seqlens_k,
         p_left=left,
+        p_chosen=chosen,
         **pointers,
         s_qb=q.stride(0),
         s_qt=q.stride(1),
@@ -268,6 +289,8 @@ def _launch(
         KV_HEADS=kv_heads,
         GROUP=heads // kv_heads,
         ROWS=plan.rows,
+        CHOSEN=most_pages(call),
+        EACH=PAGE,
         HEAD_DIM=q.shape[3],
         PAGE=0 if table is None else k.shape[1],
         PACKED_KEYS=call.cu_seqlens_k is not None,
@@ -318,6 +341,48 @@ def _keys_of(block, sink_blocks, sink_block, lo_block, BLOCK_N: tl.constexpr) ->
     return start + tl.arange(0, BLOCK_N)
 
 
+@triton.jit
+def _place_of(
+    block,
+    sink_blocks,
+    chosen_blocks,
+    sink_block,
+    lo_block,
+    kv_start,
+    lo,
+    hi,
+    sink_end,
+    p_chosen,
+    BLOCK_N: tl.constexpr,
+    CHOSEN: tl.constexpr,
+    EACH: tl.constexpr,
+) -> tuple:
+    """Positions of the keys of a block, and which of them exist and some row of the tile sees.
+
+    The sinks' blocks come first, then those of the chosen pages, then the others.
+    """
+    if p_chosen is not None:
+        key = _keys_of(
+            tl.where(block < sink_blocks, block, block - chosen_blocks),
+            sink_blocks,
+            sink_block,
+            lo_block,
+            BLOCK_N,
+        )
+        m_n = (key >= kv_start) & (key < hi) & ((key >= lo) | (key < sink_end))
+        place = (block - sink_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
+        by_choice = (block >= sink_blocks) & (block < sink_blocks + chosen_blocks)
+        m_place = by_choice & (place < CHOSEN * EACH)
+        page = tl.load(p_chosen + place // EACH, mask=m_place, other=0)
+        chosen = kv_start + page * EACH + place % EACH
+        # A page's keys in the window or among the sinks are seen there.
+        m_chosen = m_place & (chosen < lo) & (chosen >= sink_end)
+        return tl.where(by_choice, chosen, key), tl.where(by_choice, m_chosen, m_n), by_choice
+    else:  # noqa: RET505 (a compile-time branch)
+        key = _keys_of(block, sink_blocks, sink_block, lo_block, BLOCK_N)
+        return key, (key >= kv_start) & (key < hi) & ((key >= lo) | (key < sink_end)), False
+
+
 @triton.jit(do_not_specialize=LENGTHS)
 def _decode(
     p_q,
@@ -337,6 +402,8 @@ def _decode(
     p_kv_len,
     p_full_from,
     p_full_until,
+    p_decode_from,
+    p_chosen,
     s_qb,
     s_qt,
     s_qh,
@@ -353,6 +420,7 @@ def _decode(
     kv_len,
     full_from,
     full_until,
+    decode_from,
     rows,
     tokens,
     sequences,
@@ -365,6 +433,8 @@ def _decode(
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
+    CHOSEN: tl.constexpr,
+    EACH: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     PAGE: tl.constexpr,
     PACKED_KEYS: tl.constexpr,
@@ -425,6 +495,16 @@ def _decode(
     else:
         full = (position >= full_from) & (position < full_until)
         left = tl.where(full, kv_start, position - window + 1)
+    chooses = False
+    if p_chosen is not None:  # a tile has one row
+        here = q_start + first_row
+        first_page, end_page = page_range(here + 1 - kv_start, window, sinks, EACH)
+        chooses = (here >= _of_sequence(p_decode_from, decode_from, n)) & (first_row < q_len)
+        chooses &= tl.min(tl.where(m_m, left, LAST), 0) <= kv_start
+        chooses &= end_page - first_page > CHOSEN
+        left = tl.where(chooses, position - window + 1, left)
+        out_row = (batch * rows + token + first_row).to(tl.int64)
+        p_chosen += (out_row * KV_HEADS + kv_head) * CHOSEN
     o_q = batch * tl.cast(s_qb, tl.int64) + (token + row).to(tl.int64) * s_qt + head * s_qh
     q = tl.load(p_q + o_q[:, None] + o_d[None, :], mask=m_m[:, None] & m_d[None, :], other=0.0)
 
@@ -436,7 +516,10 @@ def _decode(
     sink_block = kv_start // BLOCK_N * BLOCK_N
     lo_block = tl.minimum(lo, hi) // BLOCK_N * BLOCK_N
     sink_blocks = tl.cdiv(tl.maximum(tl.minimum(sink_end, lo_block) - sink_block, 0), BLOCK_N)
-    blocks = sink_blocks + tl.cdiv(tl.maximum(hi - lo_block, 0), BLOCK_N)
+    chosen_blocks = 0
+    if p_chosen is not None:
+        chosen_blocks = tl.where(chooses, (CHOSEN * EACH + BLOCK_N - 1) // BLOCK_N, 0)
+    blocks = sink_blocks + chosen_blocks + tl.cdiv(tl.maximum(hi - lo_block, 0), BLOCK_N)
     # Equal shares, but none under min_blocks: of a short sequence the last splits are idle.
     busy = tl.minimum(splits, tl.maximum(blocks // min_blocks, 1))
     first_block = tl.minimum(split * blocks // busy, blocks)
@@ -450,28 +533,40 @@ def _decode(
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    if PAGE > 0 or p_chosen is not None:
+        key, m_n, by_choice = _place_of(
+            *(first_block, sink_blocks, chosen_blocks, sink_block, lo_block, kv_start, lo, hi),
+            *(sink_end, p_chosen, BLOCK_N, CHOSEN, EACH),
+        )
     if PAGE > 0:
-        key = _keys_of(first_block, sink_blocks, sink_block, lo_block, BLOCK_N)
-        m_n = (key >= kv_start) & (key < hi) & ((key >= lo) | (key < sink_end))
         page = tl.load(p_table + n * s_table + key // PAGE, mask=m_n, other=0)
     for block in tl.range(first_block, end_block):
-        key = _keys_of(block, sink_blocks, sink_block, lo_block, BLOCK_N)
         # Keys that no row sees are not loaded: their pages may be freed, their values NaN.
-        m_n = (key >= kv_start) & (key < hi) & ((key >= lo) | (key < sink_end))
+        if p_chosen is None:
+            key, m_n, by_choice = _place_of(
+                *(block, sink_blocks, chosen_blocks, sink_block, lo_block, kv_start, lo, hi),
+                *(sink_end, p_chosen, BLOCK_N, CHOSEN, EACH),
+            )
         if PAGE > 0:
             o_k = page.to(tl.int64) * s_kb + (key % PAGE) * s_kt
             o_v = page.to(tl.int64) * s_vb + (key % PAGE) * s_vt
-            # The next block's pages are looked up now: no load of keys ever waits for the table.
-            ahead = _keys_of(block + 1, sink_blocks, sink_block, lo_block, BLOCK_N)
-            m_ahead = (ahead >= kv_start) & (ahead < hi) & ((ahead >= lo) | (ahead < sink_end))
-            page = tl.load(p_table + n * s_table + ahead // PAGE, mask=m_ahead, other=0)
         else:
             o_k = key.to(tl.int64) * s_kt
             o_v = key.to(tl.int64) * s_vt
+        if PAGE > 0 or p_chosen is not None:
+            # The next block's pages are looked up now: no load of keys ever waits for them.
+            ahead, m_ahead, ahead_by_choice = _place_of(
+                *(block + 1, sink_blocks, chosen_blocks, sink_block, lo_block, kv_start, lo, hi),
+                *(sink_end, p_chosen, BLOCK_N, CHOSEN, EACH),
+            )
+        if PAGE > 0:
+            page = tl.load(p_table + n * s_table + ahead // PAGE, mask=m_ahead, other=0)
         m_nd = m_n[:, None] & m_d[None, :]
         k = tl.load(p_k + o_k[:, None] + o_d[None, :], mask=m_nd, other=0.0)  # [BLOCK_N, D]
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale  # [BLOCK_M, BLOCK_N]
         seen = (key[None, :] >= left[:, None]) | (key < sink_end)[None, :]
+        if p_chosen is not None:
+            seen |= by_choice
         seen &= m_n[None, :] & (key[None, :] <= position[:, None])
         scores = tl.where(seen, scores, float("-inf"))
         new_top = tl.maximum(top, tl.max(scores, 1))
@@ -483,6 +578,8 @@ def _decode(
         v = tl.load(p_v + o_v[:, None] + o_d[None, :], mask=m_nd, other=0.0)
         acc = tl.dot(weights.to(v.dtype), v, acc, input_precision="ieee")
         top = new_top
+        if p_chosen is not None:
+            key, m_n, by_choice = ahead, m_ahead, ahead_by_choice
 
     if OVERLAP:
         cuda.gdc_launch_dependents()  # the merge may be set up while sums are written

@@ -63,6 +63,7 @@ class Backends:
             call.q.dtype,
             call.packed,
             call.selects,
+            call.decode_keys > 0,
             call.left is None,
             call.full_from is None,
             call.kv_lens is None,
@@ -155,6 +156,10 @@ def swaa_attention_forward(
         if kwargs.get(name) is not None:
             raise ValueError(f"layer {module.layer_idx} uses {what} ({name}), which swaa lacks")
     arguments = attention_mask.arguments(layer.plan, key.shape[2], kwargs.get("position_ids"))
+    if "decode_keys" in arguments:
+        index: Any = module.layer_idx
+        statistics = attention_mask.statistics.get(index)
+        arguments = {**arguments, "page_statistics": statistics}
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
     if "cu_seqlens_q" in arguments:
         q, k, v = (x.reshape(1, -1, *x.shape[2:]) for x in (q, k, v))

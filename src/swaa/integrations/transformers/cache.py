@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
+from swaa.attention.pages import PAGE, fill_statistics
 from swaa.config import LayerPlan
 from swaa.integrations.transformers.mask import RowInfo, last_rows
 
@@ -144,6 +145,86 @@ class RollingLayer(DynamicLayer):
         return self.cumulative_length
 
 
+class PagedLayer(DynamicLayer):
+    """Keys and values of one layer whose generated rows choose what they read, by pages.
+
+    Attributes:
+        statistics: of the pages, ``[batch, pages, kv_heads, 2, head_dim]``, some of them to come.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.statistics: Tensor | None = None
+        self._described = 0  # slots whose pages are described, where they are complete
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append, and describe the pages that are complete once rows may choose among them."""
+        keys, values = super().update(key_states, value_states, *args, **kwargs)
+        rows = last_rows()
+        if rows is not None and rows.may_choose:
+            self._describe(keys.transpose(1, 2), rows)
+        return keys, values
+
+    def _describe(self, keys: Tensor, rows: RowInfo) -> None:
+        slots = keys.shape[1]
+        self.statistics = roomy(self.statistics, keys)
+        fill_statistics(
+            keys,
+            self.statistics,
+            first=self._described,
+            end=slots,
+            new=slots - self._described,
+            kv_start=0 if rows.starts is None else rows.starts.to(keys.device),
+        )
+        self._described = slots
+
+    def crop(self, *args: Any, **kwargs: Any) -> None:
+        """Take back the last tokens; pages that they completed are described anew."""
+        super().crop(*args, **kwargs)
+        self._described = min(self._described, self.get_seq_length())
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Give each beam the keys of another one."""
+        super().reorder_cache(beam_idx)
+        if self.statistics is not None:
+            self.statistics = self.statistics.index_select(0, beam_idx.to(self.statistics.device))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each sequence."""
+        super().batch_repeat_interleave(repeats)
+        self._forget()
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep some of the sequences."""
+        super().batch_select_indices(indices)
+        self._forget()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        super().reset()
+        self._forget()
+
+    def _forget(self) -> None:
+        self.statistics, self._described = None, 0
+
+
+def roomy(statistics: Tensor | None, keys: Tensor) -> Tensor:
+    """Statistics with room for the pages of ``keys`` ``[batch, slots, kv_heads, head_dim]``.
+
+    The room doubles where it is short, so that tokens that come one by one copy little.
+    """
+    pages = keys.shape[1] // PAGE
+    if statistics is not None and statistics.shape[1] >= pages:
+        return statistics
+    room = pages + 64 if statistics is None else 2 * pages
+    made = keys.new_zeros(keys.shape[0], room, keys.shape[2], 2, keys.shape[3])
+    if statistics is not None:
+        made[:, : statistics.shape[1]] = statistics
+    return made
+
+
 class SWAACache(DynamicCache):
     """The model's own dynamic cache, with a :class:`RollingLayer` where keys may go.
 
@@ -159,8 +240,12 @@ class SWAACache(DynamicCache):
         self._made_of = (config, tuple(plans))
         plans = plans[: len(self.layers)]  # self-speculation lowers the model's depth for a while
         for index, (layer, plan) in enumerate(zip(self.layers, plans, strict=True)):
-            if type(layer) is DynamicLayer and not plan.keeps_all_keys:
+            if type(layer) is not DynamicLayer:
+                continue
+            if not plan.keeps_all_keys:
                 self.layers[index] = RollingLayer(plan)
+            elif plan.decode_keys:
+                self.layers[index] = PagedLayer()
         self._bytes = [0] * len(self.layers)
         self.peak_kv_bytes = 0
 
@@ -169,6 +254,9 @@ class SWAACache(DynamicCache):
     ) -> tuple[Tensor, Tensor]:
         """Store a layer's new keys and values; see :meth:`transformers.Cache.update`."""
         keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        rows, statistics = last_rows(), getattr(self.layers[layer_idx], "statistics", None)
+        if rows is not None and statistics is not None:
+            rows.statistics[layer_idx] = statistics
         held = sum(self._bytes) - self._bytes[layer_idx]
         self.peak_kv_bytes = max(self.peak_kv_bytes, held + keys.nbytes + values.nbytes)
         self._bytes[layer_idx] = layer_bytes(self.layers[layer_idx])
@@ -201,7 +289,8 @@ def joined(parts: Sequence[Tensor]) -> Tensor:
 
 
 def layer_bytes(layer: Any) -> int:
-    """Bytes of the keys and values that a cache layer holds; 0 for layers that hold none."""
+    """Bytes that a cache layer holds, statistics included; 0 for layers that hold none."""
+    statistics = getattr(layer, "statistics", None)
     reserved = getattr(layer, "reserved", None)  # what is stored is part of it
     tensors = reserved or (getattr(layer, "keys", None), getattr(layer, "values", None))
-    return sum(x.nbytes for x in tensors if isinstance(x, Tensor))
+    return sum(x.nbytes for x in (*tensors, statistics) if isinstance(x, Tensor))

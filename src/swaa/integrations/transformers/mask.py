@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -39,6 +40,8 @@ class RowInfo:
         phase: what is known about the rows.
         may_pack: whether positions that restart begin another sequence, as in training without
             mask and cache.
+        statistics: of the pages of each layer's keys, by layer; left here by the cache for the
+            attention of the same pass.
     """
 
     ndim = 4  # Transformers takes a mask of 4 dimensions as ready made
@@ -65,6 +68,7 @@ class RowInfo:
         self.phase = phase
         self.device = device
         self.may_pack = may_pack
+        self.statistics: dict[int, Tensor] = {}
         self._memo: dict[Any, Any] = {}
 
     def contiguous(self) -> RowInfo:
@@ -97,6 +101,11 @@ class RowInfo:
             self._memo["end"] = int(prompt.max()) if isinstance(prompt, Tensor) else prompt
         return self._memo["end"]
 
+    @property
+    def may_choose(self) -> bool:
+        """Whether some rows may be behind their prompts, so that they choose what they read."""
+        return self.phase.rows is None and not self.phase.full and not self._within_prompts()
+
     def arguments(
         self, plan: LayerPlan, keys: int, position_ids: Tensor | None = None
     ) -> dict[str, Any]:
@@ -115,6 +124,8 @@ class RowInfo:
             plan = LayerPlan(window=self.native_window)
         elif self.phase.full:
             plan = LayerPlan(window=None)
+        elif plan.decode_keys and (self.phase.rows is not None or self._within_prompts()):
+            plan = _reading_all(plan)
         key = (plan, keys)
         if key not in self._memo:
             self._memo[key] = self._arguments(plan, keys, position_ids)
@@ -143,9 +154,20 @@ class RowInfo:
             full_from, full_until = full_rows(plan, self.phase.prompt_length)
             arguments["full_from"] = _shifted(full_from, gone)
             arguments["full_until"] = _shifted(full_until, gone)
+            if plan.decode_keys:  # such a layer has let nothing go
+                arguments["window"] = plan.window or plan.decode_window
+                arguments["decode_keys"] = plan.decode_keys
+                arguments["decode_from"] = _int32(self.phase.prompt_length)
         if plan.selected_keys and not self._behind_prompts():
             arguments["selected_keys"] = plan.selected_keys
         return arguments
+
+    def _within_prompts(self) -> bool:
+        """Whether every row belongs to a prompt, as far as the host knows without waiting."""
+        end = self.phase.prompt_length
+        if isinstance(self.q_offset, Tensor) or not isinstance(end, int):
+            return False
+        return self.q_offset + self.queries <= end
 
     def _behind_prompts(self) -> bool:
         """Whether no row belongs to a prompt, as far as the host knows without waiting."""
@@ -232,6 +254,8 @@ class RowInfo:
 
 def full_rows(plan: LayerPlan, prompt_length: Position) -> tuple[Position, Position | None]:
     """``[full_from, full_until)`` of a layer, for one prompt length or one per sequence."""
+    if plan.full:
+        return 0, None
     if isinstance(prompt_length, int):
         first, until = plan.full_rows(prompt_length)
         assert first is not None
@@ -368,6 +392,17 @@ def _shifted(value: Position | None, gone: int) -> Position | None:
     if value is None or not gone:
         return value
     return (value - gone).clamp(min=0) if isinstance(value, Tensor) else max(0, value - gone)
+
+
+def _int32(value: Position) -> Position:
+    return value.to(torch.int32) if isinstance(value, Tensor) else value
+
+
+def _reading_all(plan: LayerPlan) -> LayerPlan:
+    """The plan where no row chooses what it reads: rows within prompts, and rows declared."""
+    if plan.full:
+        return LayerPlan(window=None)
+    return replace(plan, decode_keys=0)
 
 
 def _moved(value: Any, device: Any) -> Any:

@@ -12,6 +12,8 @@ shared by all layers of a kind.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -19,10 +21,15 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
+from swaa.attention.mask import Position
+from swaa.attention.pages import PAGE, fill_statistics
 from swaa.config import LayerPlan
-from swaa.integrations.transformers.cache import RollingLayer, SWAACache, layer_bytes
+from swaa.integrations.transformers.cache import PagedLayer, RollingLayer, SWAACache, layer_bytes
 from swaa.integrations.transformers.mask import RowInfo, last_rows
 from swaa.phase import Phase
+
+Kind = tuple[int, int] | LayerPlan | None
+"""What tells layers apart in decoding: a ring's sinks and window, a plan that chooses, nothing."""
 
 
 class Filled:
@@ -64,6 +71,33 @@ class Filled:
         }
 
 
+class FilledPages(Filled):
+    """As :class:`Filled`, of layers whose rows choose what they read.
+
+    Args:
+        plan: of such a layer.
+        slot: as :class:`Filled`.
+        filled: likewise.
+        kv_start: likewise.
+    """
+
+    def __init__(
+        self, plan: LayerPlan, slot: Tensor, filled: Tensor, *, kv_start: Tensor | None = None
+    ) -> None:
+        super().__init__(slot, filled, kv_start=kv_start)
+        self.plan = plan
+
+    def arguments(self) -> dict[str, Any]:
+        """Of :func:`swaa.swaa_attention`: every row is full, and chooses."""
+        return {
+            **super().arguments(),
+            "window": self.plan.window or self.plan.decode_window,
+            "sink_tokens": self.plan.sink_tokens,
+            "full_from": 0,
+            "decode_keys": self.plan.decode_keys,
+        }
+
+
 class FilledRing(Filled):
     """As :class:`Filled`, of sinks and a ring behind them; padding is not stored."""
 
@@ -95,6 +129,7 @@ class StaticFullLayer(DynamicLayer):
         self.capacity = capacity
         self.length = 0
         self.filled: Filled | None = None
+        self.statistics: Tensor | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Take the memory, on the first update."""
@@ -113,6 +148,8 @@ class StaticFullLayer(DynamicLayer):
         if self.filled is not None:
             self.filled.write(self.keys, key_states)
             self.filled.write(self.values, value_states)
+            if self.statistics is not None:
+                self._describe(self.filled.q_start, self.filled.kv_lens, 1)
             return self.keys, self.values
         end = self.length + key_states.shape[-2]
         if end > self.capacity:
@@ -129,6 +166,25 @@ class StaticFullLayer(DynamicLayer):
         for memory in (self.keys, self.values):
             memory[:, :, self.length :] = 0  # kernels that read these slots find no NaN
         self.filled = filled
+        if isinstance(filled, FilledPages):
+            batch, heads, _, head_dim = self.keys.shape
+            shape = (batch, self.capacity // PAGE, heads, 2, head_dim)
+            self.statistics = self.keys.new_zeros(shape)
+            self._describe(0, self.length, self.length)
+
+    def _describe(self, first: Position, end: Position, new: int) -> None:
+        assert self.keys is not None
+        assert self.statistics is not None
+        assert self.filled is not None
+        start = self.filled.kv_start
+        fill_statistics(
+            self.keys.transpose(1, 2),
+            self.statistics,
+            first=first,
+            end=end,
+            new=new,
+            kv_start=0 if start is None else start,
+        )
 
     def get_seq_length(self) -> int:
         """Tokens of the prompt so far."""
@@ -203,12 +259,10 @@ class DecodeRows(RowInfo):
     """One decoding row per sequence, of which every layer of a kind asks the same tensors.
 
     Attributes:
-        kinds: by ``(sink_tokens, window)`` of a ring; None: layers that keep all keys.
+        kinds: what is filled, by kind of layer.
     """
 
-    def __init__(
-        self, kinds: dict[tuple[int, int] | None, Filled], *, batch: int, device: torch.device
-    ) -> None:
+    def __init__(self, kinds: dict[Kind, Filled], *, batch: int, device: torch.device) -> None:
         super().__init__(
             batch=batch,
             queries=1,
@@ -266,7 +320,7 @@ class StaticSWAACache(SWAACache):
         for index, plan in enumerate(plans):
             if isinstance(self.layers[index], RollingLayer):
                 self.layers[index] = StaticRollingLayer(plan, prompt_tokens)
-            elif type(self.layers[index]) is DynamicLayer:
+            elif type(self.layers[index]) in (DynamicLayer, PagedLayer):
                 self.layers[index] = StaticFullLayer(prompt_tokens + new_tokens)
             else:
                 raise ValueError(
@@ -298,18 +352,22 @@ class StaticSWAACache(SWAACache):
         assert keys is not None
         batch, device = keys.shape[0], keys.device
         length = torch.tensor([self.get_seq_length()], device=device)
-        kinds: dict[tuple[int, int] | None, Filled] = {}
+        kinds: dict[Kind, Filled] = {}
         for plan, layer in zip(self.plans, self.layers, strict=True):
             assert isinstance(layer, StaticFullLayer | StaticRollingLayer)
             kind = _kind(plan)
-            if kind is None and kind not in kinds:
-                kinds[kind] = Filled(length.clone(), length.expand(batch), kv_start=starts)
-            elif kind is not None and kind not in kinds:
+            if kind not in kinds and isinstance(kind, tuple):
                 seen = length if starts is None else length - starts
                 kinds[kind] = FilledRing(seen, batch=batch, sink_tokens=kind[0], window=kind[1])
+            elif kind not in kinds:
+                made = Filled if kind is None else partial(FilledPages, plan)
+                kinds[kind] = made(length.clone(), length.expand(batch), kv_start=starts)
             layer.start(kinds[kind])
         self._bytes = [layer_bytes(layer) for layer in self.layers]
         self._rows = DecodeRows(kinds, batch=batch, device=device)
+        for index, layer in enumerate(self.layers):
+            if isinstance(layer, StaticFullLayer) and layer.statistics is not None:
+                self._rows.statistics[index] = layer.statistics
         return self._rows
 
     def reset(self) -> NoReturn:
@@ -317,9 +375,10 @@ class StaticSWAACache(SWAACache):
         raise ValueError("a static cache serves one prompt; make another one")
 
 
-def _kind(plan: LayerPlan) -> tuple[int, int] | None:
+def _kind(plan: LayerPlan) -> Kind:
     if plan.keeps_all_keys:
-        return None
+        # What a row does with the prompt does not matter here.
+        return replace(plan, selected_keys=0, dense_tail=0) if plan.decode_keys else None
     assert plan.window is not None
     return plan.sink_tokens, plan.window
 

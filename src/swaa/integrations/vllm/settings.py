@@ -68,7 +68,16 @@ class Settings:
         return dataclasses.replace(self, config=config)
 
     def plans(self, layers: int) -> tuple[LayerPlan, ...]:
-        """The plan of each decoder layer."""
+        """The plan of each decoder layer.
+
+        Raises:
+            ValueError: for what vLLM is not served with.
+        """
+        if self.config.decode_keys:
+            raise ValueError(
+                f"swaa: decode_keys is {self.config.decode_keys}, which only Transformers is served"
+                " with so far: set it to 0, and generated tokens read every key"
+            )
         return self.config.layers(layers)
 
 
