@@ -153,8 +153,9 @@ def test_calls_are_those_of_one_prompt_and_one_step():
         {"window": 20, "sink_tokens": 3, "q_start": 40},
         {"window": None},
         {"window": 20, "full_from": 70, "full_until": 90},
+        {"window": 20, "full_from": 0, "decode_keys": 32},
     ],
-    ids=["sliding", "full", "tail"],
+    ids=["sliding", "full", "tail", "pages"],
 )
 def test_calls_of_a_kind_can_be_made_again(numbers):
     q, k = torch.randn(2, 50, 4, 16), torch.randn(2, 90, 2, 16)

@@ -278,6 +278,14 @@ def test_a_signal_can_choose_the_layers(checkpoint, data, tmp_path, capsys):
         (["--data", "perplexity", "--length", "300"], "perplexity has no answers to tune on"),
         (["--data", "needle", "--length", "1024"], "sees 1024 at once: lower --length"),
         (["--report", "needle, recall"], "sees 1024 at once: lower --length"),
+        (
+            ["--full-decode", "all", "--decode-keys", "64"],
+            "the recipe has decode_keys, which no search keeps yet",
+        ),
+        (
+            ["--selected-layers", "all", "--selected-keys", "64"],
+            "the recipe has selected layers, which no search keeps yet",
+        ),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(checkpoint, data, tmp_path, capsys, more, message):

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from swaa.attention.call import AttentionCall
-from swaa.attention.mask import Position, column, visible
+from swaa.attention.mask import column, visible
 
 PAGE = 16
 """Keys that are chosen together, aligned to multiples of it."""
@@ -47,44 +47,6 @@ def page_statistics(keys: Tensor) -> Tensor:
     whole = _widened(keys[:, : pages * PAGE].unflatten(1, (pages, PAGE)))
     std, mean = torch.std_mean(whole, dim=2, correction=0)
     return torch.stack([mean, std], dim=3).to(keys.dtype)
-
-
-def fill_statistics(
-    keys: Tensor,
-    statistics: Tensor,
-    *,
-    first: Position,
-    end: Position,
-    new: int,
-    kv_start: Position = 0,
-) -> None:
-    """Write the statistics of the pages that new keys complete; on a GPU without waiting for it.
-
-    Args:
-        keys: ``[batch, slots, kv_heads, head_dim]``, the new ones among them.
-        statistics: ``[batch, pages, kv_heads, 2, head_dim]``, as :func:`page_statistics` has them.
-        first: slot of the first new key, an int or int32 ``[batch]``.
-        end: slot after the last one, likewise.
-        new: the most new keys of a sequence.
-        kv_start: slot of the first real key, likewise.
-    """
-    if keys.is_cuda:
-        from swaa.attention.triton.pages import summarise
-
-        summarise(keys, statistics, first=first, end=end, new=new, kv_start=kv_start)
-        return
-    alike = not any(isinstance(x, Tensor) for x in (first, end, kv_start))
-    for n in [slice(None)] if alike else [slice(n, n + 1) for n in range(len(keys))]:
-        start = _item(kv_start, n)
-        before = max(0, _item(first, n) - start) // PAGE
-        complete = min(max(0, _item(end, n) - start) // PAGE, statistics.shape[1])
-        if complete > before:
-            slots = slice(start + before * PAGE, start + complete * PAGE)
-            statistics[n, before:complete] = page_statistics(keys[n, slots])
-
-
-def _item(value: Position, n: slice) -> int:
-    return int(value[n]) if isinstance(value, Tensor) else value
 
 
 def most_pages(call: AttentionCall) -> int:

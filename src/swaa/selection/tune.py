@@ -87,6 +87,11 @@ class _Run:
                 "the recipe has selected layers, which no search keeps yet: tune from one without,"
                 " or with --selected-layers none"
             )
+        if tuning.base.decode_keys:
+            raise ValueError(
+                "the recipe has decode_keys, which no search keeps yet: tune with --decode-keys 0,"
+                " and set them in the recipe that comes out"
+            )
         self.tuning, self.loaded, self.backend = tuning, loaded, backend
         self.source = LocalModel(loaded, name, backend=backend)
         self.progress = progress or (lambda _share, _label: None)

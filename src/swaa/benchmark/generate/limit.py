@@ -15,6 +15,7 @@ from torch import Tensor
 
 from swaa.attention.api import make_call
 from swaa.attention.call import AttentionCall
+from swaa.attention.pages import page_statistics
 from swaa.benchmark.generate.run import kind_of
 from swaa.benchmark.generate.timing import time_calls
 from swaa.benchmark.timing import time_graph
@@ -58,8 +59,8 @@ def random_call(kind: tuple[Any, ...], dtype: torch.dtype, device: torch.device)
 
     A decoding row sees every slot of its cache, as at the end of an answer.
     """
-    batch, rows, heads, head_dim, keys, kv_heads, window, sinks, selected, *numbers = kind
-    q_start, full_from, full_until = numbers
+    batch, rows, heads, head_dim, keys, kv_heads, *numbers = kind
+    window, sinks, selected, pages, q_start, full_from, full_until = numbers
 
     def tensor(tokens: int, heads: int) -> Tensor:
         made = torch.randn((batch, heads, tokens, head_dim), dtype=dtype, device=device)
@@ -69,9 +70,10 @@ def random_call(kind: tuple[Any, ...], dtype: torch.dtype, device: torch.device)
     if q_start is None:
         filled = torch.full((batch,), keys, dtype=torch.int32, device=device)
         q_start = filled - rows
+    k = tensor(keys, kv_heads)
     call = make_call(
         tensor(rows, heads),
-        tensor(keys, kv_heads),
+        k,
         tensor(keys, kv_heads),
         window=window,
         sink_tokens=sinks,
@@ -80,6 +82,8 @@ def random_call(kind: tuple[Any, ...], dtype: torch.dtype, device: torch.device)
         q_start=q_start,
         kv_lens=filled,
         selected_keys=selected,
+        decode_keys=pages,
+        page_statistics=page_statistics(k) if pages else None,
     )
     assert kind_of(call) == kind
     return call

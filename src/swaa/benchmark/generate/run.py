@@ -81,7 +81,7 @@ def kind_of(call: AttentionCall) -> tuple[Any, ...]:
     """
     numbers = (call.q_start, call.full_from, call.full_until)
     integers = tuple(None if isinstance(x, Tensor) else x for x in numbers)
-    mask = (call.window, call.sink_tokens, call.selected_keys)
+    mask = (call.window, call.sink_tokens, call.selected_keys, call.decode_keys)
     return (*call.q.shape, *call.k.shape[1:3], *mask, *integers)
 
 

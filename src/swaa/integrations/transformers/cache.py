@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
-from swaa.attention.pages import PAGE, fill_statistics
+from swaa.attention.page_cache import fill_statistics
+from swaa.attention.pages import PAGE
 from swaa.config import LayerPlan
 from swaa.integrations.transformers.mask import RowInfo, last_rows
 

@@ -22,7 +22,8 @@ from transformers import PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
 from swaa.attention.mask import Position
-from swaa.attention.pages import PAGE, fill_statistics
+from swaa.attention.page_cache import fill_statistics
+from swaa.attention.pages import PAGE
 from swaa.config import LayerPlan
 from swaa.integrations.transformers.cache import PagedLayer, RollingLayer, SWAACache, layer_bytes
 from swaa.integrations.transformers.mask import RowInfo, last_rows
