@@ -1,6 +1,6 @@
 """Does training bring back what a recipe lost? The experiment behind results/train.
 
-What docs/training.md reports of a GPU, in order, for each recipe R.json called R:
+What docs/measurements/training.md reports of a GPU, in order, for each recipe R.json called R:
 
     python examples/finetuning.py turns MODEL --out turns.jsonl --tasks multikey:5 --count 360 \
         --texts 90 --seed 100

@@ -98,7 +98,7 @@ def test_no_rows_no_targets():
 def test_the_page_shows_every_file(tmp_path):
     path = results.save(made(ROWS), folder=tmp_path)
     page = make_page(tmp_path)
-    assert f"[{path.name}](../results/generate/{path.name})" in page
+    assert f"[{path.name}](../../results/generate/{path.name})" in page
     assert "| sliding | first token faster than stock, every layer sliding | 4.00x |" in page
     assert "| prefill | FA3 | not timed: not \\| here |  |" in page
     assert "| prefill | FA4 | 10.000 | taken |" in page
@@ -121,7 +121,7 @@ def test_the_fullest_file_comes_first_and_a_missing_rival_is_named(tmp_path):
 def test_the_committed_page_is_made_from_the_committed_results():
     """Where this fails: ``python -m swaa.benchmark.page``."""
     page = make_page(ROOT / "results")
-    assert (ROOT / "docs" / "benchmarks.md").read_text("utf-8") == page
+    assert (ROOT / "docs/measurements/benchmarks.md").read_text("utf-8") == page
     for kind in ("kernels", "generate"):
         for path in (ROOT / "results" / kind).glob("*.json"):
             assert path.name in page

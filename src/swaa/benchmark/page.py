@@ -1,4 +1,4 @@
-"""Write docs/benchmarks.md from result files: ``python -m swaa.benchmark.page``."""
+"""Write docs/measurements/benchmarks.md from result files: ``python -m swaa.benchmark.page``."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ not timed.
 """
 
 
-def write_page(folder: str | Path = "results", path: str | Path = "docs/benchmarks.md") -> None:
+def write_page(folder: str | Path = "results", path: str | Path = "docs/measurements/benchmarks.md") -> None:
     """Write the page.
 
     Args:
@@ -77,7 +77,7 @@ def _heading(result: Result, file: Path) -> str:
     changed = ", with changes" if made.dirty else ""
     name = made.model if made.model is not None else result.name
     revision = f" ({made.model_revision})" if made.model_revision else ""
-    link = f"../results/{result.kind}/{file.stem}"
+    link = f"../../results/{result.kind}/{file.stem}"
     return (
         f"### {name}{revision}, {made.device}\n\n"
         f"[{file.name}]({link}.json), {made.created[:10]}, {commit}{changed}. {made.dtype};"
