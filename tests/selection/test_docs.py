@@ -1,4 +1,4 @@
-"""The tables of docs/measurements/tuning.md, and what it says of them, are those that the results make."""
+"""The tables of docs/measurements/tuning.md, and what it says of them, are made by the results."""
 
 import json
 from pathlib import Path

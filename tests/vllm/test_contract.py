@@ -128,7 +128,7 @@ CHECKED = (
     *("has_sliding_window", "use_non_causal", "use_batch_invariant", "use_kv_connector", "use_pcp"),
     *("use_adaptive_verification", "use_dcp", "use_rswa"),
 )
-"""What vLLM asks of a backend that it chooses; docs/reference/vllm.md says what becomes of each with ours."""
+"""What vLLM asks of a backend that it chooses; docs/reference/vllm.md says what becomes of each."""
 
 
 def test_vllm_asks_nothing_else_of_backends():

@@ -1,7 +1,8 @@
-"""The published comparison: result files to the table and the picture of docs/measurements/accuracy.md.
+"""The published comparison: result files to table and picture of docs/measurements/accuracy.md.
 
-``python -m swaa.evaluation.published results docs/measurements/accuracy.md`` writes the table between the
-document's two marks and the picture beside it, both from the files alone. A test compares.
+``python -m swaa.evaluation.published results docs/measurements/accuracy.md`` writes the table
+between the document's two marks and the picture next to it, both from the files alone. A test
+compares.
 """
 
 from __future__ import annotations
