@@ -38,8 +38,8 @@ EQUAL = "## Every causal type of Transformers"
 TYPES = f"""
 {EQUAL}
 
-A tiny random model was tried of each type that Transformers {{version}} knows. These equal their own
-eager attention under a dense mask, in prefill, in decoding and in a left-padded batch:
+A tiny random model of each type that Transformers {{version}} knows was tried. These types equal
+their own eager attention under a dense mask, in prefill, in decoding and in a left-padded batch:
 
 {{equal}}
 
