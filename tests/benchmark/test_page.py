@@ -74,7 +74,7 @@ ROWS = [
 def test_the_page_shows_every_file(tmp_path):
     path = results.save(made(ROWS), folder=tmp_path)
     page = make_page(tmp_path)
-    assert f"[{path.name}](../results/generate/{path.name})" in page
+    assert f"[{path.name}](../../results/generate/{path.name})" in page
     assert "| prefill | FA3 | not timed: not \\| here |  |" in page
     assert "| prefill | FA4 | 10.000 | taken |" in page
     assert "| 131,072 | 1 | sliding | 2.200 | - | 1 | 4.50x | 5.00x | 90% | 59,578 |" in page
@@ -96,7 +96,7 @@ def test_the_fullest_file_comes_first_and_a_missing_rival_is_named(tmp_path):
 def test_the_committed_page_is_made_from_the_committed_results():
     """Where this fails: ``python -m swaa.benchmark.page``."""
     page = make_page(ROOT / "results")
-    assert (ROOT / "docs" / "benchmarks.md").read_text("utf-8") == page
+    assert (ROOT / "docs/measurements/benchmarks.md").read_text("utf-8") == page
     for kind in ("kernels", "generate"):
         for path in (ROOT / "results" / kind).glob("*.json"):
             assert path.name in page

@@ -13,7 +13,7 @@ from swaa.evaluation.tasks.multikey import MultiKey
 from tests.evaluation.fakes import FakeEngine, make_run, make_samples
 
 ROOT = Path(__file__).parents[2]
-DOCUMENT = ROOT / "docs" / "evaluation.md"
+DOCUMENT = ROOT / "docs/measurements/accuracy.md"
 SETTINGS = {
     "naive": SWAAConfig(window=1024),
     "fast": SWAAConfig(window=1024, sink_tokens=128, full_decode=True, dense_tail=128),

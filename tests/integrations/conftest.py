@@ -22,29 +22,30 @@ MODES = {
 INTRODUCTION = """# Supported models
 
 Written by `make support-table` from the tests in `tests/integrations`; do not edit.
-Each cell ran on a tiny random model of the family, float32, and its logits agreed to 1e-5 with a
-model whose masks are built row by row in plain loops.
+For each cell a tiny random model of the family ran in float32. Its logits agreed to 1e-5 with those
+of a model whose masks are built row by row in plain loops.
 
 """
 NOTES = """
 `-`: not run, for the reason in the test. Layers that slide already (Gemma 3) and linear layers
 (Qwen3-Next) stay as they are.
 
-Also tested: weights quantised by bitsandbytes (8 and 4 bits) and GGUF, layers spread by accelerate.
+Also tested: weights quantised by bitsandbytes (8 and 4 bits) and by GGUF, and layers that
+accelerate spreads over devices.
 """
 EVERY_TYPE = "test_a_type_equals_the_dense_mask_or_is_refused"
 EQUAL = "## Every causal type of Transformers"
 TYPES = f"""
 {EQUAL}
 
-A tiny random model of each type that Transformers {{version}} knows. These equal their own eager
-attention under a dense mask, in prefill, in decoding and in a left-padded batch:
+A tiny random model of each type that Transformers {{version}} knows was tried. These types equal
+their own eager attention under a dense mask, in prefill, in decoding and in a left-padded batch:
 
 {{equal}}
 
 ## Refused by `adapt`
 
-With the reason; composites (vision, audio) by that of their kind.
+With the reason. Composites (vision, audio) share the reason of their kind.
 
 | reason | types |
 | --- | --- |

@@ -17,7 +17,7 @@ from tests.integrations.families import NATIVE_WINDOW, layer_types
 from tests.integrations.loop_model import DENSE, build_masks, loop_logits, rows_of
 from tests.integrations.tiny_types import NOT_TRIED, TYPES, build, tiny_config
 
-SUPPORT = Path(__file__).parents[2] / "docs" / "support.md"
+SUPPORT = Path(__file__).parents[2] / "docs/reference/support.md"
 SERVED = set(SUPPORT.read_text("utf-8").partition(EQUAL)[2].partition("\n## ")[0].split("`")[1::2])
 """Types that equalled the mask when the page was last written."""
 PROMPT, NEW, PAD = 30, 4, 5

@@ -1,4 +1,4 @@
-"""The tables of docs/tuning.md, and what it says of them, are those that the results make."""
+"""The tables of docs/measurements/tuning.md, and what it says of them, are made by the results."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,8 @@ from swaa.selection.tables import duels, fill, markdown, ranges, scored_sets
 from swaa.statistics import mcnemar
 
 ROOT = Path(__file__).parents[2]
-PAGE, MEASUREMENTS = ROOT / "docs/tuning.md", ROOT / "docs/tuning-measurements.md"
+PAGE = ROOT / "docs/measurements/tuning.md"
+MEASUREMENTS = ROOT / "docs/measurements/tuning-in-full.md"
 ANSWERS = ROOT / "results/tune/eval"
 NAME = "results/tune/smollm2-135m-instruct.q4-1.gguf-multiquery-2-tune"
 FULL_LAYERS, DECODING = f"{NAME}-fe958312.json", f"{NAME}-8493d839.json"
@@ -75,7 +76,7 @@ def answered():
 
 
 def answers_table(answered):
-    """The table of docs/tuning.md."""
+    """The table of docs/measurements/tuning.md."""
     found, layers = answered
     columns = [("multikey", 4096, ""), ("multikey", 4096, " tail 128"), ("multikey", 7500, "")]
     columns += [("needle", 4096, ""), ("needle", 7500, "")]

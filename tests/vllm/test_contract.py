@@ -128,13 +128,13 @@ CHECKED = (
     *("has_sliding_window", "use_non_causal", "use_batch_invariant", "use_kv_connector", "use_pcp"),
     *("use_adaptive_verification", "use_dcp", "use_rswa"),
 )
-"""What vLLM asks of a backend that it chooses; docs/vllm.md says what becomes of each with ours."""
+"""What vLLM asks of a backend that it chooses; docs/reference/vllm.md says what becomes of each."""
 
 
 def test_vllm_asks_nothing_else_of_backends():
     asked = inspect.signature(found(f"{BACKENDS}:AttentionBackend.validate_configuration"))
     assert set(asked.parameters) == set(CHECKED)
-    document = (Path(__file__).parents[2] / "docs" / "vllm.md").read_text("utf-8")
+    document = (Path(__file__).parents[2] / "docs/reference/vllm.md").read_text("utf-8")
     assert not [name for name in CHECKED if f"`{name}`" not in document]
 
 

@@ -352,7 +352,7 @@ Judge(sys.argv[1], SWAAConfig(window=4096)).check(prompt, answer)
 
 
 def test_vllm_without_the_plugin_ignores_the_configuration(checkpoint):
-    """What docs/vllm.md warns of; when this fails, vLLM has learned to tell."""
+    """What docs/reference/vllm.md warns of; when this fails, vLLM has learned to tell."""
     ran = subprocess.run(
         [sys.executable, "-c", WITHOUT_PLUGIN.format(swaa=KNOBS), checkpoint()],
         env=os.environ | {"VLLM_PLUGINS": "another"},

@@ -1,4 +1,4 @@
-"""Write docs/benchmarks.md from result files: ``python -m swaa.benchmark.page``."""
+"""Write docs/measurements/benchmarks.md from result files: ``python -m swaa.benchmark.page``."""
 
 from __future__ import annotations
 
@@ -12,37 +12,44 @@ from swaa.results import Result, load
 INTRODUCTION = """# Benchmarks
 
 Written by `python -m swaa.benchmark.page` from the files in `results/`; do not edit. Each number
-was measured in one process with its baseline, on the machine and at the commit that the file names.
+was measured in the same process as its baseline, on the machine and at the commit that the file
+names.
 """
 END_TO_END = """## End to end
 
-`swaa bench generate MODEL` times a prompt and an answer under each recipe, beside:
+`swaa bench generate MODEL` times a prompt and an answer under each recipe, and next to it:
 
-- *stock*: the same model, full attention in every layer by the fastest stock kernels that run
-  there. They are asked for, not assumed: every one that is installed and right is timed first.
-- *no attention*: the same run with attention replaced by a tensor that is there already. With `T0`
-  for its time, `limit = (T0 + stock attention) / (T0 + our attention)` is what Amdahl's law leaves
-  to attention, both attentions timed alone at the sizes of the run. *of limit* is how much of that
-  is reached. The limit is an estimate, good to some percent: above 100 %, the stock run took
-  longer than `T0` and its attention timed alone make together, by more than ours did.
+- *stock*: the same model with full attention in every layer, by the fastest stock kernels that run
+  on that machine. Every kernel that is installed and gives right results is timed first.
+- *no attention*: the same run with attention replaced by a tensor that exists already. Its time is
+  `T0`.
 
-All rows share the prompt in chunks, the static cache, the CUDA graph of a decoding step and the
-compiled layers; only what serves the attention calls differs. Shapes without weights are filled
-with random numbers: speed depends on sizes, not on values. Long prompts are timed a few times, some
-once: *timings* says how often. `naive sink_tokens=128` is window and sinks, nothing else.
+The *limit* is the speed-up that faster attention alone can bring (Amdahl's law):
+`limit = (T0 + stock attention) / (T0 + our attention)`, with both attentions timed alone at the
+sizes of the run. *of limit* is how much of it is reached. The limit is an estimate, good to some
+percent. It can be above 100 %: then `T0` and attention timed alone add up to less than the whole
+run takes, and the difference is larger for stock than for ours.
 
-Of the stock kernels *aten varlen* is PyTorch's own for sequences of unequal length; *every slot*
-reads a static cache whole, slots of tokens to come included, which spares a mask.
+All rows read the prompt in chunks and share the static cache, the CUDA graph of a decoding step and
+the compiled layers; only what serves the attention calls differs. Shapes without weights get random
+numbers: speed depends on sizes, not on values. Long prompts are timed a few times, some once;
+*timings* says how often. `naive sink_tokens=128` is window and sinks, nothing else.
+
+Among the stock kernels, *aten varlen* is PyTorch's own for sequences of unequal length. *every
+slot* reads the whole static cache, also slots of tokens that are still to come, which needs no
+mask.
 """
 KERNELS = """## Attention kernels
 
 `swaa bench kernels` times attention alone. Only visible pairs of query and key count as useful
-operations. Each kernel first showed on that GPU which keys its rows see; one whose mask is wrong is
-not timed.
+operations. On that GPU, each kernel first showed which keys its rows see; a kernel whose mask is
+wrong is not timed.
 """
 
 
-def write_page(folder: str | Path = "results", path: str | Path = "docs/benchmarks.md") -> None:
+def write_page(
+    folder: str | Path = "results", path: str | Path = "docs/measurements/benchmarks.md"
+) -> None:
     """Write the page.
 
     Args:
@@ -75,7 +82,7 @@ def _heading(result: Result, file: Path) -> str:
     changed = ", with changes" if made.dirty else ""
     name = made.model if made.model is not None else result.name
     revision = f" ({made.model_revision})" if made.model_revision else ""
-    link = f"../results/{result.kind}/{file.stem}"
+    link = f"../../results/{result.kind}/{file.stem}"
     return (
         f"### {name}{revision}, {made.device}\n\n"
         f"[{file.name}]({link}.json), {made.created[:10]}, {commit}{changed}. {made.dtype};"

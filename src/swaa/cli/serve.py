@@ -85,5 +85,5 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--publish-generated",
         action="store_true",
         help="let keys of the dense tail and of generated tokens into the prefix cache (default:"
-        " off; see docs/vllm.md)",
+        " off; see docs/reference/vllm.md)",
     )

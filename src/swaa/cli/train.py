@@ -30,7 +30,7 @@ _EPILOG = """\
 DATA is chat-format JSONL, as `swaa distill` writes it. On several GPUs:
 `accelerate launch --num_processes 8 -m swaa train ...` (DDP), and with `--use_fsdp --fsdp_version 2
 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP` (FSDP2). OUT holds adapter/, merged/, loss.jsonl,
-loss.png and training.json. See docs/training.md.
+loss.png and training.json. See docs/how-to/train.md.
 """
 
 

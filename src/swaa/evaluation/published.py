@@ -1,7 +1,8 @@
-"""The published comparison: result files to the table and the picture of docs/evaluation.md.
+"""The published comparison: result files to table and picture of docs/measurements/accuracy.md.
 
-``python -m swaa.evaluation.published results docs/evaluation.md`` writes the table between the
-document's two marks and the picture beside it, both from the files alone. A test compares.
+``python -m swaa.evaluation.published results docs/measurements/accuracy.md`` writes the table
+between the document's two marks and the picture next to it, both from the files alone. A test
+compares.
 """
 
 from __future__ import annotations
@@ -252,7 +253,7 @@ def _provenance(column: Column) -> str:
     commit = (provenance.commit or "")[:7]
     count = next(iter(column.runs.values())).result.rows[0]["samples"]
     return (
-        f"- [{column.title}](../results/{gathered.KIND}/{name}): {count} prompts, seed"
+        f"- [{column.title}](../../results/{gathered.KIND}/{name}): {count} prompts, seed"
         f" {provenance.seed}, {provenance.device}, {provenance.dtype}, commit {commit},"
         f" {provenance.created[:10]}"
     )

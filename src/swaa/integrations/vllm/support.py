@@ -145,8 +145,8 @@ def _other_cache(model: Any) -> str:
 def _unchosen_reasons(vllm_config: Any) -> Iterator[str]:
     """What vLLM asks of backends that it chooses itself, and so never of ours.
 
-    ``AttentionBackend.validate_configuration`` holds the list; docs/vllm.md says of each entry
-    where it is honoured or refused, and a test knows all of them.
+    ``AttentionBackend.validate_configuration`` holds the list; docs/reference/vllm.md says of each
+    entry where it is honoured or refused, and a test knows all of them.
     """
     from vllm.envs import VLLM_BATCH_INVARIANT
 
