@@ -14,6 +14,8 @@ from vllm.config import get_current_vllm_config
 from vllm.v1.attention.backend import AttentionImpl
 
 from swaa.attention import swaa_attention
+from swaa.attention.pages import PAGE
+from swaa.attention.pages import page_statistics as describe_pages
 from swaa.config import LayerPlan
 from swaa.integrations.vllm.chunks import Chunks, FullRows
 from swaa.integrations.vllm.metadata import SlidingMetadata, most_gathered
@@ -94,6 +96,8 @@ class SlidingAttention(AttentionImpl[SlidingMetadata]):
             return output.zero_()
         if output_scale is not None or output_block_scale is not None:
             raise NotImplementedError("swaa's attention does not quantise its output")
+        if attn_metadata.new_from is not None:
+            self._describe(kv_cache, attn_metadata)
         selected, chunks = attn_metadata.selected, attn_metadata.chunks
         if selected is not None:
             if selected.paged:
@@ -139,6 +143,7 @@ class SlidingAttention(AttentionImpl[SlidingMetadata]):
             cu_seqlens_q=numbers.query_start_loc[:last],
             block_table=numbers.block_table[:requests],
             scale=self.scale,
+            **self._choosing(kv_cache, numbers.prompt_lengths, requests),
             backend=self.kernels,
         )
         output[:rows].copy_(result.output[0])
@@ -178,6 +183,8 @@ class SlidingAttention(AttentionImpl[SlidingMetadata]):
             q_start=rows.position,
             scale=self.scale,
             selected_keys=self.plan.selected_keys,
+            decode_keys=self.plan.decode_keys,
+            decode_from=rows.prompt if self.plan.decode_keys else None,
             backend=self.kernels,
         )
         output[rows.first : rows.end].copy_(result.output[0])
@@ -205,6 +212,27 @@ class SlidingAttention(AttentionImpl[SlidingMetadata]):
         )
         output[rows.first : rows.end].copy_(result.output[0])
 
+    def _choosing(
+        self, kv_cache: Tensor, prompt_lengths: Tensor | None, requests: int | None
+    ) -> dict[str, Any]:
+        """What generated rows that choose among pages need, of the first requests (None: all)."""
+        if prompt_lengths is None:
+            return {}
+        return {
+            "decode_keys": self.plan.decode_keys,
+            "decode_from": prompt_lengths[:requests],
+            "page_statistics": page_statistics(kv_cache),
+        }
+
+    def _describe(self, kv_cache: Tensor, numbers: SlidingMetadata) -> None:
+        """Write the statistics of the pages that the batch's keys completed."""
+        keys, _ = self._pages(kv_cache)
+        self.summarise(keys, page_statistics(kv_cache), numbers)
+
+    def summarise(self, keys: Tensor, statistics: Tensor, numbers: SlidingMetadata) -> None:
+        """Describe pages; ``keys`` and ``statistics`` by the cache's blocks."""
+        raise NotImplementedError
+
     def _claim_memory(self, key: Tensor) -> None:
         """Allocate what gathering takes at most, for vLLM to see."""
         shape = (self.most_gathered, self.num_kv_heads, 2 * self.head_size)
@@ -213,6 +241,22 @@ class SlidingAttention(AttentionImpl[SlidingMetadata]):
     def _pages(self, kv_cache: Tensor) -> tuple[Tensor, Tensor]:
         keys, values = kv_cache.transpose(1, 2).split(self.head_size, dim=-1)
         return keys, values
+
+
+def page_statistics(kv_cache: Tensor) -> Tensor:
+    """Where a block holds the statistics of its keys: behind them.
+
+    Args:
+        kv_cache: ``[blocks, kv_heads, block_size, keys | values]``.
+
+    Returns:
+        A view ``[blocks, block_size // 16, kv_heads, 2, head_size]``.
+    """
+    blocks, heads, tokens, channels = kv_cache.shape
+    shape = (blocks, tokens // PAGE, heads, 2, channels // 2)
+    strides = (kv_cache.stride(0), heads * channels, channels, channels // 2, 1)
+    behind = kv_cache.storage_offset() + heads * tokens * channels
+    return kv_cache.as_strided(shape, strides, behind)
 
 
 class CPUAttention(SlidingAttention):
@@ -236,6 +280,18 @@ class CPUAttention(SlidingAttention):
         rows = slots.shape[0]
         keys[block, offset] = key[:rows][real]
         values[block, offset] = value[:rows][real]
+
+    def summarise(self, keys: Tensor, statistics: Tensor, numbers: SlidingMetadata) -> None:
+        """Request by request."""
+        size = keys.shape[1]
+        before, after = numbers.new_from, numbers.seq_lens
+        assert before is not None
+        for n, (first, end) in enumerate(zip(before.tolist(), after.tolist(), strict=True)):
+            for page in range(first // PAGE, end // PAGE):
+                block = int(numbers.block_table[n, page * PAGE // size])
+                slots = slice(page * PAGE % size, page * PAGE % size + PAGE)
+                described = describe_pages(keys[block : block + 1, slots])
+                statistics[block, page % (size // PAGE)] = described[0, 0]
 
     def gather(self, kv_cache: Tensor, slots: Tensor) -> Tensor:
         """By indexing."""
@@ -280,6 +336,20 @@ class GPUAttention(SlidingAttention):
             self.kv_cache_dtype,
             layer._k_scale,
             layer._v_scale,
+        )
+
+    def summarise(self, keys: Tensor, statistics: Tensor, numbers: SlidingMetadata) -> None:
+        """By a kernel of our own."""
+        from swaa.attention.triton.pages import summarise
+
+        assert numbers.new_from is not None
+        summarise(
+            keys,
+            statistics,
+            first=numbers.new_from,
+            end=numbers.seq_lens,
+            new=numbers.max_query_len,
+            block_table=numbers.block_table,
         )
 
     def gather(self, kv_cache: Tensor, slots: Tensor) -> Tensor:

@@ -91,4 +91,5 @@ def _name(kind: str, memory: Memory) -> str:
     plan = memory.plan
     decode = "FullDecode" if plan.full_decode else ""
     chosen = f"K{plan.selected_keys}" if plan.selected_keys else ""
-    return f"Swaa{kind}W{plan.window}S{plan.sink_tokens}T{plan.dense_tail}{decode}{chosen}"
+    read = f"D{plan.decode_keys}" if plan.decode_keys else ""
+    return f"Swaa{kind}W{plan.window}S{plan.sink_tokens}T{plan.dense_tail}{decode}{chosen}{read}"

@@ -90,6 +90,8 @@ def lay_out(
         rows = offsets[n + 1] - offsets[n]
         if rows < min_rows:
             break
+        if plan.decode_keys and prompts and lengths[n] > prompts[n]:
+            break  # generated rows, computed again, which choose what they read
         start = lengths[n] - rows
         gap = max(0, start - (plan.window - 1) - plan.sink_tokens)
         full_from, full_until = (

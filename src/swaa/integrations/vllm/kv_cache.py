@@ -32,7 +32,9 @@ from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager, Slid
 from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry, register_kv_cache_spec
 
+from swaa.attention.pages import PAGE
 from swaa.config import LayerPlan
+from swaa.integrations.vllm.support import UnsupportedError
 
 _hit_limit: ContextVar[int | None] = ContextVar("swaa_hit_limit", default=None)
 
@@ -46,6 +48,8 @@ class Memory:
         frees: whether blocks may be freed at all (vLLM's hybrid cache manager is on).
         prompt_only: publish only blocks wholly before the dense tail.
         dense_tail: of the model, prompt tokens.
+        pages: whether the cache's pages hold statistics of their keys, too: in every layer of the
+            model, since vLLM's pages are all of one size.
         draft: whether it is a layer of the draft model. Its limits are those of the model that it
             drafts for, so that the layers of both that keep all keys share a group.
     """
@@ -55,6 +59,7 @@ class Memory:
     prompt_only: bool
     dense_tail: int
     draft: bool = False
+    pages: bool = False
 
     def spec(self, stock: Any) -> Any:
         """The layer's spec, made of the one that vLLM made for full attention."""
@@ -63,6 +68,8 @@ class Memory:
             for field in dataclasses.fields(stock)
             if field.init
         }
+        if self.pages:
+            common["page_size_padded"] = padded_page_bytes(stock)
         limits = {"dense_tail": self.dense_tail, "prompt_only": self.prompt_only}
         plan = self.plan
         if not self.frees or plan.keeps_all_keys:
@@ -73,6 +80,21 @@ class Memory:
         for name in ("attention_chunk_size", "non_causal"):
             common.pop(name, None)  # of full attention only
         return SinkWindowSpec(**common | mask, **limits)
+
+
+def padded_page_bytes(spec: Any) -> int:
+    """Bytes of a block that also holds a mean and a deviation of every 16 keys and each head.
+
+    Raises:
+        UnsupportedError: for blocks that hold no whole number of our pages.
+    """
+    if spec.block_size % PAGE:
+        raise UnsupportedError(
+            f"swaa: decode_keys are read in pages of {PAGE}, and blocks hold {spec.block_size}:"
+            f" give --block-size a multiple of {PAGE}"
+        )
+    statistics = 2 * spec.num_kv_heads * spec.head_size * spec.dtype.itemsize
+    return spec.unpadded_page_size_bytes + spec.block_size // PAGE * statistics
 
 
 @contextmanager

@@ -56,6 +56,7 @@ class Active:
             prompt_only=self.prompt_length_switch is not None
             and not self.settings.publish_generated,
             dense_tail=self.settings.config.dense_tail,
+            pages=self.settings.config.decode_keys > 0,
         )
 
 

@@ -37,6 +37,8 @@ class SlidingMetadata:
         full_until: int32 ``[requests]``, the end of those rows, or None: no end.
         chunks: the last requests, if their keys are gathered, or None.
         selected: the requests with prompt rows, where those are selected, or None.
+        prompt_lengths: int32 ``[requests]``, where rows choose what they read, or None.
+        new_from: int32 ``[requests]``, position of each request's first new key, likewise.
     """
 
     num_actual_tokens: int
@@ -50,6 +52,8 @@ class SlidingMetadata:
     full_until: Tensor | None
     chunks: Chunks | None = None
     selected: Selected | None = None
+    prompt_lengths: Tensor | None = None
+    new_from: Tensor | None = None
 
 
 class SlidingMetadataBuilder(AttentionMetadataBuilder[SlidingMetadata]):
@@ -73,8 +77,8 @@ class SlidingMetadataBuilder(AttentionMetadataBuilder[SlidingMetadata]):
             vllm_config.compilation_config.max_cudagraph_capture_size or 0,
         )
         # Zero makes every row full: what a warm-up batch, which has no prompts, may as well see.
-        self._full_from, self._full_until = (
-            torch.zeros(requests, dtype=torch.int32, device=device) for _ in range(2)
+        self._full_from, self._full_until, self._new_from = (
+            torch.zeros(requests, dtype=torch.int32, device=device) for _ in range(3)
         )
         self._max_keys = most_gathered(vllm_config, self.plan)
         # Where drafts are verified, the host knows a request's length only at most.
@@ -93,6 +97,9 @@ class SlidingMetadataBuilder(AttentionMetadataBuilder[SlidingMetadata]):
         if staged:
             self._stage(batch.rswa_prefix_lens)
         requests = batch.num_reqs
+        chooses = self.plan.decode_keys > 0
+        if chooses:
+            self._place_new(batch)
         return SlidingMetadata(
             num_actual_tokens=batch.num_actual_tokens,
             max_query_len=batch.max_query_len,
@@ -107,6 +114,8 @@ class SlidingMetadataBuilder(AttentionMetadataBuilder[SlidingMetadata]):
             else None,
             chunks=None if self.plan.selected_keys else self._chunks(batch),
             selected=self._selected(batch) if self.plan.selected_keys else None,
+            prompt_lengths=self._full_until[:requests] if chooses else None,
+            new_from=self._new_from[:requests] if chooses else None,
         )
 
     def _selected(self, batch: Any) -> Selected | None:
@@ -155,6 +164,11 @@ class SlidingMetadataBuilder(AttentionMetadataBuilder[SlidingMetadata]):
         if self.prompt_lengths is None or batch.req_idx is None:
             return None
         return self.prompt_lengths[batch.req_idx].tolist()
+
+    def _place_new(self, batch: Any) -> None:
+        requests = batch.num_reqs
+        rows = batch.query_start_loc[: requests + 1].diff()
+        torch.sub(batch.seq_lens[:requests], rows, out=self._new_from[:requests])
 
     def _stage(self, prompt_lengths: Tensor | None) -> None:
         if prompt_lengths is None:

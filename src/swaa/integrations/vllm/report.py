@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from swaa.config import LayerPlan
+from swaa.config import MOST_TOKENS, LayerPlan
 from swaa.integrations.vllm import settings
 from swaa.integrations.vllm.attention import SlidingAttention
 from swaa.integrations.vllm.drafts import draft_model
@@ -96,13 +96,16 @@ def capacity(kv_cache: Any, vllm_config: Any) -> tuple[int, int]:
     for group in kv_cache.kv_cache_groups:
         spec = group.kv_cache_spec
         ours += -(-spec.max_memory_usage_bytes(vllm_config) // spec.page_size_bytes)
-        stock += -(-longest // spec.block_size) * len(group.layer_names) / width
+        blocks = -(-longest // spec.block_size) * len(group.layer_names) / width
+        stock += blocks * spec.unpadded_page_size_bytes / spec.page_size_bytes
     return int(kv_cache.num_blocks / ours * longest), int(kv_cache.num_blocks / stock * longest)
 
 
 def _role(plan: LayerPlan) -> str:
     if plan.full:
         return "full"
+    if plan.dense_tail == MOST_TOKENS:
+        return "full prompt"
     return "full decode" if plan.full_decode else "sliding"
 
 

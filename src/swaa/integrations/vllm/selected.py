@@ -25,6 +25,7 @@ class PromptRows:
         end: index behind the last row.
         position: of the first row.
         full_from: position from which on the request's rows see everything.
+        prompt: tokens of the prompt.
     """
 
     request: int
@@ -32,6 +33,7 @@ class PromptRows:
     end: int
     position: int
     full_from: int
+    prompt: int
 
     @property
     def keys(self) -> int:
@@ -82,6 +84,7 @@ def prompt_rows(
                     end=offsets[n + 1],
                     position=position,
                     full_from=full_from,
+                    prompt=prompt,
                 )
             )
     return tuple(found)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from swaa.config import AUTHORS_KEYS, LayerPlan, SWAAConfig
+from swaa.config import AUTHORS_KEYS, MOST_TOKENS, LayerPlan, SWAAConfig
 from swaa.integrations.vllm.drafts import served_model
 from swaa.layers import shown
 from swaa.recipes import resolve
@@ -68,17 +68,22 @@ class Settings:
         return dataclasses.replace(self, config=config)
 
     def plans(self, layers: int) -> tuple[LayerPlan, ...]:
-        """The plan of each decoder layer.
+        """The plan of each decoder layer; with ``decode_keys`` a full layer is one long tail."""
+        return tuple(
+            _as_tail(plan) if plan.full and plan.decode_keys else plan
+            for plan in self.config.layers(layers)
+        )
 
-        Raises:
-            ValueError: for what vLLM is not served with.
-        """
-        if self.config.decode_keys:
-            raise ValueError(
-                f"swaa: decode_keys is {self.config.decode_keys}, which only Transformers is served"
-                " with so far: set it to 0, and generated tokens read every key"
-            )
-        return self.config.layers(layers)
+
+def _as_tail(plan: LayerPlan) -> LayerPlan:
+    """A full layer whose generated rows choose what they read, as one that slides nowhere."""
+    return LayerPlan(
+        window=plan.decode_window,
+        sink_tokens=plan.sink_tokens,
+        full_decode=True,
+        dense_tail=MOST_TOKENS,
+        decode_keys=plan.decode_keys,
+    )
 
 
 def parse(value: object) -> Settings:

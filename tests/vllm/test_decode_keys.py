@@ -1,0 +1,150 @@
+"""Generated rows that choose what they read, in vLLM against the adapted Transformers model."""
+
+import random
+
+import pytest
+import torch
+
+from swaa.attention.pages import PAGE
+from swaa.attention.pages import page_statistics as describe
+from swaa.config import SWAAConfig
+from tests.vllm.engine import TOLERANCE, Engine, prompts_of, sampling
+from tests.vllm.test_scheduling import random_requests, serve
+
+CONFIG = SWAAConfig(
+    window=24,
+    sink_tokens=4,
+    full_layers=(3,),
+    full_decode=(0, 1),
+    dense_tail=8,
+    selected_layers=(1,),
+    selected_keys=64,
+    decode_keys=48,
+)
+CHUNK = 128
+NEW = 20
+OPTIONS = {"block_size": 128, "max_num_batched_tokens": CHUNK, "num_gpu_blocks_override": 100}
+
+
+@pytest.fixture(scope="module")
+def engine(checkpoint):
+    with Engine(checkpoint(), CONFIG.to_dict(), **OPTIONS) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def judge(checkpoint):
+    from transformers import AutoModelForCausalLM
+
+    import swaa
+
+    model = AutoModelForCausalLM.from_pretrained(checkpoint(), dtype=torch.float32).eval()
+
+    def check(prompt, answer, chunk=CHUNK, config=CONFIG):
+        swaa.adapt(model, config, quiet=True)
+        output = model.generate(
+            input_ids=torch.tensor([prompt]),
+            max_new_tokens=len(answer.token_ids),
+            do_sample=False,
+            prefill_chunk_size=chunk,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        assert list(answer.token_ids) == output.sequences[0, len(prompt) :].tolist()
+        wanted = torch.stack(output.logits)[:, 0].log_softmax(-1).amax(-1)
+        said = zip(answer.token_ids, answer.logprobs, strict=True)
+        found = [one[token].logprob for token, one in said]
+        assert (torch.tensor(found) - wanted).abs().max() < TOLERANCE
+
+    return check
+
+
+@pytest.mark.parametrize("length", [1, 100, 129, 384, 500])
+def test_prompts_in_chunks(engine, judge, length):
+    (prompt,) = prompts_of(length, seed=length)
+    judge(prompt, engine.answers([prompt], max_tokens=NEW)[0])
+
+
+def test_a_choice_is_made(engine, judge):
+    (prompt,) = prompts_of(500, seed=500)
+    answer = engine.answers([prompt], max_tokens=NEW)[0]
+    everything = SWAAConfig.from_dict({**CONFIG.to_dict(), "decode_keys": 0})
+    with pytest.raises(AssertionError):
+        judge(prompt, answer, config=everything)
+
+
+def test_requests_next_to_one_another(engine, judge):
+    short, long = prompts_of(90, 470, seed=3)
+    core = engine.llm.llm_engine
+    core.add_request("short", {"prompt_token_ids": short}, sampling(max_tokens=NEW))
+    core.step()
+    core.add_request("long", {"prompt_token_ids": long}, sampling(max_tokens=NEW))
+    answers = {}
+    while core.has_unfinished_requests():
+        for output in core.step():
+            if output.finished:
+                answers[output.request_id] = output.outputs[0]
+    judge(short, answers["short"])
+    judge(long, answers["long"], chunk=CHUNK - 1)  # the other request has a row in every step
+    assert engine.free_blocks() == engine.free_at_start
+
+
+def test_a_prefix_that_is_cached_brings_its_statistics(engine, judge):
+    base, more = prompts_of(300, 200, seed=5)
+    engine.answers([base], max_tokens=2)
+    output = engine.run([base + more], max_tokens=NEW)[0]
+    assert output.num_cached_tokens == 256
+    judge(base + more, output.outputs[0])
+
+
+def assert_statistics(engine):
+    """Of every complete page of every running request, in every layer that chooses.
+
+    Returns:
+        How many pages were compared.
+    """
+    from swaa.integrations.vllm.attention import page_statistics
+
+    layers = engine.llm.llm_engine.vllm_config.compilation_config.static_forward_context
+    compared = 0
+    for manager, group in zip(
+        engine.manager.coordinator.single_type_managers,
+        engine.scheduler.kv_cache_config.kv_cache_groups,
+        strict=True,
+    ):
+        choosing = [
+            layers[name] for name in group.layer_names if layers[name].impl.plan.decode_keys
+        ]
+        for request in engine.scheduler.running if choosing else ():
+            pages = request.num_computed_tokens // PAGE
+            blocks = [block.block_id for block in manager.req_to_blocks[request.request_id]]
+            for layer in choosing:
+                cache = layer.kv_cache[blocks]
+                keys = cache.transpose(1, 2)[..., : layer.head_size].flatten(0, 1)[None]
+                found = page_statistics(layer.kv_cache)[blocks].flatten(0, 1)[:pages]
+                torch.testing.assert_close(found, describe(keys)[0, :pages], atol=1e-5, rtol=1e-4)
+                compared += pages
+    return compared
+
+
+def test_statistics_are_those_of_the_keys_after_every_step_of_random_traffic(checkpoint):
+    rng, requests = random.Random(4), random_requests(200, seed=3)
+    # So small a cache that requests are preempted.
+    options = {"block_size": 32, "max_num_batched_tokens": 256, "num_gpu_blocks_override": 80}
+    options |= {"max_model_len": 512, "max_num_seqs": 16, "watermark": 0.0}
+    config = {**CONFIG.to_dict(), "selected_layers": [], "selected_keys": 0}
+    compared = []
+    with Engine(checkpoint(), config, **options) as engine:
+        core = engine.llm.llm_engine
+        step = core.step
+
+        def checked():
+            outputs = step()
+            compared.append(assert_statistics(engine))
+            return outputs
+
+        core.step = checked
+        serve(engine, [(prompt[:400], tokens, n) for prompt, tokens, n in requests], rng)
+        assert engine.preemptions > 0
+        assert engine.free_blocks() == engine.free_at_start
+    assert sum(compared) > 10_000
