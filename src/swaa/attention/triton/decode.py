@@ -25,6 +25,7 @@ from triton.language.extra import cuda
 
 from swaa.attention.call import AttentionCall, AttentionOutput
 from swaa.attention.mask import Position
+from swaa.attention.triton.sequences import soften
 
 NEVER = 2**31 - 1
 """A position that no row reaches."""
@@ -474,15 +475,10 @@ def _decode(
         seen = (key[None, :] >= left[:, None]) | (key < sink_end)[None, :]
         seen &= m_n[None, :] & (key[None, :] <= position[:, None])
         scores = tl.where(seen, scores, float("-inf"))
-        new_top = tl.maximum(top, tl.max(scores, 1))
-        base = tl.where(new_top == float("-inf"), 0.0, new_top)  # a row that saw nothing yet
-        weights = tl.exp2(scores - base[:, None])
-        decay = tl.exp2(top - base)
-        total = total * decay + tl.sum(weights, 1)
+        weights, top, total, decay = soften(scores, top, total, 1.0, True)
         acc *= decay[:, None]
         v = tl.load(p_v + o_v[:, None] + o_d[None, :], mask=m_nd, other=0.0)
         acc = tl.dot(weights.to(v.dtype), v, acc, input_precision="ieee")
-        top = new_top
 
     if OVERLAP:
         cuda.gdc_launch_dependents()  # the merge may be set up while sums are written
