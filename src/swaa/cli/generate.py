@@ -17,6 +17,7 @@ from swaa.cli.options import (
     DEFAULT_RECIPE,
     add_backend_option,
     add_config_options,
+    add_flag,
     add_model_options,
     config_from,
     name_from,
@@ -71,13 +72,7 @@ def register(subparsers: Any) -> None:
         metavar="N",
         help="longest answer (tokens, default: %(default)s)",
     )
-    parser.add_argument(
-        "--chunk",
-        type=int,
-        default=1024,
-        metavar="N",
-        help="prompt tokens per forward pass; 0: all in one (default: %(default)s)",
-    )
+    add_flag(parser, "--chunk", "prompt tokens per forward pass; 0: all in one", 1024)
     add_model_options(parser)
     add_backend_option(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
