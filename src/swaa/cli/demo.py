@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swaa.cli.options import OUTPUT, add_flag, add_model_options
+from swaa.cli.options import OUTPUT, add_flag, add_model_options, load_from
 from swaa.cli.progress import ProgressBar, format_seconds
 from swaa.cli.table import format_table
 
@@ -59,7 +59,6 @@ def run(args: argparse.Namespace) -> int:
     """Run the demo, print and save it, and return the exit code."""
     from swaa.demo import DemoOptions, run_demo
     from swaa.demo.chart import draw, require_matplotlib
-    from swaa.models import load_model
     from swaa.results import save
 
     require_matplotlib()
@@ -71,12 +70,7 @@ def run(args: argparse.Namespace) -> int:
         window=args.window,
         seed=args.seed,
     )
-    loaded = load_model(
-        args.model,
-        dtype=args.dtype,
-        device=args.device,
-        trust_remote_code=args.trust_remote_code,
-    )
+    loaded = load_from(args)
     if not args.json:
         _introduce(options, loaded)
     with ProgressBar(1, "demo") as bar:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from swaa.cli.endpoints import add_endpoint_options, endpoint_from, judge_from, refuse_unused
 from swaa.cli.numbers import counted
-from swaa.cli.options import OUTPUT, add_flag, add_model_options, add_switch
+from swaa.cli.options import OUTPUT, add_flag, add_model_options, add_switch, load_from
 
 if TYPE_CHECKING:
     from swaa.evaluation.engines import Engine, Sampling
@@ -140,7 +140,6 @@ def _engine(args: argparse.Namespace, sampling: Sampling) -> tuple[Engine, Promp
     from swaa.evaluation.engines.transformers import TransformersEngine
     from swaa.evaluation.prompt import Prompt
     from swaa.evaluation.sources import load_tokenizer
-    from swaa.models import load_model
 
     options: dict[str, Any] = {"thinking": args.thinking, "prefix": False}
     if args.endpoint is not None:
@@ -154,12 +153,7 @@ def _engine(args: argparse.Namespace, sampling: Sampling) -> tuple[Engine, Promp
             tokenizer=tokenizer,
         )
         return engine, Prompt(tokenizer=tokenizer, **options), endpoint.model
-    loaded = load_model(
-        args.model,
-        dtype=args.dtype,
-        device=args.device,
-        trust_remote_code=args.trust_remote_code,
-    )
+    loaded = load_from(args)
     full = SWAAConfig(window=None)
     engine = TransformersEngine(loaded, full, sampling=sampling)
     return engine, Prompt(tokenizer=loaded.tokenizer, **options), loaded.name

@@ -20,6 +20,7 @@ from swaa.cli.options import (
     add_flag,
     add_model_options,
     config_from,
+    load_from,
     name_from,
 )
 from swaa.cli.progress import ProgressBar
@@ -89,14 +90,8 @@ def run(args: argparse.Namespace) -> int:
     compared = {} if args.compare is None else {args.compare: resolve(args.compare)}
 
     from swaa.generation import build_prompt, check_context
-    from swaa.models import load_model
 
-    loaded = load_model(
-        args.model,
-        dtype=args.dtype,
-        device=args.device,
-        trust_remote_code=args.trust_remote_code,
-    )
+    loaded = load_from(args)
     carried = getattr(loaded.model.config, "swaa", None)
     if args.recipe is None and carried is not None:
         setting = name_from(args, default="checkpoint")

@@ -6,11 +6,14 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from swaa.cli.numbers import dtype_name, whole_number
 from swaa.config import SWAAConfig
 from swaa.layers import LayerSelection, parse_layers
+
+if TYPE_CHECKING:
+    from swaa.models import LoadedModel
 
 DEFAULT_RECIPE = "balanced"
 """The recipe of a command that was given none."""
@@ -265,6 +268,19 @@ def add_model_options(parser: Any, *, auto: str = "the checkpoint's own") -> Non
         parser, "--device", "cpu, cuda, cuda:1, or auto, a GPU if there is one", "auto", metavar="D"
     )
     add_switch(parser, "--trust-remote-code", "run Python code that comes with the checkpoint")
+
+
+def load_from(args: argparse.Namespace, **options: Any) -> LoadedModel:
+    """The model and tokenizer that the flags of :func:`add_model_options` name.
+
+    Args:
+        args: parsed arguments, with ``model``.
+        options: of :func:`swaa.models.load_model`, instead of the flags'.
+    """
+    from swaa.models import load_model
+
+    flags = {name: getattr(args, name) for name in ("dtype", "device", "trust_remote_code")}
+    return load_model(args.model, **(flags | options))
 
 
 def add_measured_options(parser: argparse.ArgumentParser) -> None:

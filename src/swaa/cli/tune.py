@@ -15,6 +15,7 @@ from swaa.cli.options import (
     add_model_options,
     add_switch,
     config_from,
+    load_from,
     whole_numbers,
     words,
 )
@@ -171,7 +172,6 @@ def run(args: argparse.Namespace) -> int:
     tries = _tries(args.tries)
 
     from swaa.evaluation.prompt import Prompt
-    from swaa.models import load_model
     from swaa.selection.baselines import check_baselines
     from swaa.selection.budget import Budget
     from swaa.selection.calibration import require_counts
@@ -188,12 +188,7 @@ def run(args: argparse.Namespace) -> int:
         earlier(Path(args.out))
     tasks, continuation = _tasks(args.data)
     report = _reported(args.report)
-    loaded = load_model(
-        args.model,
-        dtype=args.dtype,
-        device=args.device,
-        trust_remote_code=args.trust_remote_code,
-    )
+    loaded = load_from(args)
     out = Path(args.out or f"{Path(loaded.name).name.lower()}-tuned.json")
     earlier(out)
     made = continuation or any(each.needs_length for each in (*tasks, *report))
