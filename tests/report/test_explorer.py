@@ -17,7 +17,7 @@ def _config(numbers):
     layers = [(), (0, 2, 5), *rules]
     window = numbers.choice([None, 1, 2, 3, 5, 8, 13, 40])
     if window is None:
-        return SWAAConfig()
+        return SWAAConfig(window=None)
     return SWAAConfig(
         window=window,
         sink_tokens=numbers.choice([0, 0, 1, 2, 5, 20]),
