@@ -279,11 +279,11 @@ def test_a_training_is_drawn_with_its_intervals(page):
     told = _told(page, "training", "rect")
     assert len(told) == 6
     assert told[0] == (
-        "needle: full attention, before; 40 of 40 right, 95 % interval 91.2 % to 100.0 %"
+        "needle: full attention, untrained; 40 of 40 right, 95 % interval 91.2 % to 100.0 %"
     )
     assert page.count("#training .mark-rule.role-mark line") == 6
     page.click("#training .numbers summary")
-    assert "recipe, after kl" in page.text("#training .numbers")
+    assert "recipe, trained by kl" in page.text("#training .numbers")
 
 
 def test_a_click_on_the_legend_brings_a_name_out(page):

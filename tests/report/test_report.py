@@ -230,14 +230,14 @@ def test_without_the_library_one_line_says_how_to_install_it(tmp_path, monkeypat
 def test_a_training_is_bars_of_right_answers(shown):
     bars = {(one["task"], one["state"]): one for one in shown["trainings"]}
     assert {place: one["right"] for place, one in bars.items()} == {
-        ("needle", "full attention, before"): 40,
-        ("needle", "recipe, before"): 9,
-        ("needle", "recipe, after kl"): 30,
-        ("multikey", "full attention, before"): 26,
-        ("multikey", "recipe, before"): 14,
-        ("multikey", "recipe, after kl"): 20,
+        ("needle", "full attention, untrained"): 40,
+        ("needle", "recipe, untrained"): 9,
+        ("needle", "recipe, trained by kl"): 30,
+        ("multikey", "full attention, untrained"): 26,
+        ("multikey", "recipe, untrained"): 14,
+        ("multikey", "recipe, trained by kl"): 20,
     }
-    one = bars["multikey", "recipe, after kl"]
+    one = bars["multikey", "recipe, trained by kl"]
     assert one["samples"] == 40
     assert one["low"] < 20 / 40 < one["high"]
     assert one["recipe"] == "window 64, 4 sinks, full decode, dense tail 8"

@@ -40,13 +40,13 @@ def _trained(recipe: str, row: Mapping[str, Any]) -> Trained:
     )
 
 
-_STATES = {"full": "full attention, before", "before": "recipe, before"}
+_STATES = {"full": "full attention, untrained", "before": "recipe, untrained"}
 
 
 def _after(state: str) -> str:
     """A state after training; the result names its objective, and the attention unless sliding."""
     objective, _, attention = state.partition(", ")
-    return f"{attention or 'recipe'}, after {objective}"
+    return f"{attention or 'recipe'}, trained by {objective}"
 
 
 def _objectives(config: Mapping[str, Any]) -> list[str]:

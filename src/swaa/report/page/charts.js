@@ -100,6 +100,12 @@ function encodeNames(names, looks, width) {
 const CHOSEN = { name: "chosen", select: { type: "point", fields: ["name"] }, bind: "legend" };
 const FADED = { condition: { param: "chosen", value: 1 }, value: 0.15 };
 
+/** Channels that encode a number, or a name in the order of the points. */
+const amount = (field, more) => ({ field, type: "quantitative", ...more });
+const nominal = (field, more) => ({ field, type: "nominal", sort: null, title: null, ...more });
+
+const INK = { labelColor: "var(--ink)" };
+
 /** A layer over some points, or none: Vega warns of one without points. */
 const over = (values, layer) => (values.length ? [{ data: { values }, ...layer }] : []);
 
@@ -108,7 +114,7 @@ const whiskers = (points, dimension, from, to) =>
   over(points.filter((point) => (point[from] ?? null) !== null), {
     mark: { type: "rule", strokeWidth: 2 },
     encoding: {
-      [dimension]: { field: from, type: "quantitative" },
+      [dimension]: amount(from),
       [`${dimension}2`]: { field: to },
       opacity: FADED,
     },

@@ -16,8 +16,7 @@ function showCurves(host, data, kind, hint) {
   const groups = new Map(
     [...groupBy(all, (item) => item.measure)].map(([name, items]) => [name, groupsOf(items, data.runs)]),
   );
-  const best = (one) => one.get(ordered(one)[0]);
-  const measures = ordered([...groups].map(([name, one]) => [name, best(one)]));
+  const measures = ordered([...groups].map(([name, one]) => [name, one.get(ordered(one)[0])]));
   const state = { measure: measures[0], group: null, shown: "recipes", as: "value", scale: "linear" };
 
   const itemsOf = () => groups.get(state.measure).get(state.group);
@@ -34,12 +33,7 @@ function showCurves(host, data, kind, hint) {
     return [
       ["measure", "Measure", measures],
       ["group", `Model, machine${names.length > 1 ? ` (one of ${names.length})` : ""}`, names],
-      ...(count(few(items)) < count(items)
-        ? [["shown", "Settings", [
-            ["recipes", `shipped recipes (${count(few(items))})`],
-            ["all", `all that were measured (${count(items)})`],
-          ]]]
-        : []),
+      ...shownChoice(count(few(items)), count(items)),
       ["as", "Shown as", [["value", "value"], ...(full ? [["relative", "full attention = 1"]] : [])]],
       ...(lengths(items) > 1
         ? [["scale", "Scale upwards", [["linear", "from zero"], ["log", "logarithmic"]]]]
@@ -120,8 +114,9 @@ function pointsOverLength(items, full, { as }) {
 }
 
 /** The title of the values' axis. */
-function valueTitle({ unit, measure, value }, items, { as }) {
-  const [, name] = unitFor(unit, Math.max(...items.map((item) => item.value), value));
+function valueTitle(items, { as }) {
+  const { unit, measure } = items[0];
+  const [, name] = unitFor(unit, Math.max(...items.map((item) => item.value)));
   if (as === "value") return `${measure} (${name})`;
   const against = { B: "full attention's bytes divided by these", "tok/GiB": "capacity, full attention = 1" };
   return `${against[unit] ?? "speed, full attention = 1"} (more is better)`;
@@ -137,39 +132,31 @@ function curveSpec(points, items, state, recipes, width) {
   const [names, looks] = looksOver(points, items, recipes);
   const log = state.scale === "log";
   const lengths = distinct(points.map((point) => point.x)).sort((a, b) => a - b);
+  const encoded = encodeNames(names, looks, width);
+  const dashes = { domain: [true, false], range: [[1, 0], [5, 4]] };
+  const line = { color: encoded.color, opacity: FADED, strokeDash: nominal("ours", { scale: dashes, legend: null }) };
   return {
     height: width < 520 ? 300 : 360,
     data: { values: points },
     encoding: {
-      x: {
-        field: "x",
-        type: "quantitative",
+      x: amount("x", {
         title: "tokens (logarithmic scale)",
         scale: { type: "log", base: 2, nice: false, padding: 16 },
         axis: { values: lengths, format: ",d", grid: false, labelOverlap: "greedy" },
-      },
-      y: {
-        field: "y",
-        type: "quantitative",
-        title: wrap(valueTitle(items[0], items, state), 380),
+      }),
+      y: amount("y", {
+        title: wrap(valueTitle(items, state), 380),
         scale: { type: log ? "log" : "linear", zero: !log },
         axis: { format: ",.6~f" },
-      },
+      }),
     },
     layer: [
       ...whiskers(points, "y", "low", "high"),
-      {
-        mark: { type: "line", strokeWidth: 2 },
-        encoding: {
-          color: encodeNames(names, looks, width).color,
-          strokeDash: { field: "ours", scale: { domain: [true, false], range: [[1, 0], [5, 4]] }, legend: null },
-          opacity: FADED,
-        },
-      },
+      { mark: { type: "line", strokeWidth: 2 }, encoding: line },
       {
         mark: { type: "point", filled: true, size: 70 },
         params: [CHOSEN],
-        encoding: { ...encodeNames(names, looks, width), ...TOLD, opacity: FADED },
+        encoding: { ...encoded, ...TOLD, opacity: FADED },
       },
     ],
   };
@@ -177,23 +164,26 @@ function curveSpec(points, items, state, recipes, width) {
 
 function barSpec(points, items, state, recipes, width) {
   const [names, looks] = looksOver(points, items, recipes);
-  const color = { ...encodeNames(names, looks, width).color, legend: null };
-  const limit = width < 520 ? 120 : 260;
+  const { color } = encodeNames(names, looks, width);
+  const narrow = width < 520;
   const most = Math.max(...points.map((point) => point.high ?? point.y)) || 1;
   return {
     height: 30 * names.length,
     data: { values: points },
     encoding: {
-      y: { field: "name", type: "nominal", sort: null, title: null, axis: { labelLimit: limit, labelColor: "var(--ink)" } },
-      x: {
-        field: "y",
-        type: "quantitative",
-        title: wrap(`${valueTitle(items[0], items, state)}, at ${whole(points[0].x)} tokens`, width),
-        scale: { domain: [0, (width < 520 ? 1.9 : 1.25) * most], nice: false },
-      },
+      y: nominal("name", { axis: { labelLimit: narrow ? 120 : 260, ...INK } }),
+      x: amount("y", {
+        title: wrap(`${valueTitle(items, state)}, at ${whole(points[0].x)} tokens`, width),
+        // Room for the values after the bars.
+        scale: { domain: [0, (narrow ? 1.9 : 1.25) * most], nice: false },
+      }),
     },
     layer: [
-      { mark: { type: "bar", height: { band: 0.62 } }, params: [{ ...CHOSEN, bind: undefined }], encoding: { color, ...TOLD } },
+      {
+        mark: { type: "bar", height: { band: 0.62 } },
+        params: [{ ...CHOSEN, bind: undefined }],
+        encoding: { color: { ...color, legend: null }, ...TOLD },
+      },
       ...whiskers(points, "x", "low", "high"),
       { mark: { type: "text", align: "left", dx: 6 }, encoding: { text: { field: "text" } } },
     ],

@@ -23,7 +23,7 @@ const roleOf = (plan) => {
 const FIELDS = [
   ["window", "window (keys)", "keys a sliding row sees, itself included; none: every layer is full"],
   ["sink_tokens", "sink_tokens", "first tokens of the prompt, always visible"],
-  ["full_layers", "full_layers", `none, 1,3,5 or a rule: odd, even, every:4+1, first:1/4, middle:1/2, last:1/2`],
+  ["full_layers", "full_layers", "none, 1,3,5 or a rule: odd, even, every:4+1, first:1/4, last:1/2"],
   ["full_decode", "full_decode", "all, none, 1,3,5 or a rule"],
   ["dense_tail", "dense_tail", "last prompt tokens that see every key"],
   ["selected_layers", "selected_layers", "layers whose prompt tokens also see older keys by content: none, all, 1,3,5 or a rule"],
@@ -55,7 +55,11 @@ function showExplorer(host, data) {
   };
   const fields = FIELDS.map(field);
   const names = (items) => items.map((one) => [one.name, one.name]);
-  const options = [["own", "own knobs"], ["Recipes", names(data.recipes)], ["Settings of the runs here", names(data.settings)]];
+  const options = [
+    ["own", "own knobs"],
+    ["Recipes", names(data.recipes)],
+    ["Settings of the runs here", names(data.settings)],
+  ];
   const picker = select("Recipe", options.filter(([, some]) => some.length), state.recipe, (name) => {
     state.recipe = name;
     if (known.has(name)) Object.assign(state, knobsOf(known.get(name).config));

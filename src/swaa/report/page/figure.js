@@ -81,6 +81,15 @@ function numbers(headers, rows) {
   </details>`;
 }
 
+/** The choice between what is shipped and everything, where there is more. */
+const shownChoice = (few, all) =>
+  few === all
+    ? []
+    : [["shown", "Settings", [
+        ["recipes", `shipped recipes (${few})`],
+        ["all", `all that were measured (${all})`],
+      ]]];
+
 const notes = (texts) =>
   texts.length ? html`<ul class="notes">${texts.map((text) => html`<li>${text}</li>`)}</ul>` : null;
 

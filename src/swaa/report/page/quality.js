@@ -60,7 +60,8 @@ function showQuality(host, data) {
     (a, b) => named(b) - named(a) || known(b) - known(a) || length(b) - length(a) || (a < b ? -1 : 1),
   );
   const theirs = [...paper.keys()];
-  const state = { group: groups[0] ?? theirs[0], shown: "recipes", beside: "", cost: "", up: "accuracy" };
+  const first = groups[0] ?? theirs[0];
+  const state = { group: first, shown: "recipes", beside: "", cost: "", up: "accuracy" };
 
   const answersOf = (group) => withoutRepeats(own.get(group) ?? paper.get(group));
   const timed = (answers) => answers.some((answer) => answer.full && answer.seconds);
@@ -68,7 +69,7 @@ function showQuality(host, data) {
   function choices() {
     const answers = answersOf(state.group);
     const few = answers.filter(shipped);
-    const part = few.some((answer) => !answer.full) && few.length < answers.length;
+    const some = few.some((answer) => !answer.full) ? few : answers;
     const costs = pricing(answers);
     if (!timed(answers) || state.beside === state.group) state.beside = "";
     const usable = state.beside ? costs.filter((name) => name === "relative") : costs;
@@ -81,12 +82,7 @@ function showQuality(host, data) {
         ...(groups.length ? [["Runs of this folder", named(groups, (name) => name)]] : []),
         ["The paper's own numbers", named(theirs, (name) => name)],
       ]],
-      ...(part
-        ? [["shown", "Settings", [
-            ["recipes", `shipped recipes (${few.length})`],
-            ["all", `all that were measured (${answers.length})`],
-          ]]]
-        : []),
+      ...shownChoice(some.length, answers.length),
       ["cost", "Cost, to the right", named(usable, (name) => COSTS[name].text)],
       ["up", "Quality, upwards", named(qualities, (name) => QUALITIES[name])],
       ...(timed(answers)
@@ -102,13 +98,15 @@ function showQuality(host, data) {
     const hollow = state.beside ? paper.get(state.beside) : [];
     const view = { ...state, scored: all.some(hasScore), recipes };
     const points = [...pointsOf(some, view, false), ...pointsOf(hollow, view, true)];
-    const missing = [...some, ...hollow].filter((one) => !points.some((point) => point.answer === one));
+    const drawn = new Set(points.map((point) => point.answer));
+    const missing = [...some, ...hollow].filter((answer) => !drawn.has(answer));
     const texts = qualityNotes(all, hollow, missing, view, data);
     const runs = distinct(some.flatMap((answer) => answer.runs)).filter((run) => run !== undefined);
     const front = frontOf(points.filter((point) => !point.hollow));
+    const spec = (width) => qualitySpec(points, front, view, width);
     return html`${groups.length ? null : noData("no run answered questions; write some by", EVAL)}
       <p class="chosen">${state.group}${state.beside ? ` · next to ${state.beside}` : ""}</p>
-      ${state.cost ? chart("Quality against cost", (width) => qualitySpec(points, front, view, width)) : null}
+      ${state.cost ? chart("Quality against cost", spec) : null}
       ${state.cost ? frontList(front, view) : null}
       ${notes(texts)}
       ${runs.length ? provenance(runs.map((run) => data.runs[run])) : null}
@@ -194,7 +192,10 @@ function qualitySpec(points, front, view, width) {
   const looks = looksOf(names, distinct(full), view.recipes);
   for (const name of names.filter((one) => one.startsWith("paper, ")))
     looks.set(name, { colour: "var(--paper)", shape: name.endsWith("not trained") ? "circle" : "diamond" });
-  const most = Math.max(...(view.cost === "seconds" ? [] : [1]), ...points.map((point) => point.far ?? point.x));
+  const least = view.cost === "seconds" ? 0 : 1;
+  const most = Math.max(least, ...points.map((point) => point.far ?? point.x)) || 1;
+  const kept = `${QUALITIES[view.scored ? "score" : "accuracy"]}, full attention = 100 %`;
+  const up = view.up === "kept" ? kept : QUALITIES[view.up];
   const tallest = Math.max(1, ...points.map((point) => point.high ?? point.y));
   const height = width < 520 ? 300 : 380;
   const at = ({ x, y }) => [(x / most) * (width - 80), (1 - y / tallest) * height];
@@ -213,20 +214,12 @@ function qualitySpec(points, front, view, width) {
   return {
     height,
     encoding: {
-      x: {
-        field: "x",
-        type: "quantitative",
+      x: amount("x", {
         title: wrap(COSTS[view.cost].label, width),
         axis: { tickCount: width < 520 ? 5 : 10 },
         scale: { domain: [0, most] },
-      },
-      y: {
-        field: "y",
-        type: "quantitative",
-        title: { ...QUALITIES, kept: `${QUALITIES[view.scored ? "score" : "accuracy"]}, full attention = 100 %` }[view.up],
-        axis: { format: ".0%" },
-        scale: { domain: [0, tallest] },
-      },
+      }),
+      y: amount("y", { title: up, axis: { format: ".0%" }, scale: { domain: [0, tallest] } }),
     },
     layer: [
       ...over(front.map(({ x, y }) => ({ x, y })), {
