@@ -1,6 +1,6 @@
 // Right answers against what the prompt costs: our runs, and the paper's numbers as hollow marks.
 
-const BY_TIME = "by arithmetic, divided by full attention's (less is better)";
+const BY_ARITHMETIC = "by arithmetic, divided by full attention's (less is better)";
 
 /** What can price a prompt: name, title of its axis, value of an answer, given full attention's. */
 const COSTS = {
@@ -12,12 +12,12 @@ const COSTS = {
   flops: {
     text: "FLOPs, full attention = 1",
     of: (answer) => answer.flops_share,
-    label: `FLOPs of the prompt ${BY_TIME}`,
+    label: `FLOPs of the prompt ${BY_ARITHMETIC}`,
   },
   keys: {
     text: "keys visited, full attention = 1",
     of: (answer) => answer.keys_share,
-    label: `keys that the prompt's queries visit, ${BY_TIME}`,
+    label: `keys that the prompt's queries visit, ${BY_ARITHMETIC}`,
   },
   seconds: { text: "seconds", of: (answer) => answer.seconds, label: "prompt time (seconds)" },
   kv: {
@@ -53,7 +53,8 @@ function showQuality(host, data) {
   const own = groupBy(data.answers, (answer) => answer.group);
   const paper = groupBy(data.paper.answers, (answer) => answer.group);
   const known = (name) => own.get(name).filter((one) => shipped(one) && !one.full).length;
-  // What compares the most recipes first; of equals, what asked the longest prompts.
+  // What asked the recommended recipe first; of equals, what compares the most recipes, then what
+  // asked the longest prompts.
   const length = (name) => Math.max(0, ...data.runs[own.get(name)[0].run].tokens);
   const named = (name) => Number(own.get(name).some((one) => one.setting === data.start));
   const groups = [...own.keys()].sort(
@@ -294,7 +295,7 @@ function qualityNotes(answers, hollow, missing, view, data) {
     ...(view.up === "kept" && !view.scored
       ? ["Intervals are those of the setting alone; full attention's own is not in them."]
       : []),
-    ...(paper ? [`Hollow marks: ${data.paper.source}; not measured here.`, ...data.paper.notes] : []),
+    ...(paper ? [`${hollow.length ? "Hollow marks" : "These numbers"}: ${data.paper.source}; not measured here.`, ...data.paper.notes] : []),
   ];
 }
 
