@@ -1,11 +1,11 @@
 import pytest
-import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from swaa import results
 from swaa.evaluation.prompt import Prompt
 from swaa.models import LoadedModel
+from tests.checkpoint import tiny_llama
 
 CHAT = (
     "<|system|>be brief\n{% for m in messages %}<|{{ m.role }}|>{{ m.content }}\n{% endfor %}"
@@ -55,20 +55,8 @@ def prompt(tokenizers):
 @pytest.fixture(scope="session")
 def loaded(tokenizers):
     """A random model that reads bytes."""
-    torch.manual_seed(0)
     tokenizer = tokenizers["chat"]
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=2048,
-        bos_token_id=None,
-        eos_token_id=1,
-    )
-    model = LlamaForCausalLM(config).eval()
+    model = tiny_llama(tokenizer, num_hidden_layers=2)
     return LoadedModel(model=model, tokenizer=tokenizer, name="tiny", revision="test")
 
 

@@ -193,7 +193,7 @@ def test_mistakes_are_named(folder, changes, message):
 def test_knobs_without_a_window_are_refused(folder):
     from swaa.evaluation.harness import AdaptedModel
 
-    with pytest.raises(ValueError, match="sink_tokens would do nothing: full is full attention"):
+    with pytest.raises(ValueError, match="sink_tokens would do nothing: the recipe is full"):
         AdaptedModel(str(folder / "model"), recipe="full", sink_tokens=4)
 
 

@@ -139,7 +139,8 @@ class Browser:
         )
 
     def settle(self):
-        """Wait until what was changed is drawn."""
+        """Wait until what was changed is drawn, charts included."""
+        self.run("globalThis.drawn?.()")
         self.run("new Promise((r) => requestAnimationFrame(() => requestAnimationFrame(r)))")
 
     def run(self, code):
@@ -204,6 +205,20 @@ class Browser:
         )
         self.settle()
 
+    def pick(self, panel, name, start):
+        """Choose the option of a figure's choice that starts with a text."""
+        choice = f'#{panel} select[name="{name}"]'
+        options = f"[...document.querySelector({json.dumps(choice)}).options].map((o) => o.value)"
+        self.choose(choice, next(one for one in self.run(options) if one.startswith(start)))
+
+    def marks(self, panel="quality", kind="symbol"):
+        """Marks of a chart as [what it tells, fill, stroke, x, y], in the order of drawing."""
+        return self.run(
+            f"""[...document.querySelectorAll("#{panel} .chart .mark-{kind}.role-mark > path")]
+            .map((m) => [m.ariaLabel, m.getAttribute("fill"), m.getAttribute("stroke"),
+              ...(m.getAttribute("transform") ?? "0 0").match(/-?[\\d.]+/g).map(Number)])"""
+        )
+
     def screenshot(self, path, selector="html"):
         """An element, by default the whole page, as PNG."""
         box = self.run(
@@ -220,22 +235,3 @@ class Browser:
         """The page as printed."""
         done = self.call("Page.printToPDF", printBackground=False)
         Path(path).write_bytes(base64.b64decode(done["data"]))
-
-
-def choose_group(page, start, panel="accuracy", place=0):
-    """Choose the option of a figure's select that starts with a text."""
-    value = page.run(
-        f"[...document.querySelectorAll('#{panel} select')[{place}].options]"
-        f".find((o) => o.value.startsWith({json.dumps(start)})).value"
-    )
-    page.run(
-        f"(() => {{ const s = document.querySelectorAll('#{panel} select')[{place}];"
-        f" s.value = {json.dumps(value)};"
-        " s.dispatchEvent(new Event('change', { bubbles: true })); })()"
-    )
-    page.settle()
-
-
-def marks(page, panel="accuracy"):
-    """How many points a figure shows."""
-    return page.count(f"#{panel} .chart .point .mark")

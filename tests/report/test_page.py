@@ -6,12 +6,11 @@ import pytest
 
 from swaa.report import write_report
 from tests.report import runs
-from tests.report.browser import marks
 
 
 @pytest.mark.parametrize("name", ["all", "committed", "empty"])
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", [360, 1200])
+@pytest.mark.parametrize("width", [390, 1200])
 def test_the_page_opens_without_a_word_on_the_console(browser, pages, name, dark, width, tmp_path):
     browser.open(pages[name], width=width, height=740, dark=dark, phone=width < 500)
     assert browser.console == []
@@ -23,42 +22,26 @@ def test_the_page_opens_without_a_word_on_the_console(browser, pages, name, dark
 
 def test_without_results_each_figure_says_so(browser, pages):
     browser.open(pages["empty"])
-    for name in ("accuracy", "speed", "memory", "runs"):
+    for name in ("quality", "speed", "memory", "training", "runs"):
         assert "No data yet" in browser.text(f"#{name} .empty")
-    assert browser.count("#accuracy .point .open") > 10  # the paper's numbers, hollow
+    assert len(browser.marks()) > 10  # the paper's numbers
+    assert browser.text("#tiles").count("not measured") == 3
     assert browser.count("#mask svg.grid rect") > 100
 
 
-def test_a_tap_shows_a_point_until_the_next(browser, pages):
-    browser.open(pages["all"], width=360, height=740, phone=True)
-    x, y = browser.run(
-        "(() => { const m = document.querySelector('#accuracy .chart .point .mark');"
-        " m.scrollIntoView({ block: 'center', behavior: 'instant' });"
-        " const b = m.getBoundingClientRect();"
-        " return [b.x + b.width / 2, b.y + b.height / 2]; })()"
-    )
-    browser.tap(x, y)
-    assert "% right" in browser.text("#accuracy .tip")
-    assert not browser.run("document.querySelector('#accuracy .tip').hidden")
-    browser.click("#accuracy h2")
-    assert browser.run("document.querySelector('#accuracy .tip').hidden")
+def test_the_page_opens_with_its_conclusion(browser, pages):
+    browser.open(pages["committed"])
+    titles = browser.run("[...document.querySelectorAll('#tiles h2')].map((n) => n.innerText)")
+    assert titles == ["Recipe to start with", "Quality kept", "Time to first token", "KV cache"]
+    assert browser.run("document.querySelector('#tiles').getBoundingClientRect().bottom") < 500
+    assert browser.run("document.querySelector('#tiles a').href").endswith(".json")
 
 
-def test_a_series_can_be_hidden_and_shown(page):
-    before = marks(page)
-    page.click("#accuracy .legend button", "full")
-    assert marks(page) == before - 1
-    assert page.run("document.activeElement.textContent") == "full"  # the focus stays
-    assert page.run("document.activeElement.ariaPressed") == "false"
-    page.press("Enter")
-    assert marks(page) == before
-
-
-def test_all_series_can_be_hidden(page):
-    for panel in ("accuracy", "speed", "memory"):
-        while page.count(f"#{panel} .legend button[aria-pressed=true]"):
-            page.click(f"#{panel} .legend button[aria-pressed=true]")
-        assert page.text(f"#{panel} .empty").startswith("Every series is hidden")
+def test_a_choice_keeps_the_focus(page):
+    page.run("document.querySelector('#quality select').focus()")
+    for group in ("tiny, multikey, 2,048", "tiny, needle"):
+        page.pick("quality", "group", group)
+        assert page.run("document.activeElement.name") == "group"
 
 
 def test_each_model_is_named_once(browser, tmp_path):
@@ -117,7 +100,7 @@ def test_the_theme_can_be_chosen(page):
 def test_texts_are_legible(browser, pages, dark):
     browser.open(pages["all"], dark=dark)
     contrasts = browser.run(
-        """[".lead", ".facts dt", "a", ".axis-name", ".provenance", ".legend button", ".about"]
+        """[".lead", ".facts dt", "a", ".tile p", ".provenance", ".notes", ".about"]
         .map((selector) => {
           const clear = "rgba(0, 0, 0, 0)";
           const light = (colour) => {

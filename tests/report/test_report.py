@@ -4,12 +4,13 @@ import dataclasses
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
 from swaa.cli import main
-from swaa.report import write_report
+from swaa.report import page, write_report
 from swaa.report.paper import read_paper
 from swaa.results import save
 from tests.report import runs
@@ -216,6 +217,32 @@ def test_served_recipes_are_times_and_throughput(shown):
     assert "11 requests of 128 new tokens, all at once, 2 under way" in items[0]["group"]
 
 
+def test_without_the_library_one_line_says_how_to_install_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "vl_convert", None)
+    page._charting_library.cache_clear()
+    (tmp_path / "results").mkdir()
+    assert main(["report", str(tmp_path / "results"), "-o", str(tmp_path / "r.html")]) == 2
+    said = "swaa report: the page's charts need vl-convert-python; run: pip install -e '.[report]'"
+    assert capsys.readouterr().err.startswith(said)
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_a_training_is_bars_of_right_answers(shown):
+    bars = {(one["task"], one["state"]): one for one in shown["trainings"]}
+    assert {place: one["right"] for place, one in bars.items()} == {
+        ("needle", "full attention, untrained"): 40,
+        ("needle", "recipe, untrained"): 9,
+        ("needle", "recipe, trained by kl"): 30,
+        ("multikey", "full attention, untrained"): 26,
+        ("multikey", "recipe, untrained"): 14,
+        ("multikey", "recipe, trained by kl"): 20,
+    }
+    one = bars["multikey", "recipe, trained by kl"]
+    assert one["samples"] == 40
+    assert one["low"] < 20 / 40 < one["high"]
+    assert one["recipe"] == "window 64, 4 sinks, full decode, dense tail 8"
+
+
 def test_a_training_lists_what_each_state_answered(shown):
     (run,) = [one for one in shown["runs"] if one["kind"] == "train"]
     assert run["outcome"] == (
@@ -335,6 +362,9 @@ def test_the_page_is_one_file_and_closed(tmp_path):
     runs.write(runs.all_runs(), tmp_path / "results")
     page = write_report(tmp_path / "results", tmp_path / "a.html").path.read_text("utf-8")
     assert "default-src 'none'" in page
+    library = re.search(r'<script type="module">.*?</script>', page, re.DOTALL)[0]
+    assert "vegaEmbed" in library
+    page = page.replace(library, "")  # that it loads nothing, a browser without a network checks
     assert not re.search(r"\bsrc=\"|@import|url\(|<link[^>]+href=\"(?!data:)", page)
     assert runs.EVIL not in page  # a value cannot end the script it lies in
     assert page.count("</script>") == 2

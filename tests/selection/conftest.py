@@ -2,13 +2,13 @@ from contextlib import ExitStack
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from swaa.files import SamplesFile
 from swaa.models import LoadedModel
 from swaa.selection.batches import TeacherForced
 from swaa.selection.board import Board
 from swaa.selection.passes import SharedPasses
+from tests.checkpoint import tiny_llama
 from tests.evaluation.conftest import byte_tokenizer
 
 DEPTH = 4
@@ -17,21 +17,9 @@ DEPTH = 4
 @pytest.fixture(scope="session")
 def loaded():
     """A random model of four layers that reads bytes, sharp enough for layers to matter."""
-    torch.manual_seed(0)
     tokenizer = byte_tokenizer()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=DEPTH,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=2048,
-        initializer_range=0.3,
-        bos_token_id=None,
-        eos_token_id=1,
-    )
-    model = LlamaForCausalLM(config).eval()
+    sizes = {"num_hidden_layers": DEPTH, "num_attention_heads": 4, "num_key_value_heads": 2}
+    model = tiny_llama(tokenizer, initializer_range=0.3, **sizes)
     return LoadedModel(model=model, tokenizer=tokenizer, name="tiny", revision="test")
 
 

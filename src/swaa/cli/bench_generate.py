@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from swaa.cli.numbers import dtype_name
 from swaa.cli.options import (
+    add_flag,
     add_measured_options,
+    add_switch,
     config_from,
     refuse_twice,
     tables_aside,
@@ -52,13 +54,14 @@ def register(subparsers: Any) -> None:
         help="qwen3-4b, llama-3.1-8b, qwen3-30b-a3b or tiny (that shape, random weights), or a"
         " folder, hub name or GGUF file",
     )
-    parser.add_argument(
+    add_flag(
+        parser,
         "--recipes",
-        default="full,fast,balanced",
+        "names or files, with commas; knobs may follow a name: 'fast full_decode=none"
+        " window=512' or 'fast full_layers=1,3,5'; a number behind a comma belongs to the list"
+        " before it",
+        "full,fast,balanced",
         metavar="R",
-        help="names or files, with commas; knobs may follow a name:"
-        " 'fast full_decode=none window=512' or 'fast full_layers=1,3,5'; a number behind a comma"
-        " belongs to the list before it (default: full,fast,balanced)",
     )
     for flag, (default, text) in _SEVERAL.items():
         help_text = f"{text}; several with commas (default: {default})"
@@ -67,23 +70,21 @@ def register(subparsers: Any) -> None:
         parser.add_argument(
             f"--{flag}", default=str(default), metavar="N", help=f"{text} (default: {default})"
         )
-    parser.add_argument(
+    add_flag(
+        parser,
         "--time-limit",
-        metavar="N",
-        help="seconds after which no other row is begun; the same command then goes on with the"
-        " sizes that lack a row (default: none)",
+        "seconds after which no other row is begun; the same command then goes on with the"
+        " sizes that lack a row",
+        said="none",
     )
-    parser.add_argument(
-        "--dtype",
-        type=dtype_name,
-        default="bfloat16",
-        metavar="T",
-        help="bfloat16, float16 or float32 (default: bfloat16)",
+    add_flag(
+        parser, "--dtype", "bfloat16, float16 or float32", "bfloat16", kind=dtype_name, metavar="T"
     )
-    parser.add_argument(
+    add_switch(
+        parser,
         "--no-compile",
-        action="store_true",
-        help="run the layers as Transformers has them (default: through torch.compile, every row)",
+        "run the layers as Transformers has them",
+        said="through torch.compile, every row",
     )
     add_measured_options(parser)
     parser.set_defaults(bench=run)

@@ -7,7 +7,14 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from swaa.cli.numbers import dtype_name
-from swaa.cli.options import add_measured_options, tables_aside, whole_numbers, words
+from swaa.cli.options import (
+    add_flag,
+    add_measured_options,
+    add_switch,
+    tables_aside,
+    whole_numbers,
+    words,
+)
 
 if TYPE_CHECKING:
     from swaa.benchmark.kernels.measure import Options
@@ -22,11 +29,13 @@ def register(subparsers: Any) -> None:
         description="Time attention kernels. Each first shows on this GPU which keys its rows see;"
         " one whose mask is wrong is not timed.",
     )
-    parser.add_argument(
+    add_flag(
+        parser,
         "--phases",
-        default="prefill,decode,backward",
+        "of prefill, decode, backward",
+        "prefill,decode,backward",
+        said="all",
         metavar="P",
-        help="of prefill, decode, backward (default: all)",
     )
     for flag, default, text in (
         ("--lengths", "32768,131072", "tokens, for prefill and full decode"),
@@ -45,19 +54,9 @@ def register(subparsers: Any) -> None:
         parser.add_argument(
             flag, type=int, default=default, metavar="N", help=f"{text} (default: {default})"
         )
-    parser.add_argument(
-        "--dtype",
-        type=dtype_name,
-        default="bfloat16",
-        metavar="T",
-        help="bfloat16 or float16 (default: bfloat16)",
-    )
-    parser.add_argument(
-        "--backends", default="triton,fa4", metavar="B", help="of ours (default: triton,fa4)"
-    )
-    parser.add_argument(
-        "--no-stock", action="store_true", help="measure ours only (default: stock kernels too)"
-    )
+    add_flag(parser, "--dtype", "bfloat16 or float16", "bfloat16", kind=dtype_name, metavar="T")
+    add_flag(parser, "--backends", "of ours", "triton,fa4", metavar="B")
+    add_switch(parser, "--no-stock", "measure ours only", said="stock kernels too")
     add_measured_options(parser)
     parser.set_defaults(bench=run)
 

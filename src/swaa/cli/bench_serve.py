@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swaa.cli.endpoints import add_key_over_http
-from swaa.cli.options import add_results_option, words
+from swaa.cli.options import add_flag, add_results_option, add_switch, words
 from swaa.cli.progress import ProgressBar
 from swaa.cli.table import Cell, format_table
 
@@ -40,30 +40,26 @@ def register(subparsers: Any) -> None:
         " all arrive at once, the time to the first token is mostly the wait in the queue.",
     )
     parser.add_argument("model", metavar="MODEL", help="folder or hub name")
-    parser.add_argument(
-        "--recipes",
-        default=DEFAULT_RECIPES,
-        metavar="R",
-        help="to compare; 'full' is vLLM without swaa (default: %(default)s)",
+    add_flag(
+        parser, "--recipes", "to compare; 'full' is vLLM without swaa", DEFAULT_RECIPES, metavar="R"
     )
     _add_workload_options(parser)
     add_results_option(parser)
-    parser.add_argument(
-        "--again", action="store_true", help="measure what is measured already (default: show it)"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON (default: a table)")
+    add_switch(parser, "--again", "measure what is measured already", said="show it")
+    add_switch(parser, "--json", "print JSON", said="a table")
     _add_server_options(parser)
     parser.set_defaults(bench=run)
 
 
 def _add_workload_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("workload", "a preset, and numbers on top of it")
-    group.add_argument(
+    add_flag(
+        group,
         "--workload",
-        default="short",
+        "paper (100 requests of 128,000 + 512 tokens), single (5 of those, one after another),"
+        " long (32 of 32,768 + 256), short (32 of 4,096 + 128) or smoke",
+        "short",
         metavar="W",
-        help="paper (100 requests of 128,000 + 512 tokens), single (5 of those, one after another),"
-        " long (32 of 32,768 + 256), short (32 of 4,096 + 128) or smoke (default: %(default)s)",
     )
     for name, text in _SIZES.items():
         group.add_argument(
@@ -72,31 +68,33 @@ def _add_workload_options(parser: argparse.ArgumentParser) -> None:
             metavar="N",
             help=f"{text} (default: the workload's)",
         )
-    group.add_argument(
+    add_flag(
+        group,
         "--rate",
-        type=float,
-        metavar="N",
-        help="requests a second, arriving at random (default: the workload's, all at once)",
+        "requests a second, arriving at random",
+        said="the workload's, all at once",
+        kind=float,
     )
 
 
 def _add_server_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("server")
-    group.add_argument(
+    add_flag(
+        group,
         "--endpoint",
+        "OpenAI-compatible server that runs already, such as http://127.0.0.1:8000/v1;"
+        " --recipes then names the one that it runs",
+        said="vLLM is started",
         metavar="URL",
-        help="OpenAI-compatible server that runs already, such as http://127.0.0.1:8000/v1;"
-        " --recipes then names the one that it runs (default: vLLM is started)",
     )
-    group.add_argument(
-        "--served-model", metavar="M", help="what that server calls it (default: MODEL)"
-    )
-    group.add_argument("--device-name", metavar="D", help="what that server runs on (default: -)")
-    group.add_argument(
+    add_flag(group, "--served-model", "what that server calls it", said="MODEL", metavar="M")
+    add_flag(group, "--device-name", "what that server runs on", said="-", metavar="D")
+    add_flag(
+        group,
         "--key-variable",
-        default="OPENAI_API_KEY",
+        "environment variable with that server's key",
+        "OPENAI_API_KEY",
         metavar="V",
-        help="environment variable with that server's key (default: %(default)s)",
     )
     add_key_over_http(group)
     group.add_argument(

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from swaa.cli.numbers import dtype_name
-from swaa.cli.options import OUTPUT, tables_aside, whole_numbers, words
+from swaa.cli.options import OUTPUT, add_flag, add_switch, tables_aside, whole_numbers, words
 
 
 def register(subparsers: Any) -> None:
@@ -19,25 +19,16 @@ def register(subparsers: Any) -> None:
         " gradients first. Writes the table of this GPU, which then is what the kernels run with."
         " Takes minutes: every tile is compiled.",
     )
-    parser.add_argument(
+    add_flag(
+        parser,
         "--kernels",
-        default="hopper,prefill,dq,dkdv,sinks",
+        "of hopper, prefill, dq, dkdv, sinks",
+        "hopper,prefill,dq,dkdv,sinks",
+        said="all that this GPU uses",
         metavar="K",
-        help="of hopper, prefill, dq, dkdv, sinks (default: all that this GPU uses)",
     )
-    parser.add_argument(
-        "--head-dims",
-        default="64,128,256",
-        metavar="N",
-        help="channels per head, several with commas (default: 64,128,256)",
-    )
-    parser.add_argument(
-        "--dtype",
-        type=dtype_name,
-        default="bfloat16",
-        metavar="T",
-        help="bfloat16 or float16 (default: bfloat16)",
-    )
+    add_flag(parser, "--head-dims", "channels per head, several with commas", "64,128,256")
+    add_flag(parser, "--dtype", "bfloat16 or float16", "bfloat16", kind=dtype_name, metavar="T")
     for flag, default, text in (
         ("--tokens", 16_384, "length of the prompt that is timed, in tokens"),
         ("--window", 2048, "keys a sliding row sees, itself included"),
@@ -49,11 +40,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         *OUTPUT, metavar="DIR", help="folder of the table (default: inside the package)"
     )
-    parser.add_argument(
-        "--json",
-        action="store_true",
-        help="print the table as JSON alone (default: what was tried)",
-    )
+    add_switch(parser, "--json", "print the table as JSON alone", said="what was tried")
     parser.set_defaults(bench=run)
 
 

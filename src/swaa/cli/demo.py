@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swaa.cli.options import OUTPUT, add_model_options
+from swaa.cli.options import OUTPUT, add_flag, add_model_options, load_from
 from swaa.cli.progress import ProgressBar, format_seconds
 from swaa.cli.table import format_table
 
@@ -36,11 +36,8 @@ def register(subparsers: Any) -> None:
         description="Hide facts in a novel, ask for them under several settings, and time a long"
         " prefill under each. Prints a table and writes it as JSON and PNG.",
     )
-    parser.add_argument(
-        "--model",
-        default="smollm2",
-        metavar="MODEL",
-        help="folder, hub name, GGUF file, or smollm2 (default: %(default)s)",
+    add_flag(
+        parser, "--model", "folder, hub name, GGUF file, or smollm2", "smollm2", metavar="MODEL"
     )
     for name, (default, text) in _SIZES.items():
         parser.add_argument(
@@ -62,7 +59,6 @@ def run(args: argparse.Namespace) -> int:
     """Run the demo, print and save it, and return the exit code."""
     from swaa.demo import DemoOptions, run_demo
     from swaa.demo.chart import draw, require_matplotlib
-    from swaa.models import load_model
     from swaa.results import save
 
     require_matplotlib()
@@ -74,12 +70,7 @@ def run(args: argparse.Namespace) -> int:
         window=args.window,
         seed=args.seed,
     )
-    loaded = load_model(
-        args.model,
-        dtype=args.dtype,
-        device=args.device,
-        trust_remote_code=args.trust_remote_code,
-    )
+    loaded = load_from(args)
     if not args.json:
         _introduce(options, loaded)
     with ProgressBar(1, "demo") as bar:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from swaa.cli.endpoints import add_endpoint_options, endpoint_from, judge_from, refuse_unused
 from swaa.cli.numbers import counted
-from swaa.cli.options import OUTPUT, add_model_options
+from swaa.cli.options import OUTPUT, add_flag, add_model_options, add_switch, load_from
 
 if TYPE_CHECKING:
     from swaa.evaluation.engines import Engine, Sampling
@@ -47,7 +47,7 @@ def register(subparsers: Any) -> None:
     _add_drawing_options(parser)
     _add_model_options(parser)
     add_endpoint_options(parser)
-    parser.add_argument("--json", action="store_true", help="print JSON (default: text)")
+    add_switch(parser, "--json", "print JSON", said="text")
 
 
 def _add_drawing_options(parser: argparse.ArgumentParser) -> None:
@@ -61,35 +61,31 @@ def _add_drawing_options(parser: argparse.ArgumentParser) -> None:
     add("--keep", 1, int, "right ones kept of each question, the shortest")
     add("--temperature", 1.0, float, "of the draws", "X")
     add("--seed", 0, int, "of the draws")
-    group.add_argument(
+    add_flag(
+        group,
         "--max-new-tokens",
-        type=int,
-        metavar="N",
-        help="longest answer, in tokens (default: the question's own, or 128)",
+        "longest answer, in tokens",
+        said="the question's own, or 128",
+        kind=int,
     )
-    group.add_argument(
+    add_flag(
+        group,
         "--max-length",
-        type=int,
-        metavar="N",
-        help="leave questions out whose prompts have more tokens (default: no limit)",
+        "leave questions out whose prompts have more tokens",
+        said="no limit",
+        kind=int,
     )
-    group.add_argument(
+    add_switch(
+        group,
         "--thinking",
-        action="store_true",
-        help="the model thinks first: up to 10,000 tokens, what follows </think> is filtered,"
-        " thoughts are kept (default: off)",
+        "the model thinks first: up to 10,000 tokens, what follows </think> is filtered,"
+        " thoughts are kept",
     )
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("a model loaded here")
-    group.add_argument(
-        "--batch-size",
-        type=int,
-        default=1,
-        metavar="N",
-        help="prompts answered at once (default: %(default)s)",
-    )
+    add_flag(group, "--batch-size", "prompts answered at once", 1)
     add_model_options(parser)
 
 
@@ -144,7 +140,6 @@ def _engine(args: argparse.Namespace, sampling: Sampling) -> tuple[Engine, Promp
     from swaa.evaluation.engines.transformers import TransformersEngine
     from swaa.evaluation.prompt import Prompt
     from swaa.evaluation.sources import load_tokenizer
-    from swaa.models import load_model
 
     options: dict[str, Any] = {"thinking": args.thinking, "prefix": False}
     if args.endpoint is not None:
@@ -158,12 +153,7 @@ def _engine(args: argparse.Namespace, sampling: Sampling) -> tuple[Engine, Promp
             tokenizer=tokenizer,
         )
         return engine, Prompt(tokenizer=tokenizer, **options), endpoint.model
-    loaded = load_model(
-        args.model,
-        dtype=args.dtype,
-        device=args.device,
-        trust_remote_code=args.trust_remote_code,
-    )
+    loaded = load_from(args)
     full = SWAAConfig(window=None)
     engine = TransformersEngine(loaded, full, sampling=sampling)
     return engine, Prompt(tokenizer=loaded.tokenizer, **options), loaded.name

@@ -6,6 +6,8 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any
 
+from swaa.cli.options import add_flag, add_switch
+
 if TYPE_CHECKING:
     from swaa.evaluation.judge import Judge
     from swaa.http.endpoint import Endpoint
@@ -27,9 +29,7 @@ def add_endpoint_options(parser: argparse.ArgumentParser, *, note: str = "") -> 
         help=f"OpenAI-compatible server that answers, such as http://127.0.0.1:8000/v1{note}"
         " (default: the model is loaded here)",
     )
-    group.add_argument(
-        "--served-model", metavar="M", help="what that server calls it (default: MODEL)"
-    )
+    add_flag(group, "--served-model", "what that server calls it", said="MODEL", metavar="M")
     group.add_argument(
         "--api",
         choices=("completions", "chat"),
@@ -37,13 +37,7 @@ def add_endpoint_options(parser: argparse.ArgumentParser, *, note: str = "") -> 
         help="send whole prompts as token ids, or leave the template to the server"
         " (default: %(default)s)",
     )
-    group.add_argument(
-        "--concurrency",
-        type=int,
-        default=8,
-        metavar="N",
-        help="prompts under way at once, at each server (default: %(default)s)",
-    )
+    add_flag(group, "--concurrency", "prompts under way at once, at each server", 8)
     group.add_argument(
         "--timeout",
         type=float,
@@ -51,31 +45,31 @@ def add_endpoint_options(parser: argparse.ArgumentParser, *, note: str = "") -> 
         metavar="S",
         help="longest wait for a piece of an answer (seconds, default: %(default)s)",
     )
-    group.add_argument(
+    add_flag(
+        group,
         "--key-variable",
-        default="OPENAI_API_KEY",
+        "environment variable with the server's key",
+        "OPENAI_API_KEY",
         metavar="V",
-        help="environment variable with the server's key (default: %(default)s)",
     )
     add_key_over_http(group)
     group.add_argument(
         "--judge-endpoint", metavar="URL", help="server of the judge of free answers (no default)"
     )
     group.add_argument("--judge-model", metavar="M", help="what that server calls it (no default)")
-    group.add_argument(
+    add_flag(
+        group,
         "--judge-key-variable",
-        default="JUDGE_API_KEY",
+        "environment variable with that server's key",
+        "JUDGE_API_KEY",
         metavar="V",
-        help="environment variable with that server's key (default: %(default)s)",
     )
 
 
 def add_key_over_http(parser: Any) -> None:
     """Add ``--key-over-http``, of a verb that asks a server, or a group of its flags."""
-    parser.add_argument(
-        "--key-over-http",
-        action="store_true",
-        help="let keys go to other machines over plain HTTP (default: refused)",
+    add_switch(
+        parser, "--key-over-http", "let keys go to other machines over plain HTTP", said="refused"
     )
 
 

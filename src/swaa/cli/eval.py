@@ -12,8 +12,10 @@ from swaa.cli.eval_source import check_processes, follow, open_source
 from swaa.cli.options import (
     add_backend_option,
     add_config_options,
+    add_flag,
     add_model_options,
     add_results_option,
+    add_switch,
     settings_from,
     whole_numbers,
     words,
@@ -60,90 +62,72 @@ def register(subparsers: Any) -> None:
     _add_local_options(parser)
     add_endpoint_options(parser, note="; --recipes then names the one that it runs")
     add_results_option(parser)
-    parser.add_argument(
+    add_switch(
+        parser,
         "--gather",
-        action="store_true",
-        help="when all is done, put the runs that differ in their recipe alone into one pair of"
-        " files (default: a pair for each run)",
+        "when all is done, put the runs that differ in their recipe alone into one pair of files",
+        said="a pair for each run",
     )
-    parser.add_argument(
+    add_flag(
+        parser,
         "--paper-table",
-        type=int,
-        metavar="N",
-        help="run nothing: show the paper's table 1, 3 or 4 (with --thinking, the columns of the"
+        "run nothing: show the paper's table 1, 3 or 4 (with --thinking, the columns of the"
         " model that thinks) beside what RESULTS holds of MODEL, and write the list of runs that"
-        " repeats its rows without training to paper-table-N-MODEL/ (default: off)",
+        " repeats its rows without training to paper-table-N-MODEL/",
+        said="off",
+        kind=int,
     )
-    parser.add_argument("--json", action="store_true", help="print JSON (default: tables)")
+    add_switch(parser, "--json", "print JSON", said="tables")
     names = list(vars(parser.parse_args(["MODEL"])))
     parser.set_defaults(defaults={name: parser.get_default(name) for name in names})
 
 
 def _add_task_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what is asked")
-    group.add_argument(
-        "--tasks", default=DEFAULT_TASKS, metavar="T,T", help="see below (default: %(default)s)"
-    )
-    group.add_argument(
+    add_flag(group, "--tasks", "see below", DEFAULT_TASKS, metavar="T,T")
+    add_flag(
+        group,
         "--lengths",
-        default=DEFAULT_LENGTHS,
+        "tokens of each prompt, template and question included; tasks that read a file leave"
+        " longer ones out; none: no limit",
+        DEFAULT_LENGTHS,
         metavar="N,N",
-        help="tokens of each prompt, template and question included; tasks that read a file leave"
-        " longer ones out; none: no limit (default: %(default)s)",
     )
-    group.add_argument(
-        "--samples",
-        type=int,
-        metavar="N",
-        help="of each task and length (default: 50, or all that a file has)",
+    add_flag(
+        group, "--samples", "of each task and length", said="50, or all that a file has", kind=int
     )
     group.add_argument("--seed", type=int, default=0, metavar="N", help="(default: %(default)s)")
 
 
 def _add_prompt_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how it is put")
-    group.add_argument(
+    add_switch(
+        group,
         "--thinking",
-        action="store_true",
-        help="the model thinks first: up to 10,000 tokens, the answer is what follows </think>"
-        " (default: off)",
+        "the model thinks first: up to 10,000 tokens, the answer is what follows </think>",
     )
-    group.add_argument(
-        "--cot", action="store_true", help="ask to think step by step (default: off)"
-    )
-    group.add_argument(
-        "--no-chat",
-        action="store_true",
-        help="no chat template (default: the tokenizer's, where it has one)",
-    )
-    group.add_argument(
+    add_switch(group, "--cot", "ask to think step by step")
+    add_switch(group, "--no-chat", "no chat template", said="the tokenizer's, where it has one")
+    add_switch(
+        group,
         "--no-answer-prefix",
-        action="store_true",
-        help="do not begin the answer with the task's words (default: begin it)",
+        "do not begin the answer with the task's words",
+        said="begin it",
     )
 
 
 def _add_local_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("a model loaded here")
-    group.add_argument(
-        "--batch-size",
-        type=int,
-        default=1,
-        metavar="N",
-        help="prompts answered at once, sorted by length (default: %(default)s)",
-    )
-    group.add_argument(
-        "--chunk",
-        type=int,
-        metavar="N",
-        help="prompt tokens per forward pass (default: the whole prompt)",
-    )
+    add_flag(group, "--batch-size", "prompts answered at once, sorted by length", 1)
+    add_flag(group, "--chunk", "prompt tokens per forward pass", said="the whole prompt", kind=int)
     add_backend_option(group)
-    group.add_argument(
+    add_flag(
+        group,
         "--device-map",
+        "spread one model over all GPUs, as Transformers does: auto, balanced, balanced_low_0"
+        " or sequential",
+        said="one device",
         metavar="M",
-        help="spread one model over all GPUs, as Transformers does: auto, balanced, balanced_low_0"
-        " or sequential (default: one device)",
     )
     add_model_options(parser)
 

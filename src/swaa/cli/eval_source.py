@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from swaa.cli.endpoints import endpoint_from, refuse_unused
+from swaa.cli.options import load_from
 from swaa.config import SWAAConfig
 
 if TYPE_CHECKING:
@@ -117,15 +118,8 @@ def _is_set(name: str) -> bool:
 
 def _load(args: argparse.Namespace, device: str) -> LocalModel:
     from swaa.evaluation.sources import LocalModel
-    from swaa.models import load_model
 
-    loaded = load_model(
-        args.model,
-        dtype=args.dtype,
-        device=device,
-        device_map=args.device_map,
-        trust_remote_code=args.trust_remote_code,
-    )
+    loaded = load_from(args, device=device, device_map=args.device_map)
     return LocalModel(loaded, args.model, backend=args.backend, chunk=args.chunk)
 
 

@@ -17,8 +17,10 @@ from swaa.cli.options import (
     DEFAULT_RECIPE,
     add_backend_option,
     add_config_options,
+    add_flag,
     add_model_options,
     config_from,
+    load_from,
     name_from,
 )
 from swaa.cli.progress import ProgressBar
@@ -71,13 +73,7 @@ def register(subparsers: Any) -> None:
         metavar="N",
         help="longest answer (tokens, default: %(default)s)",
     )
-    parser.add_argument(
-        "--chunk",
-        type=int,
-        default=1024,
-        metavar="N",
-        help="prompt tokens per forward pass; 0: all in one (default: %(default)s)",
-    )
+    add_flag(parser, "--chunk", "prompt tokens per forward pass; 0: all in one", 1024)
     add_model_options(parser)
     add_backend_option(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
@@ -94,14 +90,8 @@ def run(args: argparse.Namespace) -> int:
     compared = {} if args.compare is None else {args.compare: resolve(args.compare)}
 
     from swaa.generation import build_prompt, check_context
-    from swaa.models import load_model
 
-    loaded = load_model(
-        args.model,
-        dtype=args.dtype,
-        device=args.device,
-        trust_remote_code=args.trust_remote_code,
-    )
+    loaded = load_from(args)
     carried = getattr(loaded.model.config, "swaa", None)
     if args.recipe is None and carried is not None:
         setting = name_from(args, default="checkpoint")

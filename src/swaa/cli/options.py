@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from swaa.cli.numbers import dtype_name, whole_number
 from swaa.config import SWAAConfig
 from swaa.layers import LayerSelection, parse_layers
+
+if TYPE_CHECKING:
+    from swaa.models import LoadedModel
 
 DEFAULT_RECIPE = "balanced"
 """The recipe of a command that was given none."""
@@ -31,6 +34,38 @@ KNOBS = (
 """What the flags on top of a recipe are called in parsed arguments."""
 
 
+def add_flag(
+    parser: Any,
+    name: str,
+    text: str,
+    default: Any = None,
+    *,
+    said: str = "%(default)s",
+    kind: Callable[[str], Any] | None = None,
+    metavar: str = "N",
+) -> None:
+    """Add a flag with a value.
+
+    Args:
+        parser: of a verb, or a group of its flags.
+        name: with its dashes.
+        text: of the help, before the default.
+        default: the value without the flag.
+        said: of the default in the help.
+        kind: reads the value; ``None``: as the default is, where that is a number.
+        metavar: of the value in the help.
+    """
+    if kind is None and isinstance(default, (int, float)):
+        kind = type(default)
+    text = f"{text} (default: {said})"
+    parser.add_argument(name, type=kind, default=default, metavar=metavar, help=text)
+
+
+def add_switch(parser: Any, name: str, text: str, *, said: str = "off") -> None:
+    """Add a flag that is there or not; arguments as for :func:`add_flag`."""
+    parser.add_argument(name, action="store_true", help=f"{text} (default: {said})")
+
+
 def add_config_options(
     parser: argparse.ArgumentParser, *, default: str | None = DEFAULT_RECIPE
 ) -> None:
@@ -47,43 +82,42 @@ def add_config_options(
         metavar="R",
         help=f"name (see 'swaa recipes'), JSON file, or file#index of a settings list{said}",
     )
-    group.add_argument(
+    add_flag(
+        group,
         "--window",
-        metavar="N",
-        help="keys a sliding row sees, itself included (tokens), or none (default: the recipe's)",
+        "keys a sliding row sees, itself included (tokens), or none",
+        said="the recipe's",
     )
-    group.add_argument(
-        "--sink-tokens",
-        metavar="N",
-        help="first tokens of each sequence, always visible (default: the recipe's)",
+    add_flag(
+        group, "--sink-tokens", "first tokens of each sequence, always visible", said="the recipe's"
     )
-    group.add_argument(
+    add_flag(
+        group,
         "--full-layers",
+        "layers left full: 1,3,5 or a rule such as odd, every:4+1, middle:1/4, or none",
+        said="the recipe's",
         metavar="L",
-        help="layers left full: 1,3,5 or a rule such as odd, every:4+1, middle:1/4, or none"
-        " (default: the recipe's)",
     )
-    group.add_argument(
+    add_flag(
+        group,
         "--full-decode",
+        "layers in which generated tokens see every key: all, none, 1,3,5 or a rule",
+        said="the recipe's",
         metavar="L",
-        help="layers in which generated tokens see every key: all, none, 1,3,5 or a rule"
-        " (default: the recipe's)",
     )
-    group.add_argument(
-        "--dense-tail",
-        metavar="N",
-        help="last prompt tokens that see every key (default: the recipe's)",
-    )
-    group.add_argument(
+    add_flag(group, "--dense-tail", "last prompt tokens that see every key", said="the recipe's")
+    add_flag(
+        group,
         "--selected-layers",
+        "layers whose prompt tokens also see older keys by content: all, none, 1,3,5 or a rule",
+        said="the recipe's",
         metavar="L",
-        help="layers whose prompt tokens also see older keys by content: all, none, 1,3,5 or a rule"
-        " (default: the recipe's)",
     )
-    group.add_argument(
+    add_flag(
+        group,
         "--selected-keys",
-        metavar="N",
-        help="how many older keys they see, a multiple of 64 (default: the recipe's)",
+        "how many older keys they see, a multiple of 64",
+        said="the recipe's",
     )
     group.add_argument(
         "--decode-keys",
@@ -237,28 +271,30 @@ def add_model_options(parser: Any, *, auto: str = "the checkpoint's own") -> Non
         metavar="T",
         help=f"float32, bfloat16, float16 or auto, {auto} (default: %(default)s)",
     )
-    parser.add_argument(
-        "--device",
-        default="auto",
-        metavar="D",
-        help="cpu, cuda, cuda:1, or auto, a GPU if there is one (default: %(default)s)",
+    add_flag(
+        parser, "--device", "cpu, cuda, cuda:1, or auto, a GPU if there is one", "auto", metavar="D"
     )
-    parser.add_argument(
-        "--trust-remote-code",
-        action="store_true",
-        help="run Python code that comes with the checkpoint (default: off)",
-    )
+    add_switch(parser, "--trust-remote-code", "run Python code that comes with the checkpoint")
+
+
+def load_from(args: argparse.Namespace, **options: Any) -> LoadedModel:
+    """The model and tokenizer that the flags of :func:`add_model_options` name.
+
+    Args:
+        args: parsed arguments, with ``model``.
+        options: of :func:`swaa.models.load_model`, instead of the flags'.
+    """
+    from swaa.models import load_model
+
+    flags = {name: getattr(args, name) for name in ("dtype", "device", "trust_remote_code")}
+    return load_model(args.model, **(flags | options))
 
 
 def add_measured_options(parser: argparse.ArgumentParser) -> None:
     """Add ``--again`` and ``--output``, of a verb that keeps what it measured."""
-    parser.add_argument(
-        "--again", action="store_true", help="measure what is measured already (default: show it)"
-    )
+    add_switch(parser, "--again", "measure what is measured already", said="show it")
     add_results_option(parser)
-    parser.add_argument(
-        "--json", action="store_true", help="print the result as JSON alone (default: tables)"
-    )
+    add_switch(parser, "--json", "print the result as JSON alone", said="tables")
 
 
 @contextlib.contextmanager

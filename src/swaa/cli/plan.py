@@ -8,7 +8,14 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from swaa.cli.numbers import dtype_name
-from swaa.cli.options import DEFAULT_RECIPE, add_config_options, config_from, settings_from
+from swaa.cli.options import (
+    DEFAULT_RECIPE,
+    add_config_options,
+    add_flag,
+    add_switch,
+    config_from,
+    settings_from,
+)
 from swaa.cli.table import format_bytes, format_flops, format_table
 
 if TYPE_CHECKING:
@@ -30,39 +37,39 @@ def register(subparsers: Any) -> None:
         help="folder, config.json, hub name, GGUF file, smollm2, or a shape of 'swaa bench"
         " generate'",
     )
-    parser.add_argument(
+    add_flag(
+        parser,
         "--recipes",
+        "several recipes, a row each; knobs are turned on all but full attention",
+        said="one, in full detail",
         metavar="R,R",
-        help="several recipes, a row each; knobs are turned on all but full attention"
-        " (default: one, in full detail)",
     )
-    parser.add_argument(
+    add_flag(
+        parser,
         "--gpu-memory",
-        type=float,
+        "say whether weights and KV fit into a GPU of so many GiB",
+        said="not said",
+        kind=float,
         metavar="GIB",
-        help="say whether weights and KV fit into a GPU of so many GiB (default: not said)",
     )
-    parser.add_argument(
+    add_flag(
+        parser,
         "--prompt-length",
-        type=int,
-        metavar="N",
-        help="tokens of the prompt (default: 32768, or the trained context if that is less)",
+        "tokens of the prompt",
+        said="32768, or the trained context if that is less",
+        kind=int,
     )
-    parser.add_argument("--batch", type=int, default=1, metavar="N", help="sequences (default: 1)")
-    parser.add_argument(
-        "--chunk",
-        type=int,
-        metavar="N",
-        help="tokens of one prefill pass (default: the whole prompt)",
-    )
-    parser.add_argument(
+    add_flag(parser, "--batch", "sequences", 1)
+    add_flag(parser, "--chunk", "tokens of one prefill pass", said="the whole prompt", kind=int)
+    add_flag(
+        parser,
         "--dtype",
-        type=dtype_name,
+        "of weights and cache: float32, bfloat16, float16",
+        said="what 'swaa generate' loads here: the checkpoint's; or bfloat16",
+        kind=dtype_name,
         metavar="T",
-        help="of weights and cache: float32, bfloat16, float16 (default: what 'swaa generate' loads"
-        " here: the checkpoint's; or bfloat16)",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON (default: a table)")
+    add_switch(parser, "--json", "print JSON", said="a table")
     add_config_options(parser, default=f"what the model's config.json carries, or {DEFAULT_RECIPE}")
 
 

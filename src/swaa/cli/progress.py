@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TextIO
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
 _LINES = 10
-_LOOK = {"bar_format": "{desc} [{bar:24}] {percentage:.0f} %, {remaining} left", "ascii": ".#"}
+_BAR = "{desc} [{bar:24}] {percentage:.0f} %, {remaining} left"
+_LOOK: dict[str, Any] = {"bar_format": _BAR, "ascii": ".#"}
 
 
 class ProgressBar:

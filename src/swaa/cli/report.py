@@ -15,9 +15,10 @@ def register(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "report",
         help="draw all results on one self-contained page",
-        description="Write one HTML page of a folder of results: accuracy against cost, speed and"
-        " memory against length, a mask explorer and a table of all runs. The page needs no network"
-        " and no server; its links to run files are relative to it.",
+        description="Write one HTML page of a folder of results: what the recommended recipe keeps"
+        " and saves, quality against cost, speed and memory against length, trainings, a mask"
+        " explorer and a table of all runs. The page needs no network and no server; its links to"
+        " run files are relative to it.",
     )
     parser.add_argument(
         "results", nargs="?", default="results", metavar="DIR", help="folder (default: results)"

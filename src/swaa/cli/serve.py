@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swaa.cli import Parser
-from swaa.cli.options import DEFAULT_RECIPE, add_config_options, config_from
+from swaa.cli.options import DEFAULT_RECIPE, add_config_options, add_switch, config_from
 
 if TYPE_CHECKING:
     from swaa.integrations.vllm.settings import Settings
@@ -81,9 +81,9 @@ def _carried(model: str, arguments: Sequence[str]) -> Settings | None:
 def _add_options(parser: argparse.ArgumentParser) -> None:
     carried = f"what the model's config.json carries, or {DEFAULT_RECIPE}"
     add_config_options(parser, default=carried)
-    parser.add_argument(
+    add_switch(
+        parser,
         "--publish-generated",
-        action="store_true",
-        help="let keys of the dense tail and of generated tokens into the prefix cache (default:"
-        " off; see docs/reference/vllm.md)",
+        "let keys of the dense tail and of generated tokens into the prefix cache",
+        said="off; see docs/reference/vllm.md",
     )

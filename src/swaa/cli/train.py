@@ -15,7 +15,9 @@ from swaa.cli.options import (
     OUTPUT,
     add_backend_option,
     add_config_options,
+    add_flag,
     add_model_options,
+    add_switch,
     config_from,
 )
 
@@ -48,22 +50,22 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         *OUTPUT, "--out", dest="out", required=True, metavar="OUT", help="new or empty folder"
     )
-    parser.add_argument(
+    add_switch(
+        parser,
         "--skip-bad",
-        action="store_true",
-        help="leave lines out that cannot be trained on, and say which (default: an error)",
+        "leave lines out that cannot be trained on, and say which",
+        said="an error",
     )
-    parser.add_argument(
+    add_switch(
+        parser,
         "--resume",
-        action="store_true",
-        help="go on from OUT's last checkpoint, or merge what is trained but not merged (default:"
-        " off)",
+        "go on from OUT's last checkpoint, or merge what is trained but not merged",
     )
     add_config_options(parser)
     _add_training_options(parser)
     _add_adapter_options(parser)
     _add_machine_options(parser)
-    parser.add_argument("--json", action="store_true", help="print JSON (default: text)")
+    add_switch(parser, "--json", "print JSON", said="text")
 
 
 def _add_training_options(parser: argparse.ArgumentParser) -> None:
@@ -97,20 +99,13 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", int, "conversations of a forward pass and process")
     add("--accumulate", int, "forward passes of a step")
     add("--max-length", int, "most tokens of a conversation, or of a pack")
-    group.add_argument(
-        "--packing",
-        action="store_true",
-        help="put several conversations into a row, apart from each other (default: off)",
-    )
-    group.add_argument(
-        "--group-by-length",
-        action="store_true",
-        help="conversations of similar lengths together (default: off)",
-    )
-    group.add_argument(
+    add_switch(group, "--packing", "put several conversations into a row, apart from each other")
+    add_switch(group, "--group-by-length", "conversations of similar lengths together")
+    add_switch(
+        group,
         "--no-checkpointing",
-        action="store_true",
-        help="keep activations instead of computing them again (default: compute again)",
+        "keep activations instead of computing them again",
+        said="compute again",
     )
     add("--clip", float, "largest norm of the gradients", "X")
     add("--seed", int, "of adapter, order and dropout")
@@ -125,38 +120,17 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_adapter_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("adapter")
-    group.add_argument(
-        "--rank", type=int, default=16, metavar="N", help="of the LoRA (default: %(default)s)"
-    )
-    group.add_argument(
-        "--alpha",
-        type=int,
-        default=128,
-        metavar="N",
-        help="its output is scaled by alpha / rank (default: %(default)s)",
-    )
-    group.add_argument(
-        "--dropout",
-        type=float,
-        default=0.0,
-        metavar="X",
-        help="of its input while training (default: %(default)s)",
-    )
-    group.add_argument(
-        "--targets",
-        default="q_proj,k_proj,v_proj",
-        metavar="M,M",
-        help="modules that get one (default: %(default)s)",
-    )
-    group.add_argument(
+    add_flag(group, "--rank", "of the LoRA", 16)
+    add_flag(group, "--alpha", "its output is scaled by alpha / rank", 128)
+    add_flag(group, "--dropout", "of its input while training", 0.0, metavar="X")
+    add_flag(group, "--targets", "modules that get one", "q_proj,k_proj,v_proj", metavar="M,M")
+    add_switch(
+        group,
         "--adapter-always",
-        action="store_true",
-        help="keep it on for prompts that fit the window, where the model needs none (default: off"
-        " there)",
+        "keep it on for prompts that fit the window, where the model needs none",
+        said="off there",
     )
-    group.add_argument(
-        "--no-merge", action="store_true", help="write the adapter alone (default: merged too)"
-    )
+    add_switch(group, "--no-merge", "write the adapter alone", said="merged too")
 
 
 def _add_machine_options(parser: argparse.ArgumentParser) -> None:

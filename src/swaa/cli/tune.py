@@ -11,8 +11,11 @@ from swaa.cli.options import (
     OUTPUT,
     add_backend_option,
     add_config_options,
+    add_flag,
     add_model_options,
+    add_switch,
     config_from,
+    load_from,
     whole_numbers,
     words,
 )
@@ -62,10 +65,8 @@ def register(subparsers: Any) -> None:
         metavar="FILE",
         help="the recipe; the plot lies beside it (default: MODEL-tuned.json)",
     )
-    parser.add_argument(
-        "--results", default="results", metavar="D", help="folder (default: %(default)s)"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON (default: tables)")
+    add_flag(parser, "--results", "folder", "results", metavar="D")
+    add_switch(parser, "--json", "print JSON", said="tables")
 
 
 def _add_data_options(parser: argparse.ArgumentParser) -> None:
@@ -78,52 +79,49 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
         " own), a task of 'swaa eval' such as multikey or jsonl:FILE, or continuation (running"
         " text); repeatable (default: multikey, multiquery:2, variable_tracking and continuation)",
     )
-    group.add_argument(
+    add_flag(
+        group,
         "--report",
+        "other tasks to report on",
+        said="samples of --data that were held out",
         metavar="T,T",
-        help="other tasks to report on (default: samples of --data that were held out)",
     )
-    group.add_argument(
+    add_flag(
+        group,
         "--length",
-        type=int,
-        metavar="N",
-        help="tokens of each prompt; longer lines of a file are left out (default: no limit; 4096"
-        " for tasks of any length)",
+        "tokens of each prompt; longer lines of a file are left out",
+        said="no limit; 4096 for tasks of any length",
+        kind=int,
     )
-    group.add_argument(
+    add_flag(
+        group,
         "--samples",
-        type=int,
-        metavar="N",
-        help="to tune on, of each kind of question (default: 32 of one, 8 of each of several)",
+        "to tune on, of each kind of question",
+        said="32 of one, 8 of each of several",
+        kind=int,
     )
-    group.add_argument(
+    add_flag(
+        group,
         "--held-out",
-        type=int,
-        metavar="N",
-        help="to report on, likewise (default: 50, 24 of each of several, all others of a file)",
+        "to report on, likewise",
+        said="50, 24 of each of several, all others of a file",
+        kind=int,
     )
-    group.add_argument(
-        "--no-chat",
-        action="store_true",
-        help="no chat template (default: the tokenizer's, where it has one)",
-    )
+    add_switch(group, "--no-chat", "no chat template", said="the tokenizer's, where it has one")
     group.add_argument("--seed", type=int, default=0, metavar="N", help="(default: %(default)s)")
 
 
 def _add_search_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what is looked for")
-    group.add_argument(
+    add_flag(
+        group,
         "--keep",
-        type=float,
-        default=0.95,
+        "of full attention's score that the recipe must keep on every task, 0 to 1",
+        0.95,
         metavar="SHARE",
-        help="of full attention's score that the recipe must keep on every task, 0 to 1 (default:"
-        " %(default)s)",
     )
-    group.add_argument(
-        "--keep-mean",
-        action="store_true",
-        help="it is enough to keep it on the tasks' mean (default: on every task)",
+    add_switch(
+        group, "--keep-mean", "it is enough to keep it on the tasks' mean", said="on every task"
     )
     group.add_argument(
         "--budget",
@@ -131,9 +129,7 @@ def _add_search_options(parser: argparse.ArgumentParser) -> None:
         metavar="B",
         help="such as layers=1/4 or kv=50%%,layers=0; repeatable (default: a ladder of budgets)",
     )
-    group.add_argument(
-        "--method", default="search", metavar="M", help="see below (default: %(default)s)"
-    )
+    add_flag(group, "--method", "see below", "search", metavar="M")
     group.add_argument(
         "--objective",
         choices=("nll", "kl"),
@@ -176,7 +172,6 @@ def run(args: argparse.Namespace) -> int:
     tries = _tries(args.tries)
 
     from swaa.evaluation.prompt import Prompt
-    from swaa.models import load_model
     from swaa.selection.baselines import check_baselines
     from swaa.selection.budget import Budget
     from swaa.selection.calibration import require_counts
@@ -193,12 +188,7 @@ def run(args: argparse.Namespace) -> int:
         earlier(Path(args.out))
     tasks, continuation = _tasks(args.data)
     report = _reported(args.report)
-    loaded = load_model(
-        args.model,
-        dtype=args.dtype,
-        device=args.device,
-        trust_remote_code=args.trust_remote_code,
-    )
+    loaded = load_from(args)
     out = Path(args.out or f"{Path(loaded.name).name.lower()}-tuned.json")
     earlier(out)
     made = continuation or any(each.needs_length for each in (*tasks, *report))

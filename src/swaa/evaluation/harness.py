@@ -40,7 +40,7 @@ except ImportError as error:
 
 Base: Any = HFLM  # untyped; the same to type checkers where the harness is not installed
 
-KNOBS = {field.name for field in dataclasses.fields(SWAAConfig)}
+KNOBS = tuple(field.name for field in dataclasses.fields(SWAAConfig))
 """Arguments of the model that change its recipe."""
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
@@ -76,7 +76,7 @@ class AdaptedModel(Base):
     ) -> None:
         if not str(batch_size).isdecimal():
             raise ValueError(f"batch_size is {batch_size!r}; expected a whole number of at least 1")
-        config = resolve(recipe, **{name: options.pop(name) for name in KNOBS & options.keys()})
+        config = resolve(recipe, **{name: options.pop(name) for name in KNOBS if name in options})
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         if find_model(pretrained).gguf_file is None:
             super().__init__(pretrained, device=device, dtype=dtype, **options)

@@ -160,9 +160,9 @@ def resolve(
         config = load_recipe(recipe)
     if config.window is None and knobs and "window" not in knobs:
         raise ValueError(
-            f"{', '.join(knobs)} would do nothing: the recipe is full attention; give a window too"
+            f"{', '.join(knobs)} would do nothing: the recipe is full attention; give a window, too"
         )
-    return dataclasses.replace(config, **knobs)
+    return dataclasses.replace(config, **knobs) if knobs else config
 
 
 def _is_file(path: str) -> bool:

@@ -25,6 +25,7 @@ class Answers:
         high: upper bound.
         score: mean score, 0 to 1, of tasks that count parts of an answer; ``None``: no such task.
         count: ``8 of 8``, or what else the share is made of.
+        samples: prompts that were asked; 0: not counted.
         seconds: what ``time`` says; ``None``: not measured, or while others ran on the machine.
         seconds_low: 20th percentile; ``None``: measured once.
         seconds_high: 80th percentile.
@@ -46,6 +47,7 @@ class Answers:
     high: float | None = None
     score: float | None = None
     count: str
+    samples: int = 0
     seconds: float | None = None
     seconds_low: float | None = None
     seconds_high: float | None = None
@@ -94,6 +96,29 @@ class Measurement:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Trained:
+    """Right answers of one model in one task: a bar of what a training changed.
+
+    Attributes:
+        recipe: what the model was trained for.
+        task: what was asked.
+        state: which model: under full attention or the recipe, before or after training.
+        right: answers.
+        samples: prompts.
+        low: lower bound of the share's 95 % interval, 0 to 1.
+        high: upper bound.
+    """
+
+    recipe: str
+    task: str
+    state: str
+    right: int
+    samples: int
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Figures:
     """All that one run shows.
 
@@ -105,6 +130,7 @@ class Figures:
         outcome: the run in a few words.
         answers: points of accuracy against cost.
         measurements: points against length.
+        trainings: bars of what a training changed.
         configs: what was measured, by name, for the mask explorer.
     """
 
@@ -115,6 +141,7 @@ class Figures:
     outcome: str = ""
     answers: tuple[Answers, ...] = ()
     measurements: tuple[Measurement, ...] = ()
+    trainings: tuple[Trained, ...] = ()
     configs: Mapping[str, SWAAConfig] = field(default_factory=dict)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.resources
 import json
 from collections.abc import Iterable
@@ -10,20 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from swaa.extras import install_line
 from swaa.recipes import list_recipes
+from swaa.report.conclusion import conclude
 from swaa.report.figures import Figures, model_name
 from swaa.report.folder import Folder, Problem, Run, read_folder
 from swaa.report.kinds import figures_of
 from swaa.report.paper import read_paper
 
 SCRIPTS = (
-    *("format", "looks", "mask"),
-    *("scale", "pointer", "chart", "bars"),
-    *("figure", "cost", "pareto"),
-    *("covered", "curves"),
-    *("layer", "explorer", "runs"),
+    *("format", "figure", "charts"),
+    *("quality", "curves", "training"),
+    *("mask", "layer", "explorer", "runs"),
+    "main",
 )
-"""Parts of the page's script, in order; ``main`` comes last."""
+"""Parts of the page's script, in order."""
 
 _TITLE = b"<title>swaa report</title>"
 """Tells a page of ours from other files."""
@@ -53,6 +55,7 @@ def write_report(results: str | Path, output: str | Path) -> Report:
 
     Raises:
         FileNotFoundError: when there is no such folder.
+        ImportError: when the library that draws the charts is missing.
         ValueError: when the file is there and is no report, which is left as it is.
     """
     folder, page = read_folder(results), Path(output)
@@ -82,23 +85,23 @@ def _check_page(page: Path) -> None:
 def _content(
     folder: Folder, page: Path, drawn: Iterable[tuple[Run, Figures]], problems: Iterable[Problem]
 ) -> dict[str, Any]:
-    runs, answers, measurements = [], [], []
+    drawn = list(drawn)
+    runs = [_run(folder, page, run, figures) for run, figures in drawn]
     settings: dict[str, dict[str, Any]] = {}
-    for index, (run, figures) in enumerate(drawn):
-        runs.append(_run(folder, page, run, figures))
-        answers += [{"run": index, **dataclasses.asdict(item)} for item in figures.answers]
-        measurements += [
-            {"run": index, **dataclasses.asdict(item)} for item in figures.measurements
-        ]
+    for _, figures in drawn:
         for name, config in figures.configs.items():
             settings[f"{name}: {config.describe()}"] = config.to_dict()
+    conclusion = conclude([figures for _, figures in drawn])
     paper = read_paper()
     models = [run["provenance"]["model"] for run in runs]
     return {
         "models": list(dict.fromkeys(model_name(model) for model in models if model)),
         "runs": runs,
-        "answers": answers,
-        "measurements": measurements,
+        "tiles": [dataclasses.asdict(tile) for tile in conclusion.tiles],
+        "start": conclusion.recipe,
+        "answers": _of_each(drawn, "answers"),
+        "measurements": _of_each(drawn, "measurements"),
+        "trainings": _of_each(drawn, "trainings"),
         "problems": [
             {**dataclasses.asdict(problem), "href": folder.link(problem.path, page)}
             for problem in problems
@@ -107,6 +110,15 @@ def _content(
         "settings": [{"name": name, "config": settings[name]} for name in sorted(settings)],
         "paper": dataclasses.asdict(paper),
     }
+
+
+def _of_each(drawn: Iterable[tuple[Run, Figures]], name: str) -> list[dict[str, Any]]:
+    """One thing that all runs show, each item with the number of its run."""
+    return [
+        {"run": index, **dataclasses.asdict(item)}
+        for index, (_, figures) in enumerate(drawn)
+        for item in getattr(figures, name)
+    ]
 
 
 def _run(folder: Folder, page: Path, run: Run, figures: Figures) -> dict[str, Any]:
@@ -133,8 +145,23 @@ def _fill(content: dict[str, Any]) -> str:
 
     # "<" never appears in the data, so no value can end the script element it lies in.
     data = json.dumps(content, sort_keys=True, ensure_ascii=True).replace("<", "\\u003c")
-    script = "\n\n".join(read(f"{name}.js") for name in (*SCRIPTS, "main"))
+    script = "\n\n".join(read(f"{name}.js") for name in SCRIPTS)
     page = read("page.html")
-    for mark, text in (("STYLE", read("page.css")), ("SCRIPT", script), ("DATA", data)):
+    style = read("page.css")
+    for mark, text in (
+        *(("STYLE", style), ("SCRIPT", script), ("DATA", data)),
+        ("LIBRARY", _charting_library()),
+    ):
         page = page.replace(f"<!--{mark}-->", text)
     return page + "\n"
+
+
+@functools.cache
+def _charting_library() -> str:
+    """Vega-Lite and what it needs, as one module that the page carries; made without a network."""
+    try:
+        import vl_convert
+    except ImportError:
+        line = install_line("report")
+        raise ImportError(f"the page's charts need vl-convert-python; run: {line}") from None
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")

@@ -13,14 +13,14 @@ from swaa.attention.triton.sequences import (
     LENGTHS,
     LOG2_E,
     NEVER,
-    key_blocks,
-    left_range,
     load_tile,
     masked_block,
     number,
     place,
+    query_tile,
     row_lefts,
     span,
+    tile_mask,
     tile_of_slot,
     visible,
 )
@@ -92,38 +92,19 @@ def dq_kernel(
     pid = tl.program_id(0)
     head = pid % HEADS
     slot = tl.num_programs(0) // HEADS - 1 - pid // HEADS
-    if p_cu_q is not None:
-        b = tl.full([], 0, tl.int32)
-        s, row = tile_of_slot(p_cu_q, slot, sequences, BLOCK_M)
-    else:
-        b = slot % batch
-        s = b
-        row = slot // batch * BLOCK_M
-    q_first, q_count, k_first, k_count, position = place(
-        p_cu_q, p_cu_k, b, s, sequences, queries, keys, q_start, kv_lens
+    b, s, row, q_first, q_count, k_first, k_count, position = query_tile(
+        slot, batch, p_cu_q, p_cu_k, sequences, queries, keys, q_start, kv_lens, BLOCK_M
     )
     if row >= q_count:
         return
-    s = tl.minimum(s, sequences - 1)
-    start = number(kv_start, s)
-    full_first = number(full_from, s)
-    full_end = number(full_until, s)
-    token = q_first + row
-    if p_left is not None:
-        p_left += b.to(tl.int64) * stride_left + token
-
+    token, first, count, m_rows, start, lefts, blocks = tile_mask(
+        p_left, stride_left, b, s, row, q_first, q_count, position, sequences, k_count,
+        kv_start, full_from, full_until, window, sink_tokens, BLOCK_M, BLOCK_N,
+    )  # fmt: skip
+    low, sinks, before, inner, after, sink_end, end = blocks
     rows = tl.arange(0, BLOCK_M)
-    m_rows = rows < q_count - row
-    first = position + row
-    last = first + tl.minimum(BLOCK_M, q_count - row) - 1
     positions = first + rows
-    lefts = row_lefts(p_left, positions, m_rows, window, full_first, full_end, start)
-    low, high = left_range(p_left, lefts, m_rows, first, last, window, full_first, full_end, start)
-    low, sinks, before, inner, after, sink_end, end = key_blocks(
-        low, high, first, last, start, sink_tokens, k_count, BLOCK_N
-    )
 
-    count = q_count - row
     b_q = load_tile(
         p_q, b, token, count, head, stride_qb, stride_qt, stride_qh,
         BLOCK_M, D, BLOCK_D, False, False,

@@ -28,6 +28,7 @@ from swaa.attention.mask import Position
 from swaa.attention.pages import PAGE, most_pages
 from swaa.attention.triton import pages
 from swaa.attention.triton.pages import page_range
+from swaa.attention.triton.sequences import soften
 
 NEVER = 2**31 - 1
 """A position that no row reaches."""
@@ -569,15 +570,10 @@ def _decode(
             seen |= by_choice
         seen &= m_n[None, :] & (key[None, :] <= position[:, None])
         scores = tl.where(seen, scores, float("-inf"))
-        new_top = tl.maximum(top, tl.max(scores, 1))
-        base = tl.where(new_top == float("-inf"), 0.0, new_top)  # a row that saw nothing yet
-        weights = tl.exp2(scores - base[:, None])
-        decay = tl.exp2(top - base)
-        total = total * decay + tl.sum(weights, 1)
+        weights, top, total, decay = soften(scores, top, total, 1.0, True)
         acc *= decay[:, None]
         v = tl.load(p_v + o_v[:, None] + o_d[None, :], mask=m_nd, other=0.0)
         acc = tl.dot(weights.to(v.dtype), v, acc, input_precision="ieee")
-        top = new_top
         if p_chosen is not None:
             key, m_n, by_choice = ahead, m_ahead, ahead_by_choice
 

@@ -19,12 +19,8 @@ from swaa.attention.triton.sequences import (
     PLAN,
     ROWS,
     Numbers,
-    key_blocks,
-    left_range,
-    number,
-    place,
-    row_lefts,
-    tile_of_slot,
+    query_tile,
+    tile_mask,
 )
 from swaa.attention.triton.tiles import Tile
 
@@ -175,34 +171,15 @@ def plan_kernel(
 ) -> None:
     """Plan one query tile."""
     slot = tl.program_id(0)
-    if p_cu_q is not None:
-        b = tl.full([], 0, tl.int32)
-        s, row = tile_of_slot(p_cu_q, slot, sequences, BLOCK_M)
-    else:
-        b = slot % batch
-        s = b
-        row = slot // batch * BLOCK_M
-    q_first, q_count, k_first, k_count, position = place(
-        p_cu_q, p_cu_k, b, s, sequences, queries, keys, q_start, kv_lens
+    b, s, row, q_first, q_count, k_first, k_count, position = query_tile(
+        slot, batch, p_cu_q, p_cu_k, sequences, queries, keys, q_start, kv_lens, BLOCK_M
     )
-    s = tl.minimum(s, sequences - 1)
-    start = number(kv_start, s)
-    full_first = number(full_from, s)
-    full_end = number(full_until, s)
-    token = q_first + row
-    if p_left is not None:
-        p_left += b.to(tl.int64) * stride_left + token
-
-    rows = tl.arange(0, BLOCK_M)
-    count = tl.maximum(q_count - row, 0)  # 0: a slot behind the last tile of its sequence
-    m_rows = rows < count
-    first = position + row
-    last = first + tl.minimum(BLOCK_M, count) - 1
-    lefts = row_lefts(p_left, first + rows, m_rows, window, full_first, full_end, start)
-    low, high = left_range(p_left, lefts, m_rows, first, last, window, full_first, full_end, start)
-    low, sinks, before, inner, after, sink_end, end = key_blocks(
-        low, high, first, last, start, sink_tokens, k_count, BLOCK_N
-    )
+    q_count = tl.maximum(q_count, row)  # a slot after its sequence's last tile has no rows
+    token, first, count, _, start, lefts, blocks = tile_mask(
+        p_left, stride_left, b, s, row, q_first, q_count, position, sequences, k_count,
+        kv_start, full_from, full_until, window, sink_tokens, BLOCK_M, BLOCK_N,
+    )  # fmt: skip
+    low, sinks, before, inner, after, sink_end, end = blocks
     blocks = tl.where(count > 0, sinks + before + inner + after, 0)
     p_plan += slot * PLAN
     tl.store(p_plan, b)
@@ -218,4 +195,4 @@ def plan_kernel(
     tl.store(p_plan + 10, tl.maximum(blocks, 1))  # rows that see nothing: one block, all masked
     tl.store(p_plan + 11, sink_end)
     tl.store(p_plan + 12, tl.where(blocks > 0, end, 0))
-    tl.store(p_lefts + slot * BLOCK_M + rows, lefts)
+    tl.store(p_lefts + slot * BLOCK_M + tl.arange(0, BLOCK_M), lefts)

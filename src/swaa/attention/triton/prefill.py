@@ -22,14 +22,11 @@ from swaa.attention.triton.sequences import (
     LN_2,
     LOG2_E,
     Numbers,
-    key_blocks,
-    left_range,
     load_tile,
     masked_block,
-    number,
-    place,
-    row_lefts,
-    tile_of_slot,
+    query_tile,
+    soften,
+    tile_mask,
     visible,
 )
 from swaa.attention.triton.tiles import Tile, tile_for
@@ -190,42 +187,24 @@ def prefill_kernel(
     pid = tl.program_id(0)
     head = pid % HEADS
     slot = tl.num_programs(0) // HEADS - 1 - pid // HEADS
-    if p_cu_q is not None:
-        b = tl.full([], 0, tl.int32)
-        s, row = tile_of_slot(p_cu_q, slot, sequences, BLOCK_M)
-    else:
-        b = slot % batch
-        s = b
-        row = slot // batch * BLOCK_M
-    q_first, q_count, k_first, k_count, position = place(
-        p_cu_q, p_cu_k, b, s, sequences, queries, keys, q_start, kv_lens
+    b, s, row, q_first, q_count, k_first, k_count, position = query_tile(
+        slot, batch, p_cu_q, p_cu_k, sequences, queries, keys, q_start, kv_lens, BLOCK_M
     )
     if row >= q_count:
         return
-    s = tl.minimum(s, sequences - 1)
-    start = number(kv_start, s)
-    full_first = number(full_from, s)
-    full_end = number(full_until, s)
-    token = q_first + row
-    if p_left is not None:
-        p_left += b.to(tl.int64) * stride_left + token
-
+    token, first, count, m_rows, start, lefts, blocks = tile_mask(
+        p_left, stride_left, b, s, row, q_first, q_count, position, sequences, k_count,
+        kv_start, full_from, full_until, window, sink_tokens, BLOCK_M, BLOCK_N,
+    )  # fmt: skip
+    low, sinks, before, inner, after, sink_end, end = blocks
     rows = tl.arange(0, BLOCK_M)
-    m_rows = rows < q_count - row
-    first = position + row
-    last = first + tl.minimum(BLOCK_M, q_count - row) - 1
     positions = first + rows
-    lefts = row_lefts(p_left, positions, m_rows, window, full_first, full_end, start)
-    low, high = left_range(p_left, lefts, m_rows, first, last, window, full_first, full_end, start)
-    low, sinks, before, inner, after, sink_end, end = key_blocks(
-        low, high, first, last, start, sink_tokens, k_count, BLOCK_N
-    )
 
     b_q = load_tile(
         p_q,
         b,
         token,
-        q_count - row,
+        count,
         head,
         stride_qb,
         stride_qt,
@@ -258,10 +237,7 @@ def prefill_kernel(
             True,
         )
         scores = tl.dot(b_q, b_k.T, input_precision="ieee")
-        new = tl.maximum(top, tl.max(scores, 1) * scale_log2)
-        weights = tl.exp2(scores * scale_log2 - new[:, None])
-        shrink = tl.exp2(top - new)
-        total = total * shrink + tl.sum(weights, 1)
+        weights, top, total, shrink = soften(scores, top, total, scale_log2, False)
         acc = acc * shrink[:, None]
         b_v = load_tile(
             v,
@@ -279,7 +255,6 @@ def prefill_kernel(
             True,
         )
         acc = tl.dot(weights.to(b_v.dtype), b_v, acc, input_precision="ieee")
-        top = new
 
     for block in tl.range(0, sinks + before + after):
         key, limit = masked_block(block, low, start, sinks, before, inner, sink_end, end, BLOCK_N)
@@ -302,11 +277,7 @@ def prefill_kernel(
         scores = tl.dot(b_q, b_k.T, input_precision="ieee")
         m_seen = visible(positions[:, None], j[None, :], lefts[:, None], sink_end, limit)
         scores = tl.where(m_seen, scores, float("-inf"))
-        new = tl.maximum(top, tl.max(scores, 1) * scale_log2)
-        base = tl.where(new == float("-inf"), 0.0, new)  # rows that have seen nothing yet
-        weights = tl.exp2(scores * scale_log2 - base[:, None])
-        shrink = tl.exp2(top - base)
-        total = total * shrink + tl.sum(weights, 1)
+        weights, top, total, shrink = soften(scores, top, total, scale_log2, True)
         acc = acc * shrink[:, None]
         b_v = load_tile(
             v,
@@ -326,7 +297,6 @@ def prefill_kernel(
         if CLEAN:  # a key that does not exist has weight 0, but 0 * NaN is NaN
             b_v = tl.where(j[:, None] < k_count, b_v, 0.0)
         acc = tl.dot(weights.to(b_v.dtype), b_v, acc, input_precision="ieee")
-        top = new
 
     empty = total == 0.0
     acc = acc / tl.where(empty, 1.0, total)[:, None]

@@ -24,6 +24,7 @@ from swaa.attention.triton.sequences import (
     number,
     numbers_of,
     row_lefts,
+    soften,
 )
 from swaa.attention.triton.tiles import tile_for
 
@@ -201,15 +202,10 @@ def selected_kernel(
         if (key < sink_end) | (key + BLOCK_N > whole_end):
             m_seen = (j[None, :] < limits[:, None]) & (j[None, :] >= sink_end)
             scores = tl.where(m_seen, scores, float("-inf"))
-        new = tl.maximum(top, tl.max(scores, 1))
-        base = tl.where(new == float("-inf"), 0.0, new)
-        weights = tl.exp2(scores - base[:, None])
-        shrink = tl.exp2(top - base)
-        total = total * shrink + tl.sum(weights, 1)
+        weights, top, total, shrink = soften(scores, top, total, 1.0, True)
         acc = acc * shrink[:, None]
         b_v = tl.load(p_v + offsets * stride_vt + columns[None, :], mask=m_k, other=0.0)
         acc = tl.dot(weights.to(b_v.dtype), b_v, acc, input_precision="ieee")
-        top = new
 
     empty = total == 0.0
     total = tl.where(empty, 1.0, total)

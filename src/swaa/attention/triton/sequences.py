@@ -187,6 +187,74 @@ def place(p_cu_q, p_cu_k, b, s, sequences, queries, keys, q_start, kv_lens) -> t
 
 
 @triton.jit
+def query_tile(
+    slot, batch, p_cu_q, p_cu_k, sequences, queries, keys, q_start, kv_lens, BLOCK_M: tl.constexpr
+) -> tuple:
+    """Batch entry, sequence and first row of a tile of query rows, then what :func:`place` says."""
+    if p_cu_q is not None:
+        b = tl.full([], 0, tl.int32)
+        s, row = tile_of_slot(p_cu_q, slot, sequences, BLOCK_M)
+    else:
+        b = slot % batch
+        s = b
+        row = slot // batch * BLOCK_M
+    q_first, q_count, k_first, k_count, position = place(
+        p_cu_q, p_cu_k, b, s, sequences, queries, keys, q_start, kv_lens
+    )
+    return b, s, row, q_first, q_count, k_first, k_count, position
+
+
+@triton.jit
+def tile_mask(
+    p_left, stride_left, b, s, row, q_first, q_count, position, sequences, k_count,
+    kv_start, full_from, full_until, window, sink_tokens,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+) -> tuple:  # fmt: skip
+    """Where a tile of query rows lies, and what it sees; ``row`` counts within the sequence.
+
+    Returns:
+        The first row's place in the tensor and its position; how many rows exist from there on,
+        and which of the tile's; position of the first real key; ``left`` of each row; and what
+        :func:`key_blocks` says.
+    """
+    s = tl.minimum(s, sequences - 1)
+    start = number(kv_start, s)
+    full_first = number(full_from, s)
+    full_end = number(full_until, s)
+    token = q_first + row
+    if p_left is not None:
+        p_left += b.to(tl.int64) * stride_left + token
+    rows = tl.arange(0, BLOCK_M)
+    count = q_count - row
+    m_rows = rows < count
+    first = position + row
+    last = first + tl.minimum(BLOCK_M, count) - 1
+    lefts = row_lefts(p_left, first + rows, m_rows, window, full_first, full_end, start)
+    low, high = left_range(p_left, lefts, m_rows, first, last, window, full_first, full_end, start)
+    blocks = key_blocks(low, high, first, last, start, sink_tokens, k_count, BLOCK_N)
+    return token, first, count, m_rows, start, lefts, blocks
+
+
+@triton.jit
+def soften(scores, top, total, scale_log2, SOME: tl.constexpr) -> tuple:
+    """One step of the online softmax, in base 2.
+
+    ``top`` and ``total`` are the rows' maxima and sums so far; ``SOME`` says that a row may have
+    seen nothing yet.
+
+    Returns:
+        Weights of the scores, the new maxima and sums, and by how much older values shrink.
+    """
+    new = tl.maximum(top, tl.max(scores, 1) * scale_log2)
+    base = new
+    if SOME:
+        base = tl.where(new == float("-inf"), 0.0, new)  # else -inf - -inf
+    weights = tl.exp2(scores * scale_log2 - base[:, None])
+    shrink = tl.exp2(top - base)
+    return weights, new, total * shrink + tl.sum(weights, 1), shrink
+
+
+@triton.jit
 def row_lefts(p_left, positions, m_rows, window, full_from, full_until, start) -> tl.tensor:
     """``left`` of each row: declared (``p_left`` points at the first row's), or made."""
     if p_left is not None:

@@ -54,6 +54,7 @@ def _answers(result: Result) -> Iterator[Answers]:
             low=low,
             high=high,
             count=f"{row['answered']} of {row['needles']}",
+            samples=row["needles"],
             seconds=row["prefill_s"],
             time=f"prefill of {config['prefill_tokens']:,} tokens, {_timed(config)}",
             kv_bytes=row["kv_bytes"],

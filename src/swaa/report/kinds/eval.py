@@ -109,6 +109,7 @@ def _answers(run: Run) -> Iterator[Answers]:
             high=row["high"],
             score=row.get("score"),
             count=f"{row['right']} of {row['samples']}",
+            samples=row["samples"],
             seconds=None if shared else row["first_token_s"],
             seconds_low=low,
             seconds_high=high,

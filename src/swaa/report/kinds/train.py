@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from swaa.config import SWAAConfig
-from swaa.report.figures import Figures, model_name
+from swaa.evaluation.statistics import wilson
+from swaa.report.figures import Figures, Trained, model_name
 from swaa.report.folder import Run
 
 
 def read(run: Run) -> Figures:
-    """What a training shows: its rows are counts without a time or a size to draw them against."""
+    """What a training shows."""
     result = run.result
     config = SWAAConfig.from_dict(result.config["swaa"])
     answers = [row for row in result.rows if "right" in row]
@@ -21,8 +22,31 @@ def read(run: Run) -> Figures:
         setting=f"trained by {', '.join(_objectives(result.config))}",
         task=", ".join(tasks),
         outcome="; ".join(f"{task}: {_states(answers, task)}" for task in tasks),
+        trainings=tuple(_trained(config.describe(), row) for row in answers),
         configs={config.describe(): config},
     )
+
+
+def _trained(recipe: str, row: Mapping[str, Any]) -> Trained:
+    low, high = wilson(row["right"], row["samples"])
+    return Trained(
+        recipe=recipe,
+        task=row["task"],
+        state=_STATES.get(row["state"]) or _after(row["state"]),
+        right=row["right"],
+        samples=row["samples"],
+        low=low,
+        high=high,
+    )
+
+
+_STATES = {"full": "full attention, untrained", "before": "recipe, untrained"}
+
+
+def _after(state: str) -> str:
+    """A state after training; the result names its objective, and the attention unless sliding."""
+    objective, _, attention = state.partition(", ")
+    return f"{attention or 'recipe'}, trained by {objective}"
 
 
 def _objectives(config: Mapping[str, Any]) -> list[str]:

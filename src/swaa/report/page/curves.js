@@ -1,89 +1,62 @@
-// A value against length: lines, or bars when there is a single length.
+// A value against length: lines, or bars where there is a single length.
 
-function showCurves(host, data, chart, hint) {
-  const all = data.measurements.filter((item) => item.chart === chart);
-  if (!all.length) return noData(host, ...hint);
-  const looks = looksOf(data);
-  const measures = groupBy(all, (item) => item.measure);
-  // What was measured at the most lengths first; of equals, what has the most numbers.
-  const order = [...measures.keys()].sort(
-    (a, b) =>
-      mostLengths(measures.get(b)) - mostLengths(measures.get(a)) ||
-      measures.get(b).length - measures.get(a).length,
+function showCurves(host, data, kind, hint) {
+  const all = data.measurements.filter((item) => item.chart === kind);
+  if (!all.length) return host.replaceChildren(noData(...hint));
+  const recipes = data.recipes.map((recipe) => recipe.name);
+  const shipped = (item) => item.full || recipes.includes(item.series);
+  const lengths = (items) => distinct(items.map((item) => item.tokens)).length;
+  const known = (items) => distinct(items.filter(shipped).map((item) => item.series)).length;
+  const named = (items) => Number(items.some((item) => item.series === data.start));
+  // What was measured at the most lengths first; of equals, what has the recommended recipe, then
+  // what compares the most recipes.
+  const order = (a, b) =>
+    lengths(b) - lengths(a) || named(b) - named(a) || known(b) - known(a) || b.length - a.length;
+  const ordered = (groups) => [...groups].sort(([, a], [, b]) => order(a, b)).map(([name]) => name);
+  const groups = new Map(
+    [...groupBy(all, (item) => item.measure)].map(([name, items]) => [name, groupsOf(items, data.runs)]),
   );
-  const state = { measure: order[0], group: null, y: "value", scale: "log", hidden: new Set() };
-  const set = (name) => (value) => {
-    state[name] = value;
-    if (name === "measure" || name === "group") state.hidden.clear();
-    redraw(host, draw);
-  };
+  const measures = ordered([...groups].map(([name, one]) => [name, one.get(ordered(one)[0])]));
+  const state = { measure: measures[0], group: null, shown: "recipes", as: "value", scale: "linear" };
+
+  const itemsOf = () => groups.get(state.measure).get(state.group);
+  const few = (items) => (items.some((item) => shipped(item) && !item.full) ? items.filter(shipped) : items);
+
+  function choices() {
+    const here = groups.get(state.measure);
+    const names = ordered(here);
+    if (!here.has(state.group)) [state.group] = names;
+    const items = itemsOf();
+    const full = items.some((item) => item.full);
+    if (!full) state.as = "value";
+    const count = (some) => distinct(some.map((item) => item.series)).length;
+    return [
+      ["measure", "Measure", measures],
+      ["group", `Model, machine${names.length > 1 ? ` (one of ${names.length})` : ""}`, names],
+      ...shownChoice(count(few(items)), count(items)),
+      ["as", "Shown as", [["value", "value"], ...(full ? [["relative", "full attention = 1"]] : [])]],
+      ...(lengths(items) > 1
+        ? [["scale", "Scale upwards", [["linear", "from zero"], ["log", "logarithmic"]]]]
+        : []),
+    ];
+  }
 
   function draw() {
-    const groups = groupsOf(measures.get(state.measure), data.runs);
-    const names = [...groups.keys()].sort(
-      (a, b) =>
-        lengthsOf(groups.get(b)) - lengthsOf(groups.get(a)) ||
-        groups.get(b).length - groups.get(a).length ||
-        (a < b ? -1 : 1),
-    );
-    if (!groups.has(state.group)) state.group = names[0];
-    const items = groups.get(state.group);
+    const items = state.shown === "recipes" ? few(itemsOf()) : itemsOf();
     const full = fullByLength(items);
-    const relative = state.y === "relative" && full.size > 0;
-    const lengths = distinct(items.map((item) => item.tokens)).sort((a, b) => a - b);
-    const shown = curveSeries(items, full, relative, looks);
-    // Bars have no room for the sign of what others ship.
-    if (lengths.length === 1) for (const series of shown) series.hollow = false;
-    const visible = shown.filter((series) => !state.hidden.has(series.name));
-    const controls = [
-      select("Measure", [[null, order.map((n) => [n, n])]], state.measure, set("measure")),
-      select(`Model, machine${ofMany(names.length)}`, [[null, names.map((n) => [n, n])]], state.group, set("group")),
-      segmented(
-        "Shown as",
-        [
-          ["value", "value"],
-          [
-            "relative",
-            "full attention = 1",
-            full.size ? null : "needs full attention in the same run",
-          ],
-        ],
-        relative ? "relative" : "value",
-        set("y"),
-      ),
-    ];
-    if (lengths.length > 1) {
-      controls.push(
-        segmented(
-          "Scale",
-          [
-            ["log", "log"],
-            ["linear", "linear"],
-          ],
-          state.scale,
-          set("scale"),
-        ),
-      );
-    }
-    host.replaceChildren(
-      make("div", { class: "controls" }, controls),
-      make("p", { class: "chosen" }, `${state.measure} · ${state.group}`),
-    );
-    const spec = curveSpec(visible, items[0], lengths, relative, state);
-    (lengths.length > 1 || !visible.length ? drawChart : drawBars)(host, spec);
-    const runs = distinct(items.map((item) => item.run)).map((index) => data.runs[index]);
-    const covered = lengths.length > 1 ? coveredList(visible, state.scale === "log") : null;
-    host.append(
-      ...[covered].filter(Boolean),
-      legend(shown, state.hidden, () => redraw(host, draw)),
-      provenance(runs),
-      curveNumbers(items, full),
-    );
+    const points = pointsOverLength(items, full, state);
+    const runs = distinct(items.map((item) => item.run)).map((run) => data.runs[run]);
+    const single = lengths(items) === 1;
+    const spec = single ? barSpec : curveSpec;
+    const title = `${state.measure} against length`;
+    return html`<p class="chosen">${state.measure} · ${state.group}</p>
+      ${chart(title, (width) => spec(points, items, state, recipes, width))}
+      ${single ? null : notes(sameLines(points))}
+      ${provenance(runs)} ${curveNumbers(items, full)}`;
   }
-  draw();
-}
 
-const ofMany = (count) => (count > 1 ? ` (one of ${count})` : "");
+  panel(host, state, choices, draw);
+}
 
 /** What may share a picture: a group, or one run of it where two timed the same. */
 function groupsOf(items, runs) {
@@ -99,119 +72,152 @@ function groupsOf(items, runs) {
   return new Map(parts);
 }
 
-/** At how many lengths something was measured. */
-function lengthsOf(items) {
-  return distinct(items.map((item) => item.tokens)).length;
-}
-
-/** The same of the group (a model on a machine) that was measured at the most. */
-function mostLengths(items) {
-  return Math.max(...[...groupBy(items, (item) => item.group).values()].map(lengthsOf));
-}
-
 /** The best full attention at each length: what others are divided by. */
 function fullByLength(items) {
   const full = new Map();
   for (const item of items.filter((one) => one.full)) {
-    const best = full.get(item.tokens);
-    const better =
-      best === undefined || (item.more_is_better ? item.value > best : item.value < best);
-    if (better) full.set(item.tokens, item.value);
+    const best = full.get(item.tokens) ?? item.value;
+    full.set(item.tokens, Math[item.more_is_better ? "max" : "min"](best, item.value));
   }
   return full;
 }
 
 const gain = (item, value, full) => (item.more_is_better ? value / full : full / value);
 
-function curveSeries(items, full, relative, looks) {
-  const names = distinct(items.map((item) => item.series));
-  return names
-    .map((name) => {
-      const own = items.filter((item) => item.series === name);
-      const points = own
-        .filter((item) => !relative || full.has(item.tokens))
-        .map((item) => curvePoint(item, full, relative));
+function pointsOverLength(items, full, { as }) {
+  const relative = as === "relative";
+  const most = Math.max(...items.map((item) => item.value));
+  const [factor] = relative ? [1] : unitFor(items[0].unit, most);
+  return items
+    .filter((item) => !relative || full.has(item.tokens))
+    .map((item) => {
+      const best = full.get(item.tokens);
+      const at = (value) =>
+        value === null ? null : relative ? gain(item, value, best) : value / factor;
+      const [low, high] = item.low === null ? [] : [at(item.low), at(item.high)].sort((a, b) => a - b);
+      const times = best === undefined ? null : `${digits(gain(item, item.value, best))}x`;
+      const spread =
+        item.low === null
+          ? ""
+          : ` (p20 ${quantity(item.low, item.unit, 4)}, p80 ${quantity(item.high, item.unit, 4)})`;
       return {
-        name,
-        ours: own[0].ours,
-        ...looks.get(name),
-        line: true,
-        dashed: !own[0].ours,
-        hollow: !own[0].ours,
-        points,
+        name: item.series, x: item.tokens, y: at(item.value), low, high, ours: item.ours,
+        text: relative ? times : [quantity(item.value, item.unit, 4), times].filter(Boolean).join(", "),
+        ...tell(item.series, [
+          `${whole(item.tokens)} tokens`,
+          `${quantity(item.value, item.unit, 4)}${spread}`,
+          item.note,
+          times && !item.full ? `${times} against the best full attention here` : null,
+        ]),
       };
-    })
-    .filter((series) => series.points.length);
+    });
 }
 
-function curvePoint(item, full, relative) {
-  const at = relative
-    ? (value) => (value === null ? null : gain(item, value, full.get(item.tokens)))
-    : (value) => value;
-  const bounds = [at(item.low), at(item.high)];
-  if (bounds[0] !== null) bounds.sort((a, b) => a - b);
-  const best = full.get(item.tokens);
-  const times = best === undefined ? null : `${digits(gain(item, item.value, best))}x`;
-  return {
-    x: item.tokens,
-    y: at(item.value),
-    low: bounds[0],
-    high: bounds[1],
-    aside: times && !relative ? `${times}` : "",
-    title: item.series,
-    lines: [
-      `${whole(item.tokens)} tokens`,
-      `${quantity(item.value, item.unit, 4)}${item.low === null ? "" : ` (p20 ${quantity(item.low, item.unit, 4)}, p80 ${quantity(item.high, item.unit, 4)})`}`,
-      item.note || null,
-      times && !item.full ? `${times} against the best full attention here` : null,
-    ].filter(Boolean),
-  };
+/** The title of the values' axis. */
+function valueTitle(items, { as }) {
+  const { unit, measure } = items[0];
+  const [, name] = unitFor(unit, Math.max(...items.map((item) => item.value)));
+  if (as === "value") return `${measure} (${name})`;
+  const against = { B: "full attention's bytes divided by these", "tok/GiB": "capacity, full attention = 1" };
+  return `${against[unit] ?? "speed, full attention = 1"} (more is better)`;
 }
 
-function curveSpec(series, sample, lengths, relative, state) {
-  const values = series.flatMap((item) => item.points.map((point) => point.y));
-  const [factor, unit] = relative ? [1, "x"] : unitFor(sample.unit, Math.max(...values, 0));
+const looksOver = (points, items, recipes) => {
+  const names = distinct(points.map((point) => point.name));
+  const full = distinct(items.filter((item) => item.full).map((item) => item.series));
+  return [names, looksOf(names, full, recipes)];
+};
+
+function curveSpec(points, items, state, recipes, width) {
+  const [names, looks] = looksOver(points, items, recipes);
   const log = state.scale === "log";
-  const against =
-    { B: "full attention's bytes divided by these", "tok/GiB": "capacity, full attention = 1" }[
-      sample.unit
-    ] ?? "speed, full attention = 1";
-  const binary = sample.unit === "B" && !relative;
-  const named = binary ? "" : ` (${unit})`;
-  const up = relative ? `${against} (more is better)` : `${sample.measure}${named}`;
+  const lengths = distinct(points.map((point) => point.x)).sort((a, b) => a - b);
+  const encoded = encodeNames(names, looks, width);
+  const dashes = { domain: [true, false], range: [[1, 0], [5, 4]] };
+  const line = { color: encoded.color, opacity: FADED, strokeDash: nominal("ours", { scale: dashes, legend: null }) };
   return {
-    title: `${sample.measure} against length`,
-    series,
-    barLabel: `${up}, at ${whole(lengths[0])} tokens`,
-    x: {
-      label: `tokens${log ? ", log scale" : ""}`,
-      log,
-      values: lengths,
-      min: log ? undefined : 0,
-      format: whole,
+    height: width < 520 ? 300 : 360,
+    data: { values: points },
+    encoding: {
+      x: amount("x", {
+        title: "tokens (logarithmic scale)",
+        scale: { type: "log", base: 2, nice: false, padding: 16 },
+        axis: { values: lengths, format: ",d", grid: false, labelOverlap: "greedy" },
+      }),
+      y: amount("y", {
+        title: wrap(valueTitle(items, state), 380),
+        scale: { type: log ? "log" : "linear", zero: !log },
+        axis: { format: ",.6~f" },
+      }),
     },
-    y: {
-      label: up,
-      log,
-      binary,
-      min: log ? undefined : 0,
-      format: (value) => (binary ? bytes(value) : short(value / factor)),
-      exact: (value) => `${digits(value / factor, 4)} ${unit}`,
-    },
+    layer: [
+      ...whiskers(points, "y", "low", "high"),
+      { mark: { type: "line", strokeWidth: 2 }, encoding: line },
+      {
+        mark: { type: "point", filled: true, size: 70 },
+        params: [CHOSEN],
+        encoding: { ...encoded, ...TOLD, opacity: FADED },
+      },
+    ],
   };
+}
+
+function barSpec(points, items, state, recipes, width) {
+  const [names, looks] = looksOver(points, items, recipes);
+  const { color } = encodeNames(names, looks, width);
+  const narrow = width < 520;
+  const most = Math.max(...points.map((point) => point.high ?? point.y)) || 1;
+  return {
+    height: 30 * names.length,
+    data: { values: points },
+    encoding: {
+      y: nominal("name", { axis: { labelLimit: narrow ? 120 : 260, ...INK } }),
+      x: amount("y", {
+        title: wrap(`${valueTitle(items, state)}, at ${whole(points[0].x)} tokens`, width),
+        // Room for the values after the bars.
+        scale: { domain: [0, (narrow ? 1.9 : 1.25) * most], nice: false },
+      }),
+    },
+    layer: [
+      {
+        mark: { type: "bar", height: { band: 0.62 } },
+        params: [{ ...CHOSEN, bind: undefined }],
+        encoding: { color: { ...color, legend: null }, ...TOLD },
+      },
+      ...whiskers(points, "x", "low", "high"),
+      { mark: { type: "text", align: "left", dx: 6 }, encoding: { text: { field: "text" } } },
+    ],
+  };
+}
+
+/** Lines that lie on another one, so that fewer are seen than the legend names. */
+function sameLines(points) {
+  const lines = groupBy(points, (point) => point.name);
+  const near = (a, b) => Math.abs(a - b) <= 0.015 * Math.max(...points.map((point) => point.y));
+  const hides = (top, one) =>
+    one.every((point) => top.some((other) => other.x === point.x && near(other.y, point.y)));
+  const groups = [];
+  for (const [name, one] of lines) {
+    const group = groups.find((names) => hides(lines.get(names[0]), one));
+    if (group) group.push(name);
+    else groups.push([name]);
+  }
+  return groups
+    .filter((names) => names.length > 1)
+    .map((names) => `One line, as they are equal or nearly so: ${names.join(", ")}.`);
 }
 
 function curveNumbers(items, full) {
   const unit = items[0].unit;
-  const exact = (value) => (unit === "B" ? whole(value) : digits(value, 4));
+  const exact = (value) => (value === null ? null : unit === "B" ? whole(value) : digits(value, 4));
   return numbers(
     ["series", "tokens", `median (${unit})`, "p20", "p80", "against full", "note"],
     items.map((item) => [
       item.series,
       whole(item.tokens),
       exact(item.value),
-      item.low === null ? null : exact(item.low),
-      item.high === null ? null : exact(item.high),
+      exact(item.low),
+      exact(item.high),
       full.has(item.tokens) ? `${digits(gain(item, item.value, full.get(item.tokens)))}x` : null,
       item.note,
     ]),

@@ -20,111 +20,67 @@ const roleOf = (plan) => {
   return plan.fullDecode ? "decode" : "sliding";
 };
 
+const FIELDS = [
+  ["window", "window (keys)", "keys a sliding row sees, itself included; none: every layer is full"],
+  ["sink_tokens", "sink_tokens", "first tokens of the prompt, always visible"],
+  ["full_layers", "full_layers", "none, 1,3,5 or a rule: odd, even, every:4+1, first:1/4, last:1/2"],
+  ["full_decode", "full_decode", "all, none, 1,3,5 or a rule"],
+  ["dense_tail", "dense_tail", "last prompt tokens that see every key"],
+  ["selected_layers", "selected_layers", "layers whose prompt tokens also see older keys by content: none, all, 1,3,5 or a rule"],
+  ["selected_keys", "selected_keys", "how many older keys they see, a multiple of 64"],
+  ["layers", "layers of the model", "decoder layers"],
+  ["prompt", "prompt (tokens)", "length of the prompt"],
+  ["generated", "generated (tokens)", "tokens after the prompt"],
+];
+
 function showExplorer(host, data) {
   const first = data.recipes.find((recipe) => recipe.name === "balanced") ?? data.recipes[0];
-  const state = {
-    recipe: first.name,
-    layers: "36",
-    prompt: "8192",
-    generated: "1024",
-    layer: 0,
-    row: null,
-  };
-  Object.assign(state, knobsOf(first.config));
-
-  const output = make("div", { class: "explorer-output" });
-  const inputs = new Map();
-
-  function field(name, label, help) {
-    const input = make("input", {
-      type: "text",
-      inputmode: ["full_layers", "full_decode", "selected_layers"].includes(name) ? "text" : "numeric",
-      autocomplete: "off",
-      spellcheck: "false",
-      size: 10,
-      value: state[name],
-      name,
-      title: help,
-      oninput: () => {
-        state[name] = input.value.trim();
-        if (KNOBS.includes(name)) chosen.value = state.recipe = "own";
-        draw();
-      },
-    });
-    inputs.set(name, input);
-    return make("label", { class: "field" }, make("span", {}, label), input);
-  }
-
+  const sizes = { layers: "36", prompt: "8192", generated: "1024" };
+  const state = { recipe: first.name, ...sizes, layer: 0, row: null, ...knobsOf(first.config) };
+  const output = html`<div class="explorer-output"></div>`;
   const known = new Map([...data.recipes, ...data.settings].map((one) => [one.name, one]));
-  const names = (items) => items.map((one) => [one.name, one.name]);
-  const picker = select(
-    "Recipe",
-    [
-      [null, [["own", "own knobs"]]],
-      ["Recipes", names(data.recipes)],
-      ["Settings of the runs here", names(data.settings)],
-    ].filter(([, options]) => options.length),
-    state.recipe,
-    (name) => {
-      state.recipe = name;
-      if (known.has(name)) Object.assign(state, knobsOf(known.get(name).config));
-      for (const knob of KNOBS) inputs.get(knob).value = state[knob];
+
+  const field = ([name, label, help]) => {
+    const typed = (event) => {
+      state[name] = event.target.value.trim();
+      if (KNOBS.includes(name)) chosen.value = state.recipe = "own";
       draw();
-    },
-  );
+    };
+    const mode = /full_|layers$/.test(name) && name !== "layers" ? "text" : "numeric";
+    return html`<label class="field" title="${help}">
+      <span>${label}</span>
+      <input type="text" inputmode="${mode}" autocomplete="off" spellcheck="false" size="10"
+        value="${state[name]}" name="${name}" @input="${typed}">
+    </label>`;
+  };
+  const fields = FIELDS.map(field);
+  const names = (items) => items.map((one) => [one.name, one.name]);
+  const options = [
+    ["own", "own knobs"],
+    ["Recipes", names(data.recipes)],
+    ["Settings of the runs here", names(data.settings)],
+  ];
+  const picker = select("Recipe", options.filter(([, some]) => some.length), state.recipe, (name) => {
+    state.recipe = name;
+    if (known.has(name)) Object.assign(state, knobsOf(known.get(name).config));
+    for (const input of fields.map((one) => one.querySelector("input"))) input.value = state[input.name];
+    draw();
+  });
   const chosen = picker.querySelector("select");
 
   function draw() {
     try {
-      const view = readState(state);
-      drawExplorer(output, known.get(state.recipe), state, view, draw);
+      drawExplorer(output, known.get(state.recipe), state, readState(state), draw);
     } catch (error) {
-      output.replaceChildren(make("p", { class: "empty", role: "alert" }, error.message));
+      output.replaceChildren(html`<p class="empty" role="alert">${error.message}</p>`);
     }
   }
 
-  host.replaceChildren(
-    make(
-      "div",
-      { class: "controls" },
-      picker,
-      field(
-        "window",
-        "window (keys)",
-        "keys a sliding row sees, itself included; none: every layer is full",
-      ),
-      field("sink_tokens", "sink_tokens", "first tokens of the prompt, always visible"),
-      field(
-        "full_layers",
-        "full_layers",
-        "none, 1,3,5 or a rule: odd, even, every:4+1, first:1/4, middle:1/2, last:1/2",
-      ),
-      field("full_decode", "full_decode", "all, none, 1,3,5 or a rule"),
-      field("dense_tail", "dense_tail", "last prompt tokens that see every key"),
-      field(
-        "selected_layers",
-        "selected_layers",
-        "layers whose prompt tokens also see older keys by content: none, all, 1,3,5 or a rule",
-      ),
-      field("selected_keys", "selected_keys", "how many older keys they see, a multiple of 64"),
-      field("layers", "layers of the model", "decoder layers"),
-      field("prompt", "prompt (tokens)", "length of the prompt"),
-      field("generated", "generated (tokens)", "tokens behind the prompt"),
-    ),
-    output,
-  );
+  host.replaceChildren(html`<div class="controls">${picker} ${fields}</div>`, output);
   draw();
 }
 
-const KNOBS = [
-  "window",
-  "sink_tokens",
-  "full_layers",
-  "full_decode",
-  "dense_tail",
-  "selected_layers",
-  "selected_keys",
-];
+const KNOBS = FIELDS.slice(0, 7).map(([name]) => name);
 
 /** A configuration as the texts of the knobs. */
 function knobsOf(config) {
@@ -175,37 +131,22 @@ const selectionOf = (text) => {
 function drawExplorer(output, recipe, state, view, draw) {
   state.layer = Math.min(state.layer, view.plans.length - 1);
   const plan = view.plans[state.layer];
-  const grid = drawGrid(plan, view);
-  output.replaceChildren(
-    make(
-      "p",
-      { class: "about" },
-      recipe ? (recipe.description ?? "A setting that runs here measured.") : "Own knobs.",
-    ),
-    layerStrip(view.plans, state, (layer) => {
-      state.layer = layer;
-      draw();
-      output.querySelector('.strip [tabindex="0"]').focus();
-    }),
-    make(
-      "div",
-      { class: "mask" },
-      grid,
-      make(
-        "div",
-        {},
-        plan.selectedKeys
-          ? make(
-              "p",
-              { class: "about" },
-              `Prompt tokens of this layer also see up to ${whole(plan.selectedKeys)} older keys.` +
-                " Which ones depends on what the prompt says: they are neither drawn nor counted.",
-            )
-          : null,
-        phaseTable(plan, view, state.layer),
-        totals(view),
-        probe(plan, view, state),
-      ),
-    ),
-  );
+  const choose = (layer) => {
+    state.layer = layer;
+    draw();
+    output.querySelector('.strip [tabindex="0"]').focus();
+  };
+  const about = recipe ? (recipe.description ?? "A setting that runs here measured.") : "Own knobs.";
+  const selected =
+    `Prompt tokens of this layer also see up to ${whole(plan.selectedKeys)} older keys. Which ones` +
+    " depends on what the prompt says: they are neither drawn nor counted.";
+  output.replaceChildren(html`<p class="about">${about}</p>
+    ${layerStrip(view.plans, state, choose)}
+    <div class="mask">
+      ${drawGrid(plan, view)}
+      <div>
+        ${plan.selectedKeys ? html`<p class="about">${selected}</p>` : null}
+        ${phaseTable(plan, view, state.layer)} ${totals(view)} ${probe(plan, view, state)}
+      </div>
+    </div>`);
 }

@@ -3,44 +3,26 @@
 /** One cell a layer, coloured by what it does; arrow keys choose. */
 function layerStrip(plans, state, choose) {
   const counts = groupBy(plans, roleOf);
-  const cells = plans.map((plan, index) =>
-    make(
-      "button",
-      {
-        type: "button",
-        role: "radio",
-        class: `layer ${roleOf(plan)}`,
-        "aria-checked": String(index === state.layer),
-        tabindex: index === state.layer ? "0" : "-1",
-        "aria-label": `layer ${index}, ${ROLES[roleOf(plan)]}`,
-        title: `layer ${index}: ${ROLES[roleOf(plan)]}`,
-        onclick: () => choose(index),
-      },
-      String(index),
-    ),
-  );
-  const strip = make("div", { class: "strip", role: "radiogroup", "aria-label": "Layer" }, cells);
-  strip.addEventListener("keydown", (event) => {
+  const cell = (plan, index) => {
+    const [role, chosen] = [roleOf(plan), index === state.layer];
+    return html`<button type="button" role="radio" class="layer ${role}" aria-checked="${chosen}"
+      tabindex="${chosen ? 0 : -1}" aria-label="layer ${index}, ${ROLES[role]}"
+      title="layer ${index}: ${ROLES[role]}" @click="${() => choose(index)}">${index}</button>`;
+  };
+  const move = (event) => {
     const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
-    const to =
-      event.key === "Home"
-        ? 0
-        : event.key === "End"
-          ? plans.length - 1
-          : step && state.layer + step;
+    const ends = { Home: 0, End: plans.length - 1 };
+    const to = ends[event.key] ?? (step && state.layer + step);
     if (to === undefined || to < 0 || to >= plans.length) return;
     event.preventDefault();
     choose(to);
-  });
-  const key = Object.entries(ROLES).map(([role, name]) =>
-    make(
-      "span",
-      {},
-      make("i", { class: `layer ${role}` }),
-      `${name}: ${(counts.get(role) ?? []).length}`,
-    ),
-  );
-  return make("div", {}, strip, make("p", { class: "key" }, key));
+  };
+  const key = ([role, name]) =>
+    html`<span><i class="layer ${role}"></i>${name}: ${(counts.get(role) ?? []).length}</span>`;
+  return html`<div>
+    <div class="strip" role="radiogroup" aria-label="Layer" @keydown="${move}">${plans.map(cell)}</div>
+    <p class="key">${Object.entries(ROLES).map(key)}</p>
+  </div>`;
 }
 
 /** The layer's mask; where tokens are many, blocks of them, shaded by the share that is visible. */
@@ -50,52 +32,42 @@ function drawGrid(plan, view) {
   const counts = blockCounts(plan, prompt, total, size);
   const blocks = counts.length;
   const rows = (at) => Math.min(size, total - at * size);
-  const svg = make("svg", {
-    viewBox: `0 0 ${blocks} ${blocks}`,
-    class: "grid",
-    role: "img",
-    "aria-label": `Mask: ${whole(total)} queries down, ${whole(total)} keys across, cells of ${whole(size)} tokens.`,
-  });
+  const svg = html`<svg viewBox="0 0 ${blocks} ${blocks}" class="grid" role="img"
+    aria-label="Mask: ${whole(total)} queries down, ${whole(total)} keys across, cells of ${whole(size)} tokens."></svg>`;
+  const draw = (tag, attributes) => {
+    const node = document.createElementNS(svg.namespaceURI, tag);
+    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+    svg.append(node);
+  };
   for (const [i, row] of counts.entries()) {
     const phase = mostRows(plan, i * size, i * size + rows(i), prompt);
     for (const [j, count] of row.entries()) {
-      if (!count) continue;
       const share = count / (rows(i) * rows(j));
-      svg.append(
-        make("rect", {
-          x: j,
-          y: i,
-          width: 0.96,
-          height: 0.96,
-          class: phase,
-          "fill-opacity": share === 1 ? null : (0.18 + 0.62 * share).toFixed(3),
-          "data-query": i,
-          "data-key": j,
-          "data-count": count,
-        }),
-      );
+      const shade = { "fill-opacity": share === 1 ? 1 : (0.18 + 0.62 * share).toFixed(3) };
+      const data = { "data-query": i, "data-key": j, "data-count": count };
+      if (count) draw("rect", { x: j, y: i, width: 0.96, height: 0.96, class: phase, ...shade, ...data });
     }
   }
   const at = prompt / size;
-  if (prompt < total) svg.append(make("line", { class: "end", x1: 0, x2: blocks, y1: at, y2: at }));
-  const caption = make(
-    "figcaption",
-    {},
-    `queries ↓, keys →; a cell is ${size === 1 ? "one token" : `${whole(size)} × ${whole(size)} tokens`}`,
-  );
-  const shown = make("p", { class: "cell" }, "Point at a cell to count its pairs.");
+  if (prompt < total) draw("line", { class: "end", x1: 0, x2: blocks, y1: at, y2: at });
+  const shown = html`<p class="cell">Point at a cell to count its pairs.</p>`;
+  const span = (n) =>
+    size === 1 ? whole(n) : `${whole(n * size)}–${whole(Math.min(total, (n + 1) * size) - 1)}`;
   const countPairs = (event) => {
     const frame = svg.getBoundingClientRect();
     const [j, i] = [event.clientX - frame.left, event.clientY - frame.top].map((v) =>
       Math.min(blocks - 1, Math.max(0, Math.floor((v / frame.width) * blocks))),
     );
-    const span = (n) =>
-      size === 1 ? whole(n) : `${whole(n * size)}–${whole(Math.min(total, (n + 1) * size) - 1)}`;
     shown.textContent = `queries ${span(i)} see ${whole(counts[i][j])} of ${whole(rows(i) * rows(j))} pairs with keys ${span(j)}`;
   };
   svg.addEventListener("pointermove", countPairs);
   svg.addEventListener("pointerdown", countPairs);
-  return make("figure", {}, svg, caption, shown);
+  const cell = size === 1 ? "one token" : `${whole(size)} × ${whole(size)} tokens`;
+  return html`<figure>
+    ${svg}
+    <figcaption>queries ↓, keys →; a cell is ${cell}</figcaption>
+    ${shown}
+  </figure>`;
 }
 
 /** The phase that most rows of a cell belong to. */
@@ -123,32 +95,16 @@ function phaseTable(plan, { prompt, total }, layer) {
     ["tail", prompt - tail, prompt, true],
     ["generated", prompt, total, plan.fullDecode],
   ];
-  const body = rows
-    .filter(([, from, until]) => until > from)
-    .map(([phase, from, until, full]) =>
-      make(
-        "tr",
-        {},
-        make("th", { scope: "row" }, make("i", { class: `layer ${phase}` }), PHASES[phase]),
-        make("td", { class: "num" }, `${whole(from)}–${whole(until - 1)}`),
-        make("td", {}, sees(full)),
-      ),
-    );
-  return make(
-    "table",
-    { class: "phases" },
-    make("caption", {}, `Layer ${layer}: ${ROLES[roleOf(plan)]}`),
-    make(
-      "thead",
-      {},
-      make(
-        "tr",
-        {},
-        ["phase", "rows", "sees"].map((text) => make("th", { scope: "col" }, text)),
-      ),
-    ),
-    make("tbody", {}, body),
-  );
+  const row = ([phase, from, until, full]) => html`<tr>
+    <th scope="row"><i class="layer ${phase}"></i>${PHASES[phase]}</th>
+    <td class="num">${whole(from)}–${whole(until - 1)}</td>
+    <td>${sees(full)}</td>
+  </tr>`;
+  return html`<table class="phases">
+    <caption>Layer ${layer}: ${ROLES[roleOf(plan)]}</caption>
+    <thead><tr><th scope="col">phase</th><th scope="col">rows</th><th scope="col">sees</th></tr></thead>
+    <tbody>${rows.filter(([, from, until]) => until > from).map(row)}</tbody>
+  </table>`;
 }
 
 /** What all layers together compute and keep, counted from the mask. */
@@ -161,23 +117,20 @@ function totals({ plans, prompt }) {
     kept += members.length * keptTokens(members[0], prompt);
   }
   const all = (plans.length * prompt * (prompt + 1)) / 2;
-  return make(
-    "dl",
-    { class: "totals" },
-    make("dt", {}, "Prompt, all layers: query-key pairs"),
-    make("dd", {}, `${whole(pairs)}, ${percent(pairs / all, 2)} of full attention's`),
-    make("dt", {}, "Keys kept once the prompt is computed"),
-    make(
-      "dd",
-      {},
-      `${whole(kept)} layer-tokens, ${percent(kept / (plans.length * prompt), 2)} of full attention's`,
-    ),
-  );
+  const tokens = plans.length * prompt;
+  return html`<dl class="totals">
+    <dt>Prompt, all layers: query-key pairs</dt>
+    <dd>${whole(pairs)}, ${percent(pairs / all, 2)} of full attention's</dd>
+    <dt>Keys kept once the prompt is computed</dt>
+    <dd>${whole(kept)} layer-tokens, ${percent(kept / tokens, 2)} of full attention's</dd>
+  </dl>`;
 }
 
 /** Which keys a single row sees. */
 function probe(plan, { prompt, total }, state) {
-  const answer = make("output", {});
+  const answer = html`<output></output>`;
+  const input = html`<input type="text" inputmode="numeric" size="10" name="row"
+    value="${state.row ?? prompt - 1}" @input="${() => tell()}">`;
   const tell = () => {
     const row = Number(input.value);
     state.row = input.value;
@@ -191,19 +144,8 @@ function probe(plan, { prompt, total }, state) {
     );
     answer.textContent = `${PHASES[phaseOf(plan, row, prompt)]}; sees keys ${words.join(" and ")}: ${whole(spanLength(spans))} of ${whole(row + 1)}`;
   };
-  const input = make("input", {
-    type: "text",
-    inputmode: "numeric",
-    size: 10,
-    name: "row",
-    value: state.row ?? String(prompt - 1),
-    oninput: tell,
-  });
   tell();
-  return make(
-    "p",
-    { class: "probe" },
-    make("label", { class: "field" }, make("span", {}, "Row at position"), input),
-    answer,
-  );
+  return html`<p class="probe">
+    <label class="field"><span>Row at position</span>${input}</label>${answer}
+  </p>`;
 }

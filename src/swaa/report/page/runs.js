@@ -28,98 +28,59 @@ function lengthRange(tokens) {
 
 const linesOf = (run, [, , value, lines]) => (lines ? lines(run) : [value(run)]).filter(Boolean);
 
-/** A text that may be broken behind the signs inside of names. */
+/** A text that may be broken after the signs inside of names. */
 function breakable(text) {
   const parts = text.split(/(?<=[-/=]|[a-z]_)(?=[\w:])|(?<=\w)(?=\.[A-Za-z])/);
-  return parts.flatMap((part, index) => (index ? [make("wbr"), part] : [part]));
+  return parts.map((part, index) => (index ? html`<wbr>${part}` : part));
 }
 
 function showRuns(host, data) {
   if (!data.runs.length)
-    return noData(host, "this folder holds no result. See what writes some:", "swaa --help");
-  const state = { text: "", kind: "", device: "", subject: "", sort: "kind", down: false };
-  const body = make("tbody");
-  const shown = make("p", { class: "count", role: "status" });
-  const heads = new Map();
-
-  const headers = COLUMNS.map(([key, name]) => {
-    const head = make(
-      "th",
-      { scope: "col" },
-      make(
-        "button",
-        {
-          type: "button",
-          onclick: () => {
-            state.down = state.sort === key ? !state.down : false;
-            state.sort = key;
-            draw();
-          },
-        },
-        name,
-      ),
+    return host.replaceChildren(
+      noData("this folder holds no result. See what writes some:", "swaa --help"),
     );
-    heads.set(key, head);
-    return head;
-  });
+  const state = { text: "", kind: "", device: "", subject: "", sort: "kind", down: false };
+  const set = (name) => (value) => {
+    state[name] = value;
+    draw();
+  };
+  const sortBy = (key) => () => {
+    state.down = state.sort === key && !state.down;
+    set("sort")(key);
+  };
+  const heads = COLUMNS.map(
+    ([key, name]) => html`<th scope="col"><button type="button" @click="${sortBy(key)}">${name}</button></th>`,
+  );
+  const choice = (name, label, value) => {
+    const values = distinct(data.runs.map(value)).sort();
+    return select(label, [["", "all"], ...values.map((text) => [text, text])], "", set(name));
+  };
+  const search = (event) => set("text")(event.target.value.toLowerCase());
+  const body = html`<tbody></tbody>`;
+  const shown = html`<p class="count" role="status"></p>`;
 
   function draw() {
-    const runs = sortRuns(
-      data.runs.filter((run) => fits(run, state)),
-      state,
-    );
-    body.replaceChildren(...runs.flatMap((run) => runRows(run)));
+    const runs = sortRuns(data.runs.filter((run) => fits(run, state)), state);
+    body.replaceChildren(...runs.flatMap(runRows));
     shown.textContent = `${runs.length} of ${data.runs.length} runs`;
-    for (const [key, head] of heads) {
-      head.setAttribute(
-        "aria-sort",
-        key !== state.sort ? "none" : state.down ? "descending" : "ascending",
-      );
+    for (const [at, [key]] of COLUMNS.entries()) {
+      const order = state.down ? "descending" : "ascending";
+      heads[at].setAttribute("aria-sort", key === state.sort ? order : "none");
     }
   }
 
-  const choice = (name, label, value) => {
-    const values = distinct(data.runs.map(value)).sort();
-    const options = [["", "all"], ...values.map((text) => [text, text])];
-    return select(label, [[null, options]], "", (picked) => {
-      state[name] = picked;
-      draw();
-    });
-  };
-  const search = make("input", {
-    type: "search",
-    name: "search",
-    oninput: (event) => {
-      state.text = event.target.value.toLowerCase();
-      draw();
-    },
-  });
-  host.replaceChildren(
-    make(
-      "div",
-      { class: "controls" },
-      make("label", { class: "field" }, make("span", {}, "Search"), search),
-      choice("kind", "Kind", (run) => run.kind),
-      choice("subject", "Measured", (run) => run.subject),
-      choice("device", "Machine", (run) => run.provenance.device),
-    ),
-    shown,
-    make(
-      "div",
-      { class: "runs" },
-      make(
-        "table",
-        {},
-        make(
-          "colgroup",
-          {},
-          [...COLUMNS.map(([key]) => key), "files"].map((key) => make("col", { class: key })),
-        ),
-        make("thead", {}, make("tr", {}, headers, make("th", { scope: "col" }, "Files"))),
-        body,
-      ),
-    ),
-  );
+  host.replaceChildren(html`<div class="controls">
+      <label class="field"><span>Search</span><input type="search" name="search" @input="${search}"></label>
+      ${choice("kind", "Kind", (run) => run.kind)}
+      ${choice("subject", "Measured", (run) => run.subject)}
+      ${choice("device", "Machine", (run) => run.provenance.device)}
+    </div>
+    ${shown}
+    <div class="runs"><table>
+      <colgroup>${[...COLUMNS.map(([key]) => key), "files"].map((key) => html`<col class="${key}">`)}</colgroup>
+      <thead><tr>${heads}<th scope="col">Files</th></tr></thead>
+      ${body}
+    </table></div>`);
   draw();
 }
 
@@ -148,76 +109,42 @@ function sortRuns(runs, state) {
   return [...runs].sort(compare);
 }
 
-/** A run's line, and the one behind it with everything its file holds. */
+/** A run's line, and the one after it with everything its file holds. */
 function runRows(run) {
-  const more = make("tr", { class: "more", hidden: true });
-  const open = make(
-    "button",
-    {
-      type: "button",
-      class: "quiet",
-      "aria-expanded": "false",
-      onclick: () => {
-        if (!more.firstChild)
-          more.append(make("td", { colspan: COLUMNS.length + 1 }, runDetails(run)));
-        more.hidden = !more.hidden;
-        open.setAttribute("aria-expanded", String(!more.hidden));
-      },
-    },
-    "details",
-  );
-  const links = [
-    ["result", "json"],
-    ["samples", "samples"],
-    ["picture", "picture"],
-  ]
+  const more = html`<tr class="more" hidden></tr>`;
+  const toggle = ({ currentTarget }) => {
+    if (!more.firstChild) more.append(html`<td colspan="${COLUMNS.length + 1}">${runDetails(run)}</td>`);
+    more.hidden = !more.hidden;
+    currentTarget.setAttribute("aria-expanded", String(!more.hidden));
+  };
+  const links = [["result", "json"], ["samples", "samples"], ["picture", "picture"]]
     .filter(([name]) => run.files[name])
-    .map(([name, text]) => [make("a", { href: run.files[name] }, text), " "]);
-  return [
-    make(
-      "tr",
-      { class: "run" },
-      COLUMNS.map((column) =>
-        make(
-          "td",
-          { "data-name": column[1], class: column[0] },
-          linesOf(run, column).map((line) => make("span", {}, breakable(line))),
-        ),
-      ),
-      make("td", { "data-name": "Files", class: "files" }, links, open),
-    ),
-    more,
-  ];
+    .map(([name, text]) => [html`<a href="${run.files[name]}">${text}</a>`, " "]);
+  const cell = (column) => {
+    const lines = linesOf(run, column).map((line) => html`<span>${breakable(line)}</span>`);
+    return html`<td data-name="${column[1]}" class="${column[0]}">${lines}</td>`;
+  };
+  const line = html`<tr class="run">
+    ${COLUMNS.map(cell)}
+    <td data-name="Files" class="files">
+      ${links} <button type="button" class="quiet" aria-expanded="false" @click="${toggle}">details</button>
+    </td>
+  </tr>`;
+  return [line, more];
 }
 
 function runDetails(run) {
   const versions = Object.entries(run.provenance.versions).filter(([, version]) => version);
   // Rows that hold different things have a table each.
   const alike = groupBy(run.rows, (row) => Object.keys(row).sort().join());
-  return make(
-    "div",
-    {},
-    make(
-      "p",
-      {},
-      make("strong", {}, run.path),
-      run.provenance.seconds === null ? "" : ` · took ${whole(run.provenance.seconds)} s`,
-      ` · ${versions.map(([name, version]) => `${name} ${version}`).join(" · ")}`,
-    ),
-    [...alike.values()].map((rows) =>
-      make(
-        "div",
-        { class: "scroll", tabindex: "0", role: "region", "aria-label": `Rows of ${run.path}` },
-        rowsTable(rows),
-      ),
-    ),
-    make(
-      "details",
-      {},
-      make("summary", {}, "Configuration"),
-      make("pre", {}, JSON.stringify(run.config, null, 2)),
-    ),
-  );
+  const took = run.provenance.seconds === null ? "" : ` · took ${whole(run.provenance.seconds)} s`;
+  const table = (rows) =>
+    html`<div class="scroll" tabindex="0" role="region" aria-label="Rows of ${run.path}">${rowsTable(rows)}</div>`;
+  return html`<div>
+    <p><strong>${run.path}</strong>${took} · ${versions.map((pair) => pair.join(" ")).join(" · ")}</p>
+    ${[...alike.values()].map(table)}
+    <details><summary>Configuration</summary><pre>${JSON.stringify(run.config, null, 2)}</pre></details>
+  </div>`;
 }
 
 /** Rows with the same keys; what names a row stands first, what is long last. */
@@ -226,32 +153,12 @@ function rowsTable(rows) {
   const names = (key) => key === "tokens" || rows.some((row) => typeof row[key] === "string");
   const rank = (key) => (rows.some((row) => long(row[key])) ? 2 : names(key) ? 0 : 1);
   const keys = Object.keys(rows[0]).sort((a, b) => rank(a) - rank(b));
-  const cells = (row) =>
-    keys.map((key) =>
-      make(
-        "td",
-        { class: typeof row[key] === "number" ? "num" : long(row[key]) ? "long" : "text" },
-        cellText(row[key]),
-      ),
-    );
-  return make(
-    "table",
-    {},
-    make(
-      "thead",
-      {},
-      make(
-        "tr",
-        {},
-        keys.map((key) => make("th", { scope: "col" }, key)),
-      ),
-    ),
-    make(
-      "tbody",
-      {},
-      rows.map((row) => make("tr", {}, cells(row))),
-    ),
-  );
+  const kind = (value) => (typeof value === "number" ? "num" : long(value) ? "long" : "text");
+  const cell = (value) => html`<td class="${kind(value)}">${cellText(value)}</td>`;
+  return html`<table>
+    <thead><tr>${keys.map((key) => html`<th scope="col">${key}</th>`)}</tr></thead>
+    <tbody>${rows.map((row) => html`<tr>${keys.map((key) => cell(row[key]))}</tr>`)}</tbody>
+  </table>`;
 }
 
 /** A value of a row as text; of a spread its median, and from where to where it lies. */
