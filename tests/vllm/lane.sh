@@ -57,7 +57,7 @@ else
     "$bin/python" -m pytest tests/vllm/test_scheduling.py -k "verified_drafts and $name"
   done
   echo "== random traffic, in a process of its own: in used ones it takes several times as long"
-  "$bin/python" -m pytest tests/vllm/test_scheduling.py -k random
+  "$bin/python" -m pytest tests/vllm/test_{scheduling,decode_keys}.py -k random
   echo "== the same under vLLM's V2 model runner, its kernels interpreted"
   SWAA_TEST_RUNNER=v2 test tests/vllm/test_{features,scheduling,drafts,ranks}.py \
     -k '(all_kinds or sliding or in_flight or no_room or dealt_out) and not (random or verified_drafts or faint or strong-long)'

@@ -148,3 +148,13 @@ def test_statistics_are_those_of_the_keys_after_every_step_of_random_traffic(che
         assert engine.preemptions > 0
         assert engine.free_blocks() == engine.free_at_start
     assert sum(compared) > 10_000
+
+
+def test_blocks_that_hold_no_whole_number_of_pages_are_refused():
+    from types import SimpleNamespace
+
+    from swaa.integrations.vllm.kv_cache import padded_page_bytes
+
+    spec = SimpleNamespace(block_size=24)
+    with pytest.raises(ValueError, match="give --block-size a multiple of 16"):
+        padded_page_bytes(spec)
