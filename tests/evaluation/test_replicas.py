@@ -9,28 +9,35 @@ from pathlib import Path
 import pytest
 
 from swaa import cli
+from tests.launched import launch
 
 ROOT = Path(__file__).parents[2]
 FLAGS = (
     *("--recipes", "full,fast", "--window", "64", "--sink-tokens", "8", "--dense-tail", "8"),
     *("--tasks", "needle,perplexity", "--lengths", "600", "--samples", "9", "--batch-size", "2"),
 )
-IN_TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 
-def _eval(checkpoint, folder, *, launcher=(), fault=None):
-    """Run it in a folder; the finished process."""
-    module = "tests.evaluation.faulty" if fault else "swaa"
+def _eval(checkpoint, folder, *, count=2, fault=None):
+    """Run it in a folder; how it ended."""
     folder.mkdir(exist_ok=True)
+    words = ["eval", str(checkpoint), *FLAGS]
+    if fault is None:
+        return launch("swaa.cli", words, count=count, folder=folder)
+    return launch("tests.evaluation.faulty", words, count=count, folder=folder, FAULT=fault)
+
+
+def _launched(checkpoint, folder):
+    """Run it in two processes of PyTorch's own launcher."""
     environment = {
         **os.environ,
         "ACCELERATE_USE_CPU": "true",
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]),
-        "FAULT": fault or "",
     }
     return subprocess.run(
-        [sys.executable, *launcher, "-m", module, "eval", str(checkpoint), *FLAGS],
+        [sys.executable, *LAUNCHER, "-m", "swaa", "eval", str(checkpoint), *FLAGS],
         cwd=folder,
         env=environment,
         capture_output=True,
@@ -70,15 +77,15 @@ def _samples(folder):
 @pytest.fixture(scope="module")
 def alone(checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
-    done = _eval(checkpoint, folder)
-    assert done.returncode == 0, done.stderr
+    done = _eval(checkpoint, folder, count=1)
+    assert done.codes == [0], done.stderr
     return folder, done
 
 
 @pytest.mark.slow
 def test_two_processes_leave_the_files_of_one(alone, checkpoint, tmp_path):
     folder, whole = alone
-    done = _eval(checkpoint, tmp_path, launcher=IN_TWO)
+    done = _launched(checkpoint, tmp_path)
     assert done.returncode == 0, done.stderr
     assert _files(tmp_path) == _files(folder)
     assert len(_files(tmp_path)) == 8
@@ -89,20 +96,20 @@ def test_two_processes_leave_the_files_of_one(alone, checkpoint, tmp_path):
 def test_whichever_process_fails_the_same_command_goes_on(alone, checkpoint, tmp_path):
     # Nine prompts in batches of two: the first round takes four, one process each two.
     for fault in ("raise:1:2", "kill:1:1", "kill:0:1"):
-        failed = _eval(checkpoint, tmp_path, launcher=IN_TWO, fault=fault)
-        assert failed.returncode != 0, fault
+        failed = _eval(checkpoint, tmp_path, fault=fault)
+        assert any(failed.codes), fault
         assert failed.stdout == ""
         assert _samples(tmp_path) == 4, fault
         said = [line for line in failed.stderr.splitlines() if line.startswith("swaa eval: ")]
-        # Of a process that was killed, the launcher speaks.
+        # Of a process that was killed, a launcher speaks.
         if fault.startswith("raise"):
             assert said == ["swaa eval: process 1 of 2: no more"], failed.stderr
         else:
             assert all("is gone; run the same command again" in line for line in said)
             assert len(said) <= 1
         assert not list(tmp_path.rglob("*.json"))
-    done = _eval(checkpoint, tmp_path, launcher=IN_TWO)
-    assert done.returncode == 0, done.stderr
+    done = _eval(checkpoint, tmp_path)
+    assert done.codes == [0, 0], done.stderr
     assert _files(tmp_path) == _files(alone[0])
     assert _table(done) == _table(alone[1])
 

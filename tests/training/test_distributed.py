@@ -9,6 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.launched import launch
+
 FLAGS = [
     "--window",
     "16",
@@ -36,12 +38,16 @@ FLAGS = [
 ]
 
 
-def _train(launcher, checkpoint, data, out, accumulate):
-    words = [sys.executable, *launcher, "train", str(checkpoint), "--data", str(data)]
-    words += ["--out", str(out), "--accumulate", str(accumulate), *FLAGS]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr[-2000:]
+LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+
+def _words(checkpoint, data, out, accumulate):
+    words = ["train", str(checkpoint), "--data", str(data), "--out", str(out)]
+    return [*words, "--accumulate", str(accumulate), *FLAGS]
+
+
+def _left(out):
+    """The curve, the number of processes, and the adapter."""
     rows = [json.loads(line) for line in (out / "loss.jsonl").read_text().splitlines()]
     record = json.loads((out / "training.json").read_text())
     return rows, record["processes"], load_file(out / "adapter" / "adapter_model.safetensors")
@@ -53,17 +59,16 @@ def alone(checkpoint, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("alone")
     data = write_lines(folder / "data.jsonl", conversations())
-    return data, _train(["-m", "swaa"], checkpoint, data, folder / "out", 2)
+    words = _words(checkpoint, data, folder / "out", 2)
+    ended = launch("swaa.cli", words, count=1, folder=folder)
+    assert ended.codes == [0], ended.stderr[-2000:]
+    return data, _left(folder / "out")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("module", ["swaa", "tests.training.sharded"], ids=["ddp", "fsdp2"])
-def test_two_processes_are_one(alone, checkpoint, tmp_path, module):
-    data, (rows, processes, adapter) = alone
+def _is_the_one(alone, out):
+    _, (rows, processes, adapter) = alone
     assert processes == 1
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    launcher += ["-m", module]
-    found, processes, again = _train(launcher, checkpoint, data, tmp_path / "out", 1)
+    found, processes, again = _left(out)
     assert processes == 2
     assert len(found) == len(rows) == 4
     assert rows[-1]["loss"] != rows[0]["loss"]
@@ -72,3 +77,21 @@ def test_two_processes_are_one(alone, checkpoint, tmp_path, module):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-5), name
     ours, theirs = (torch.cat([x[name].flatten() for name in adapter]) for x in (again, adapter))
     assert (ours - theirs).norm() < 1e-3 * theirs.norm()
+
+
+@pytest.mark.slow
+def test_two_processes_of_the_launcher_are_one(alone, checkpoint, tmp_path):
+    words = [sys.executable, *LAUNCHER, "-m", "swaa"]
+    words += _words(checkpoint, alone[0], tmp_path / "out", 1)
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-2000:]
+    _is_the_one(alone, tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_two_shards_are_one(alone, checkpoint, tmp_path):
+    words = _words(checkpoint, alone[0], tmp_path / "out", 1)
+    ended = launch("tests.training.sharded", words, count=2, folder=tmp_path)
+    assert ended.codes == [0, 0], ended.stderr[-2000:]
+    _is_the_one(alone, tmp_path / "out")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -209,9 +210,14 @@ def _dispatches(cls: type) -> bool:
     if forward is None or sys.modules.get(cls.__module__) is None:
         return False
     try:
-        return "ALL_ATTENTION_FUNCTIONS.get_interface(" in inspect.getsource(forward)
+        return _asks_the_interface(forward)
     except (OSError, TypeError):
         return False
+
+
+@functools.cache  # reading source takes milliseconds, and every module of a model is asked
+def _asks_the_interface(forward: Callable[..., Any]) -> bool:
+    return "ALL_ATTENTION_FUNCTIONS.get_interface(" in inspect.getsource(forward)
 
 
 def _name(model: PreTrainedModel) -> str:
