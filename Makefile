@@ -12,7 +12,7 @@ TRITON := --no-deps triton==3.6.0
 SOURCES := src tests
 
 .PHONY: help demo test test-vllm test-transformers lint format support-table overview benchmarks \
-  evaluation-table clean
+  evaluation-table dist clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -54,8 +54,20 @@ benchmarks: $(VENV)/.tools  ## write docs/measurements/benchmarks.md from result
 evaluation-table: $(VENV)/.demo  ## write table and picture of docs/measurements/accuracy.md from results/eval
 	$(BIN)/python -m swaa.evaluation.published results docs/measurements/accuracy.md
 
+dist: | $(BIN)/python  ## build wheel and sdist into dist/, and try the wheel in a new venv outside the repository
+	$(INSTALL) 'pip>=25.1' 'build>=1.2' 'twine>=6'
+	rm -rf dist build
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+	@echo "== installing the wheel into $(VENV)/dist (PyTorch is large: minutes)"
+	$(BIN)/python -m venv --clear $(VENV)/dist
+	$(VENV)/dist/bin/python -m pip install --quiet --disable-pip-version-check dist/*.whl
+	bin=$(abspath $(VENV))/dist/bin; cd / && $$bin/python -c 'import swaa; print(swaa.__file__)' && \
+	  $$bin/swaa --help >/dev/null && $$bin/swaa recipes >/dev/null && $$bin/swaa env
+	@echo "== dist/ is ready; docs/how-to/release.md says what comes next"
+
 clean:  ## remove the environment and what commands wrote
-	rm -rf $(VENV) swaa-demo build .pytest_cache .ruff_cache
+	rm -rf $(VENV) swaa-demo build dist .pytest_cache .ruff_cache
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \

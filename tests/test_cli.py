@@ -1,5 +1,6 @@
 import argparse
 import json
+import re
 import subprocess
 import sys
 import types
@@ -13,7 +14,8 @@ from swaa import cli
 from swaa.cli import options
 from swaa.cli.options import add_config_options, config_from, name_from
 from swaa.config import SWAAConfig
-from swaa.recipes import load_recipe
+from swaa.recipes import list_recipes, load_recipe
+from tests.documents import read
 
 HEAVY = ("torch", "transformers", "triton", "vllm", "trl", "datasets")
 
@@ -236,6 +238,7 @@ def test_plan_takes_the_configuration_that_the_checkpoint_carries(tiny, capsys):
 def test_recipes_lists_cost_and_measurements(capsys):
     assert cli.main(["recipes"]) == 0
     out = capsys.readouterr().out
+    assert out.startswith("Start with 'selected', the nearest to full attention.")
     fast = next(line for line in out.splitlines() if line.startswith("fast "))
     assert fast.split()[:3] == ["fast", "0.51", "1.00"]
     kept = (
@@ -244,6 +247,17 @@ def test_recipes_lists_cost_and_measurements(capsys):
     assert kept in " ".join(out.split())
     assert "SmolLM2-135M-Instruct" in out
     assert "naive: Do not use it" in out
+
+
+def test_what_to_start_with_are_recipes_that_the_readme_names_for_the_same():
+    from swaa.cli.recipes import START
+
+    named = re.findall(r"'(\w+)'", " ".join(START))
+    assert set(named) <= {recipe.name for recipe in list_recipes()}
+    choice = read("README.md").split("## Which recipe")[1].split("##")[0]
+    told = dict.fromkeys(re.findall(r"`(\w+)`", choice))
+    assert named == [name for name in told if name in named]  # in the same order
+    assert f"`{named[0]}`" in choice.partition("Start here")[0]
 
 
 def test_recipes_shows_one_and_prints_json(capsys):

@@ -24,6 +24,7 @@ FOREIGN = {
     *("--uds", "--ssl-certfile", "--config", "--headless"),
     *("--multi_gpu", "--num_processes", "--use_fsdp", "--fsdp_version", "--cpu"),
     *("--fsdp_auto_wrap_policy", "--model_args", "--batch_size", "--help", "--traceback"),
+    *("--tags", "--repository"),
 }
 
 

@@ -2,6 +2,8 @@
 
 ``swaa.adapt(model, "balanced")`` makes a loaded Transformers model slide, ``swaa.restore(model)``
 undoes it exactly, and :func:`swaa.swaa_attention` is the attention both are made of.
+``swaa.load(name, recipe)`` loads and adapts, ``with swaa.adapted(model, recipe):`` adapts for a
+while.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from swaa.attention import AttentionOutput, swaa_attention
     from swaa.phase import attention_rows, prompt_length
     from swaa.recipes import list_recipes, load_recipe
+    from swaa.shortcuts import adapted, load
 
 __version__ = "0.1.0"
 
@@ -31,6 +34,8 @@ _LAZY = {
     "prompt_length": "swaa.phase",
     "list_recipes": "swaa.recipes",
     "load_recipe": "swaa.recipes",
+    "adapted": "swaa.shortcuts",
+    "load": "swaa.shortcuts",
 }
 
 __all__ = [
@@ -40,9 +45,11 @@ __all__ = [
     "SWAAConfig",
     "__version__",
     "adapt",
+    "adapted",
     "attention_rows",
     "is_adapted",
     "list_recipes",
+    "load",
     "load_recipe",
     "prompt_length",
     "restore",

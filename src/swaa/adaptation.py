@@ -48,6 +48,7 @@ from swaa.recipes import resolve
 
 _ON_INSTANCE = (
     "_swaa_undo",
+    "_swaa_adaptation",
     "generate",
     "generate_batch",
     "create_masks_for_generate",
@@ -71,6 +72,7 @@ class Adaptation:
             of decoding where it differs.
         summary: one line for people.
         warm_up_seconds: what compiling ahead took, None where it was not asked for.
+        requested: the backend that was asked for.
     """
 
     config: SWAAConfig
@@ -78,6 +80,7 @@ class Adaptation:
     backend: str
     summary: str
     warm_up_seconds: float | None = None
+    requested: str = "auto"
 
     def __repr__(self) -> str:
         """Short: an interactive shell shows what :func:`adapt` returned."""
@@ -159,7 +162,8 @@ def adapt(
         summary += f"; {resolved.idle(f'all {limit:,} tokens that the model can see')}"
     if seconds is not None:
         summary += f", warmed up in {seconds:.1f} s"
-    adaptation = Adaptation(resolved, plans, name, summary, seconds)
+    adaptation = Adaptation(resolved, plans, name, summary, seconds, backend)
+    vars(model)["_swaa_adaptation"] = adaptation
     if not quiet:
         print(adaptation.summary)
         vars(model)["generate"].unsaid = resolved
@@ -169,6 +173,27 @@ def adapt(
 def is_adapted(model: PreTrainedModel) -> bool:
     """Whether :func:`adapt` is in force on the model."""
     return "_swaa_undo" in vars(model)
+
+
+def adaptation_of(model: PreTrainedModel) -> Adaptation | None:
+    """What :func:`adapt` returned for the model; None: it is not adapted."""
+    require_model(model)
+    return vars(model).get("_swaa_adaptation")
+
+
+def bring_back(model: PreTrainedModel, earlier: Adaptation | None) -> None:
+    """Make a model what it was, whatever it was adapted to since.
+
+    Args:
+        model: adapted or not.
+        earlier: what :func:`adaptation_of` said then.
+    """
+    if earlier is None:
+        if is_adapted(model):
+            restore(model)
+    elif adaptation_of(model) is not earlier:
+        adapt(model, earlier.config, backend=earlier.requested, trial=False, quiet=True)
+        vars(model)["_swaa_adaptation"] = earlier
 
 
 def restore(model: PreTrainedModel) -> None:

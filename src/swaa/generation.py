@@ -56,17 +56,38 @@ def build_prompt(tokenizer: PreTrainedTokenizerBase, document: str, question: st
         if not text.strip():
             raise ValueError(f"the {name} is empty")
     content = f"{document.strip()}\n\n{question.strip()}"
+    return frame(tokenizer, [{"role": "user", "content": content}])
+
+
+def frame(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> Tensor:
+    """Messages as the token ids of a prompt, ``[1, tokens]``.
+
+    Args:
+        tokenizer: whose chat template frames them; without one each message ends its line.
+        messages: ``role`` and ``content`` of each.
+    """
     if tokenizer.chat_template is None:
-        return _token_ids(tokenizer, f"{content}\n", add_special_tokens=True)
-    framed = tokenizer.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-    )
+        text = "".join(f"{message['content']}\n" for message in messages)
+        return _token_ids(tokenizer, text, add_special_tokens=True)
+    framed = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     assert isinstance(framed, str)
     return _token_ids(tokenizer, framed, add_special_tokens=False)
 
 
-def check_context(loaded: LoadedModel, prompt_tokens: int, max_new_tokens: int) -> None:
+def check_context(
+    loaded: LoadedModel,
+    prompt_tokens: int,
+    max_new_tokens: int,
+    *,
+    advice: str = "shorten the document",
+) -> None:
     """Refuse what the model was not trained for.
+
+    Args:
+        loaded: the model.
+        prompt_tokens: of the prompt.
+        max_new_tokens: longest answer (tokens).
+        advice: what to do where they do not fit, for the message.
 
     Raises:
         ValueError: when prompt and answer exceed the model's trained context, or when no token
@@ -78,7 +99,7 @@ def check_context(loaded: LoadedModel, prompt_tokens: int, max_new_tokens: int) 
     if limit is not None and prompt_tokens + max_new_tokens > limit:
         raise ValueError(
             f"the prompt has {prompt_tokens:,} tokens and the answer up to {max_new_tokens:,};"
-            f" {loaded.name} was trained to {limit:,}: shorten the document"
+            f" {loaded.name} was trained to {limit:,}: {advice}"
         )
 
 

@@ -17,6 +17,7 @@ from swaa.cli.numbers import whole_number
 VERBS = {
     "demo": "watch a small model lose a fact under a plain window and find it again",
     "generate": "answer a question about a document under a recipe",
+    "chat": "talk to a model under a recipe",
     "plan": "price a recipe on a model: KV bytes and FLOPs, without loading weights",
     "eval": "measure recipes on tasks, with confidence intervals",
     "distill": "let the full-attention model answer questions, and keep what is right",

@@ -1,0 +1,113 @@
+"""A conversation with a model, whose cache is kept between turns where that is right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, TextStreamer
+
+from swaa.generation import check_context, frame
+from swaa.integrations.transformers.cache_name import cache_argument, cache_of
+from swaa.integrations.transformers.support import execution_device
+from swaa.memory import explain_out_of_memory
+from swaa.models import LoadedModel
+
+
+class Conversation:
+    """Messages so far. Answers are greedy, by the model as it is: adapted or not.
+
+    What is cached keeps the phase it was computed in, as in any later turn of ``generate``.
+
+    Args:
+        loaded: model and tokenizer.
+        max_new_tokens: longest answer (tokens).
+
+    Attributes:
+        messages: ``role`` and ``content`` of each message, the model's answers included.
+        kept_tokens: tokens of the last prompt that the cache held already.
+    """
+
+    def __init__(self, loaded: LoadedModel, *, max_new_tokens: int) -> None:
+        self.messages: list[dict[str, str]] = []
+        self.kept_tokens = 0
+        self._loaded = loaded
+        self._max_new_tokens = max_new_tokens
+        self._cache: Any = None
+        self._ids: Tensor | None = None  # what the cache holds, and the last token of the answer
+
+    def reset(self) -> None:
+        """Begin anew."""
+        self.messages, self._cache, self._ids = [], None, None
+
+    def ask(self, text: str, on_text: Callable[[str], None] | None = None) -> str:
+        """Answer one more message; a message that fails is not part of the conversation.
+
+        Args:
+            text: the message.
+            on_text: called with each piece of the answer as it comes.
+
+        Raises:
+            ValueError: for a conversation that does not fit the model or the device's memory.
+        """
+        messages = [*self.messages, {"role": "user", "content": text}]
+        tokenizer = self._loaded.tokenizer
+        ids = frame(tokenizer, messages)
+        tokens = ids.shape[1]
+        check_context(self._loaded, tokens, self._max_new_tokens, advice="begin anew (/reset)")
+        output = self._generate(ids, _Pieces(tokenizer, on_text))
+        # As it was generated, spaces included: then the next prompt begins with the same tokens.
+        answer = tokenizer.decode(output.sequences[0, tokens:], skip_special_tokens=True)
+        assert isinstance(answer, str)
+        self._cache, self._ids = cache_of(output), output.sequences.cpu()
+        self.messages = [*messages, {"role": "assistant", "content": answer}]
+        return answer
+
+    def _generate(self, ids: Tensor, streamer: TextStreamer) -> Any:
+        cache = self._take_cache(ids)
+        model: Any = self._loaded.model  # its class types `generate` as a tensor
+        with (
+            explain_out_of_memory(f"a conversation of {ids.shape[1]:,} tokens", "begin anew"),
+            torch.inference_mode(),
+        ):
+            return model.generate(
+                ids.to(execution_device(model)),
+                max_new_tokens=self._max_new_tokens,
+                do_sample=False,
+                streamer=streamer,
+                return_dict_in_generate=True,
+                **({} if cache is None else cache_argument(cache)),
+            )
+
+    def _take_cache(self, ids: Tensor) -> Any:
+        """The cache, if a prompt begins with all that it holds; else it is computed again.
+
+        Templates may rewrite earlier turns (thoughts are left out), and an answer's text may be
+        cut into other tokens than those that were generated.
+        """
+        cache, self._cache = self._cache, None  # an interrupted turn leaves it half filled
+        self.kept_tokens = 0
+        if cache is None or self._ids is None:
+            return None
+        held = int(cache.get_seq_length())
+        if held >= ids.shape[1] or not torch.equal(self._ids[:, :held], ids[:, :held]):
+            return None
+        self.kept_tokens = held
+        return cache
+
+
+class _Pieces(TextStreamer):
+    """Hands the answer on as it comes."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], None] | None
+    ) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._on_text = on_text
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        del stream_end
+        if self._on_text is not None and text:
+            self._on_text(text)

@@ -1,0 +1,124 @@
+"""`swaa chat`: talk to a model under a recipe, line by line."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import re
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from swaa.cli.options import (
+    DEFAULT_RECIPE,
+    add_backend_option,
+    add_config_options,
+    add_model_options,
+    config_from,
+)
+
+if TYPE_CHECKING:
+    from swaa.chat import Conversation
+
+EXIT, RESET = "/exit", "/reset"
+
+
+def register(subparsers: Any) -> None:
+    """Add the verb to the command line."""
+    parser = subparsers.add_parser(
+        "chat",
+        help="talk to a model under a recipe",
+        description="Talk to a model under a recipe. Each line is a message, from the terminal or"
+        f" from a pipe; {RESET} begins anew, {EXIT} or the end of the input (Ctrl-D) ends, Ctrl-C"
+        " stops an answer. Answers are greedy.",
+    )
+    parser.add_argument(
+        "model",
+        nargs="?",
+        default="smollm2",
+        metavar="MODEL",
+        help="folder, hub name, GGUF file, or smollm2 (default: %(default)s)",
+    )
+    add_config_options(parser, default=f"what the model's config.json carries, or {DEFAULT_RECIPE}")
+    parser.add_argument(
+        "--max-new-tokens",
+        type=int,
+        default=512,
+        metavar="N",
+        help="longest answer (tokens, default: %(default)s)",
+    )
+    add_model_options(parser)
+    add_backend_option(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Talk until the input ends."""
+    if args.max_new_tokens < 1:
+        raise ValueError(f"--max-new-tokens {args.max_new_tokens}: expected at least 1 tokens")
+    config_from(args)  # a mistake shows before minutes go into loading a model
+
+    from swaa.adaptation import adapt
+    from swaa.chat import Conversation
+    from swaa.models import load_model
+
+    loaded = load_model(
+        args.model,
+        dtype=args.dtype,
+        device=args.device,
+        trust_remote_code=args.trust_remote_code,
+    )
+    carried = getattr(loaded.model.config, "swaa", None)
+    config = config_from(args, default=DEFAULT_RECIPE if carried is None else carried)
+    if config.window is None:
+        if args.backend != "auto":
+            raise ValueError("--backend would do nothing: every layer is full")
+        print("full attention, the model as it is", flush=True)
+    else:
+        adapt(loaded.model, config, backend=args.backend)
+    _talk(Conversation(loaded, max_new_tokens=args.max_new_tokens))
+    return 0
+
+
+def _talk(conversation: Conversation) -> None:
+    if sys.stdin.isatty():
+        print(f"{RESET} begins anew, {EXIT} or Ctrl-D ends", flush=True)
+    for line in _lines():
+        if line == EXIT:
+            return
+        if line == RESET:
+            conversation.reset()
+        elif re.fullmatch(r"/\w+", line):
+            print(f"swaa chat: {line}? There are {RESET} and {EXIT}", file=sys.stderr, flush=True)
+        elif line:
+            _answer(conversation, line)
+
+
+def _answer(conversation: Conversation, text: str) -> None:
+    """Print an answer as it comes; what goes wrong ends the turn, not the conversation."""
+    try:
+        conversation.ask(text, _print_piece)
+    except ValueError as error:
+        print(f"swaa chat: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    except KeyboardInterrupt:
+        print("\nswaa chat: stopped; the turn is forgotten", file=sys.stderr, flush=True)
+    else:
+        print("\n", flush=True)
+
+
+def _print_piece(text: str) -> None:
+    print(text, end="", flush=True)
+
+
+def _lines() -> Iterator[str]:
+    """The lines of the input without spaces around them; a terminal is asked for each."""
+    terminal = sys.stdin.isatty()
+    if terminal:
+        with contextlib.suppress(ImportError):  # Windows has none
+            import readline  # noqa: F401 # arrow keys and history for input()
+    while True:
+        try:
+            yield input("> " if terminal else "").strip()
+        except EOFError:
+            if terminal:
+                print()
+            return
