@@ -19,7 +19,14 @@ FOREIGN = {
     # of pip, vLLM, accelerate, lm-eval and the examples
     *("--no-deps", "--no-install-recommends", "--group"),
     *("--additional-config", "--speculative-config", "--max-num-batched-tokens", "--max-num-seqs"),
-    *("--max-model-len", "--kv-cache-dtype", "--enable-dbo", "--ubatch-size", "--enforce-eager"),
+    *(
+        "--block-size",
+        "--max-model-len",
+        "--kv-cache-dtype",
+        "--enable-dbo",
+        "--ubatch-size",
+        "--enforce-eager",
+    ),
     *("--prefix-cache-retention-interval", "--disable-hybrid-kv-cache-manager", "--port", "--host"),
     *("--uds", "--ssl-certfile", "--config", "--headless"),
     *("--multi_gpu", "--num_processes", "--use_fsdp", "--fsdp_version", "--cpu"),

@@ -66,7 +66,9 @@ def _attend_selected(call: AttentionCall) -> AttentionOutput:
 
 def _attend_pages(call: AttentionCall) -> AttentionOutput:
     """Rows before ``decode_from`` as ever; the others read pages, one row of a tile each."""
-    if not (call.packed or call.paged):
+    if call.packed and (call.selects or not call.paged):
+        return attend_apart(call, attend)  # statistics are by sequence, or by page
+    if not call.paged:
         if nothing_to_choose(call):
             return attend(without_pages(call))
         apart = rows_apart(call)
@@ -77,7 +79,7 @@ def _attend_pages(call: AttentionCall) -> AttentionOutput:
             if before is not None:
                 return _joined(attend(before), attend(after))
     if call.selects:
-        return attend_apart(call, attend) if call.packed else _one_by_one(call)
+        return _one_by_one(call)
     with current_device(call.q):
         return decode.attend(call)
 
