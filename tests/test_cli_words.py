@@ -76,7 +76,7 @@ def test_every_verb_that_writes_takes_output(verb):
 
 def test_no_other_verb_writes():
     assert set(VERBS) - {verb.split()[0] for verb in WRITERS} == {
-        *("generate", "plan", "serve", "recipes", "env")
+        *("generate", "chat", "plan", "serve", "recipes", "env")
     }
 
 
