@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from swaa import cli, results
-from swaa.attention import swaa_attention
+from swaa.attention import AttentionOutput, swaa_attention
 from swaa.benchmark.kernels import measure as kernels
 from swaa.benchmark.kernels.candidates import Candidate, candidates
 from swaa.benchmark.kernels.plot import plot_kernels
 from swaa.benchmark.kernels.work import PHASES, Mask, Shape
+from swaa.testing import keys_seen
 
 
 @pytest.mark.parametrize("sinks", [0, 1, 5, 40])
@@ -32,6 +33,24 @@ def test_work_and_traffic_count_what_is_seen_only():
     assert shape.kv_bytes(mask) == 2 * 3 * 12 * 2 * 8 * 2
     training = Shape(phase="backward", tokens=100, batch=3, heads=4, kv_heads=2, head_dim=8)
     assert training.flops(mask) == 4 * 3 * 4 * 8 * mask.pairs(100, 100) * 7 // 2
+
+
+def test_chosen_keys_are_work_and_traffic_too():
+    mask = Mask(window=20, sink_tokens=5, decode_keys=32)
+    shape = Shape(phase="decode", tokens=160, heads=4, kv_heads=2, head_dim=16)
+    assert shape.flops(mask) == 4 * 4 * 16 * (20 + 5 + 32)
+    assert shape.kv_bytes(mask) == 2 * (20 + 5 + 32 + 160 // 16) * 2 * 16 * 2
+    (ours,) = candidates("decode", mask, backends=("reference",), stock=True)
+    assert ours.mask.label == "window 20 + 5 sinks + 32 chosen"
+    attend = ours.prepare(1, 160)
+    seen = keys_seen(
+        lambda q, k, v: AttentionOutput(attend(q, k, v), None), batch=1, queries=1, keys=160
+    )
+    assert torch.equal(seen[0], mask.seen(1, 160))
+    options = kernels.Options(phases=("decode",), decode_keys=(32, 64), lengths=(4096,))
+    masks = [mask.label for _, mask in options.measurements()]
+    chosen = [f"window 2048 + 128 sinks + {count} chosen" for count in (32, 64)]
+    assert masks == ["full", *chosen, "window 2048 + 128 sinks"]
 
 
 def test_every_phase_compares_ours_with_something():

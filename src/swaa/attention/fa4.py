@@ -65,6 +65,8 @@ def _refused_tensors(call: AttentionCall) -> str | None:
 def _refused_arguments(call: AttentionCall) -> str | None:
     if call.selects:
         return "selected rows are served by the triton backend"
+    if call.decode_keys:
+        return "rows that choose pages are served by the triton backend"
     if call.paged:
         return "reads no pages together with block lists on Hopper"
     if call.kv_lens is not None:

@@ -16,8 +16,8 @@ decode. Rows before ``decode_from`` do not choose, and only they can be selected
 
 A page is described by the mean and the standard deviation of its keys, channel by channel. A query
 scores it by ``q . mean + |q| . std``: about the largest product that one of its keys will have. Of
-the scores that the query heads of a key head give, the largest counts. (Pages scored by bounds:
-Quest, arXiv 2406.10774.)
+the scores that the query heads of a key head give, the largest counts; of pages that score alike,
+the first are chosen. (Pages scored by bounds: Quest, arXiv 2406.10774.)
 """
 
 from __future__ import annotations
@@ -105,7 +105,8 @@ def choose(call: AttentionCall) -> Tensor:
         scores = score_pages(call.q[n].unflatten(1, (kv_heads, heads // kv_heads)), statistics)
         numbers = torch.arange(scores.shape[-1], device=scores.device)
         open_to = (numbers >= first) & (numbers < end[n, :, None]) & rows[n, :, None]
-        best = scores.masked_fill(~open_to, float("-inf")).topk(min(most, scores.shape[-1])).indices
+        open_scores = scores.masked_fill(~open_to, float("-inf"))
+        best = open_scores.sort(stable=True, dim=-1, descending=True).indices[..., :most]
         pages[n, :, :, : best.shape[-1]] = best.int()
     return pages
 

@@ -45,6 +45,13 @@ def register(subparsers: Any) -> None:
     ):
         help_text = f"{text}; several with commas (default: {default})"
         parser.add_argument(flag, default=default, metavar="N", help=help_text)
+    parser.add_argument(
+        "--decode-keys",
+        default="",
+        metavar="N",
+        help="keys that full decode chooses by content, in place of all; several with commas"
+        " (default: not measured)",
+    )
     for flag, default, text in (
         ("--heads", 32, "query heads"),
         ("--kv-heads", 8, "key and value heads"),
@@ -115,4 +122,5 @@ def _options(args: argparse.Namespace) -> Options:
         dtype=args.dtype,
         backends=words(args.backends, "--backends"),
         stock=not args.no_stock,
+        decode_keys=whole_numbers(args.decode_keys, "--decode-keys") if args.decode_keys else (),
     )

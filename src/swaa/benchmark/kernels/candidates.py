@@ -16,6 +16,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
 from swaa.attention import swaa_attention
+from swaa.attention.pages import page_statistics
 from swaa.benchmark.kernels.work import Mask
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -46,6 +47,8 @@ def candidates(
         backends: ours, by name.
         stock: whether to compare with others.
     """
+    if mask.decode_keys:  # nothing that is installed here chooses so
+        return [_choosing(name, mask) for name in backends]
     found = [_ours(name, mask) for name in backends]
     if not stock:
         return found
@@ -84,6 +87,30 @@ def _ours(backend: str, mask: Mask) -> Candidate:
                 *(q, k, v), window=mask.window, sink_tokens=mask.sink_tokens, backend=backend
             ).output
         )
+
+    return Candidate(name=f"swaa {backend}", mask=mask, prepare=prepare, ours=True)
+
+
+def _choosing(backend: str, mask: Mask) -> Candidate:
+    """Decoding rows that choose among pages, whose statistics a cache has ready."""
+
+    def prepare(queries: int, keys: int) -> Attention:
+        statistics: dict[int, Tensor] = {}
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            if k.data_ptr() not in statistics:
+                statistics[k.data_ptr()] = page_statistics(k)
+            return swaa_attention(
+                *(q, k, v),
+                window=mask.window,
+                sink_tokens=mask.sink_tokens,
+                full_from=0,
+                decode_keys=mask.decode_keys,
+                page_statistics=statistics[k.data_ptr()],
+                backend=backend,
+            ).output
+
+        return attend
 
     return Candidate(name=f"swaa {backend}", mask=mask, prepare=prepare, ours=True)
 

@@ -35,7 +35,8 @@ class Options:
     """What to measure: every phase at every length, window and number of sinks.
 
     ``decode`` measures full rows at batch 1 and sliding rows at ``batch``; window and sinks do not
-    matter to the former.
+    matter to the former. With ``decode_keys`` it also measures, at batch 1, full rows that read so
+    many keys besides, chosen by content.
     """
 
     phases: tuple[str, ...] = PHASES
@@ -50,6 +51,7 @@ class Options:
     dtype: str = "bfloat16"
     backends: tuple[str, ...] = ("triton", "fa4")
     stock: bool = True
+    decode_keys: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         unknown = set(self.phases) - set(PHASES)
@@ -84,6 +86,11 @@ class Options:
                 if phase == "decode":
                     full = replace(base, phase=phase, tokens=tokens)
                     found.append((full, Mask(window=None)))
+                    found += [
+                        (full, replace(mask, decode_keys=chosen))
+                        for mask in masks
+                        for chosen in self.decode_keys
+                    ]
                 else:
                     found += [(replace(base, phase=phase, tokens=tokens), mask) for mask in masks]
             if phase == "decode":
@@ -139,7 +146,10 @@ def file_name(options: Options) -> str:
 
 def config_of(options: Options) -> dict[str, Any]:
     """What tells a run from another: the options, and the GPU."""
-    return {**asdict(options), "gpu": torch.cuda.get_device_name()}
+    given = asdict(options)
+    if not options.decode_keys:
+        del given["decode_keys"]  # as older results were named
+    return {**given, "gpu": torch.cuda.get_device_name()}
 
 
 def _measure_one(candidate: Candidate, shape: Shape, matmul: float, copy: float) -> Row:
@@ -173,7 +183,9 @@ def _measure_one(candidate: Candidate, shape: Shape, matmul: float, copy: float)
 def require_exact(candidate: Candidate, shape: Shape) -> None:
     """Raise unless the kernel shows exactly its mask's keys, at the same window and sinks."""
     mask = candidate.mask
-    keys = 1000 if mask.window is None else mask.window + mask.sink_tokens + 300
+    keys = 1000
+    if mask.window is not None:
+        keys = mask.window + mask.sink_tokens + mask.decode_keys + 300
     queries = 1 if shape.phase == "decode" else keys
     attend = candidate.prepare(queries, keys)
     group = shape.heads // shape.kv_heads

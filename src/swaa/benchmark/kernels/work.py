@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from swaa.attention.mask import left_bounds, visible
+from swaa.attention.pages import PAGE
 
 PHASES = ("prefill", "decode", "backward")
 """``decode`` is one query row per sequence; ``backward`` a forward and its backward."""
@@ -15,10 +16,14 @@ PHASES = ("prefill", "decode", "backward")
 
 @dataclass(frozen=True, kw_only=True)
 class Mask:
-    """The part of the rule that a kernel computes: a stock one may know no sinks, or no window."""
+    """The part of the rule that a kernel computes: a stock one may know no sinks, or no window.
+
+    ``decode_keys``: keys that a decoding row chooses by content, besides sinks and window.
+    """
 
     window: int | None
     sink_tokens: int = 0
+    decode_keys: int = 0
 
     @property
     def label(self) -> str:
@@ -26,21 +31,29 @@ class Mask:
         if self.window is None:
             return "full"
         sinks = f" + {self.sink_tokens} sinks" if self.sink_tokens else ""
-        return f"window {self.window}{sinks}"
+        chosen = f" + {self.decode_keys} chosen" if self.decode_keys else ""
+        return f"window {self.window}{sinks}{chosen}"
 
     def seen(self, queries: int, keys: int) -> Tensor:
-        """The mask of the last ``queries`` positions, bool ``[queries, keys]``."""
+        """The mask of the last ``queries`` positions, bool ``[queries, keys]``.
+
+        Of pages that score alike, as all do for queries of zero, the first are chosen.
+        """
         position = torch.arange(keys - queries, keys)[None]
         left = left_bounds(position, window=self.window)
         key = torch.arange(keys)[None]
-        return visible(position, key, left, sink_tokens=self.sink_tokens)[0]
+        seen = visible(position, key, left, sink_tokens=self.sink_tokens)[0]
+        if self.decode_keys:
+            first = self.sink_tokens // PAGE * PAGE
+            seen[:, first : first + self.decode_keys] = True
+        return seen
 
     def pairs(self, queries: int, keys: int) -> int:
         """Visible (query, key) pairs of the last ``queries`` positions."""
         before = torch.arange(keys - queries, keys) + 1  # keys up to each row's own
         if self.window is None:
             return int(before.sum())
-        return int(before.clamp(max=self.window + self.sink_tokens).sum())
+        return int(before.clamp(max=self.window + self.sink_tokens + self.decode_keys).sum())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +82,15 @@ class Shape:
         return forward * 7 // 2 if self.phase == "backward" else forward
 
     def kv_bytes(self, mask: Mask) -> int:
-        """Bytes of the keys and values that some row sees, each read once."""
+        """Bytes of the keys and values that some row sees, each read once.
+
+        Where pages are chosen, those of the statistics of all pages are among them.
+        """
         keys = self.tokens
         if mask.window is not None:
-            keys = min(keys, mask.window + self.queries - 1 + mask.sink_tokens)
+            keys = min(keys, mask.window + self.queries - 1 + mask.sink_tokens + mask.decode_keys)
+        if mask.decode_keys:
+            keys += self.tokens // PAGE
         return 2 * self.batch * keys * self.kv_heads * self.head_dim * self.dtype.itemsize
 
     def inputs(self) -> tuple[Tensor, Tensor, Tensor]:
