@@ -44,8 +44,7 @@ class LayerPlan:
             0: they slide. A layer with selected rows has full decode.
         decode_keys: most keys that a full generated row reads in addition to sinks and window,
             chosen by content; 0: it reads everything.
-        decode_window: the window of those rows in a layer without a window; elsewhere ``window``
-            is theirs.
+        decode_window: the window of those rows in a layer without one; elsewhere it is ``window``.
     """
 
     window: int | None

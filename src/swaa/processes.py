@@ -48,7 +48,7 @@ class Order(NamedTuple):
 
 
 class Team:
-    """The processes, which take every step together; each of them makes its own `Team`.
+    """The processes, which take every step together; each of them makes its own ``Team``.
 
     Args:
         device: ``cpu``, or ``auto``: a GPU for each, where there is one.

@@ -1,4 +1,4 @@
-"""Which older keys selected rows see in addition to sinks and window: the definition, eager.
+"""Which older keys selected rows also see: the definition, in eager form.
 
 In a call with ``selected_keys=N``, a sliding row also sees the ``N`` older keys that fit it best.
 Keys are chosen in blocks of :data:`KEY_BLOCK`, for :data:`ROW_BLOCK` rows at once and for all query

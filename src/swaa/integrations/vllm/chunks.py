@@ -48,7 +48,7 @@ class Layout:
         kept: keys of each request that are gathered.
         gaps: keys of each request that are left out, after the sinks.
         full: for each request, the positions among the kept keys where full rows begin and end.
-        apart: full rows that are computed by themselves at last, replacing their first result.
+        apart: full rows that are computed by themselves afterwards, replacing their first result.
     """
 
     first: int

@@ -46,7 +46,7 @@ def serve(arguments: Sequence[str], settings: Settings) -> int:
 
     Returns:
         Its exit code. 3: it was ended because swaa was not active. 1: it ended with code 0 though
-        nobody had asked it to, as vLLM does when its engine dies. 128 + N: signal N came.
+        nobody had asked it to, as vLLM does when its engine dies. 128 + N: after signal N.
 
     Raises:
         ValueError: for arguments that hold their own configuration, or name an address that is

@@ -46,7 +46,7 @@ class Settings:
         return {"recipe": self.config.to_dict(), "publish_generated": self.publish_generated}
 
     def fitted(self, layers: int) -> Settings:
-        """The same settings for a model of so many layers: other listed layers are logged, dropped.
+        """The same settings for a model of so many layers: others are logged and dropped.
 
         Raises:
             ValueError: for a list with no layer of the model.

@@ -80,7 +80,7 @@ def check_required(found: Settings | None) -> None:
 
 
 def check_draft(vllm_config: Any) -> None:
-    """Refuse a draft model that asks for swaa, which it would not get; any served model.
+    """Refuse a draft model that asks for swaa: drafts run with full attention, whatever is served.
 
     Raises:
         UnsupportedError: when the draft's checkpoint carries a configuration.
