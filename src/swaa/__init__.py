@@ -1,9 +1,9 @@
 """Cheap long prompts for pretrained full-attention models: sliding window attention adaptation.
 
-``swaa.adapt(model, "balanced")`` makes a loaded Transformers model slide, ``swaa.restore(model)``
-undoes it exactly, and :func:`swaa.swaa_attention` is the attention both are made of.
-``swaa.load(name, recipe)`` loads and adapts, ``with swaa.adapted(model, recipe):`` adapts for a
-while.
+``swaa.adapt(model, "balanced")`` makes a loaded Transformers model slide, and
+``swaa.restore(model)`` undoes it exactly. An adapted model computes its attention by
+:func:`swaa.swaa_attention`. ``swaa.load(name, recipe)`` loads and adapts in one call;
+``with swaa.adapted(model, recipe):`` adapts for one block of code.
 """
 
 from __future__ import annotations

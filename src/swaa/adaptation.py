@@ -55,10 +55,10 @@ _ON_INSTANCE = (
     "_get_logits_processor",
     "_compiled_call",  # made by generate while adapted
 )
-"""Attributes of an adapted model that its class has or that only swaa knows."""
+"""Attributes set on an adapted model, which its class has too or which only swaa uses."""
 
 PROBE_KEYS = 256
-"""Tokens of the calls by which backends are asked whether they serve a model."""
+"""Keys in the test calls that find out which backends can serve a model."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,10 @@ class Adaptation:
     Attributes:
         config: the configuration.
         plans: what each decoder layer does; layers that cannot slide are full.
-        backend: the attention backend of a prompt's forward pass on the model's device, and that
-            of decoding where it differs.
+        backend: the attention backend that computes prompts on the model's device; also that of
+            decoding where it is another one.
         summary: one line for people.
-        warm_up_seconds: what compiling ahead took, None where it was not asked for.
+        warm_up_seconds: how long compiling ahead took; None where it was not asked for.
         requested: the backend that was asked for.
     """
 
@@ -111,9 +111,9 @@ def adapt(
 
     No class or module is patched: attention and mask are registered with Transformers, the model
     is switched to them, and ``generate`` is wrapped on the instance. Afterwards ordinary
-    ``model.generate(...)`` is right, whatever its mode; direct ``model(...)`` calls declare the
-    prompt's end with :func:`swaa.prompt_length` or :func:`swaa.attention_rows` where the
-    configuration depends on it. Adapting an adapted model replaces its configuration.
+    ``model.generate(...)`` calls are right in every mode. Where the configuration depends on the
+    end of the prompt, direct ``model(...)`` calls declare it with :func:`swaa.prompt_length` or
+    :func:`swaa.attention_rows`. Adapting an adapted model replaces its configuration.
 
     >>> adaptation = swaa.adapt(model, "balanced")  # doctest: +SKIP
     adapted 30 of 32 layers: window 2048, ...
@@ -123,19 +123,19 @@ def adapt(
         config: a configuration, a recipe name, the path of a JSON file, or a dictionary. Default:
             what the checkpoint carries (``config.swaa``).
         backend: attention backend, one of ``auto``, ``fa4``, ``triton``, ``sdpa``, ``reference``.
-            One that serves prompts only (``fa4``) leaves decoding to the best other one.
+            With one that serves prompts only (``fa4``), the best other one serves decoding.
         warm_up: compile the kernels now, by a short run of ``generate``, rather than at the first
-            prompt; the summary says the seconds.
+            prompt; the summary says how many seconds it took.
         trial: first run two short prompts through the adapted model, two passes of six tokens,
-            to refuse a model whose code cannot live with swaa's mask and cache. Not repeated when
-            an adapted model is adapted again.
+            and refuse a model whose code does not work with swaa's mask and cache. Adapting an
+            adapted model again does not repeat the trial.
         quiet: do not print the summary.
 
     Returns:
         What is active now.
 
     Raises:
-        TypeError: when ``model`` is no Transformers model.
+        TypeError: when ``model`` is not a Transformers model.
         ValueError: for a model that cannot be adapted, with the reason; for a bad configuration;
             for a backend that cannot serve the model.
     """
@@ -176,17 +176,17 @@ def is_adapted(model: PreTrainedModel) -> bool:
 
 
 def adaptation_of(model: PreTrainedModel) -> Adaptation | None:
-    """What :func:`adapt` returned for the model; None: it is not adapted."""
+    """What :func:`adapt` returned for the model; None if it is not adapted."""
     require_model(model)
     return vars(model).get("_swaa_adaptation")
 
 
 def bring_back(model: PreTrainedModel, earlier: Adaptation | None) -> None:
-    """Make a model what it was, whatever it was adapted to since.
+    """Give a model back its earlier state, whatever it was adapted to since.
 
     Args:
         model: adapted or not.
-        earlier: what :func:`adaptation_of` said then.
+        earlier: what :func:`adaptation_of` returned in that state.
     """
     if earlier is None:
         if is_adapted(model):
@@ -246,7 +246,7 @@ def _plans(config: SWAAConfig, layers: Layers) -> tuple[LayerPlan, ...]:
 def _backends_by_layer(
     model: PreTrainedModel, layers: Layers, plans: tuple[LayerPlan, ...], requested: str
 ) -> tuple[str, dict[int, Backends]]:
-    """What serves each layer, the same object for layers of one shape; and the name to show."""
+    """The name to show, and each layer's backends: layers of one shape share one object."""
     shapes = head_shapes(model.config, {**layers.full, **layers.native})
     picked = {
         shape: _pick_backends(model, plans, shape, requested)
@@ -262,7 +262,7 @@ def _backends_by_layer(
 def _pick_backends(
     model: PreTrainedModel, plans: tuple[LayerPlan, ...], shape: HeadShape, requested: str
 ) -> tuple[str, Backends]:
-    """Ask with calls of a layer's own shape; the name is the one to show."""
+    """The name to show, and the backends that serve test calls of a layer's own shape."""
     if requested != "auto" and requested not in BACKENDS:
         raise BackendError(
             f"no attention backend {requested!r}; choose from auto, {', '.join(BACKENDS)}"
@@ -280,8 +280,8 @@ def _pick_backends(
             logging.getLogger("swaa").info("backend %s not used: %s", other, reason)
     else:
         require_backend(requested, prompt)
-    # A backend for prompts only leaves decoding to the best other one; the summary says so. "auto"
-    # stays open: the model may be moved to another device later.
+    # With a backend for prompts only, the best other one serves decoding; the summary says so.
+    # "auto" stays open: the model may be moved to another device later.
     open_or_able = requested == "auto" or why_not(requested, decode) is None
     decoder = requested if open_or_able else choose_backend(decode).name
     traced = _probe(model, plan, shape, PROBE_KEYS, static=True) if requested == "auto" else prompt
@@ -293,7 +293,7 @@ def _pick_backends(
 def _probe(
     model: PreTrainedModel, plan: LayerPlan, shape: HeadShape, rows: int, *, static: bool
 ) -> AttentionCall:
-    """A call such as layers of a shape will make; ``static`` has every number in a tensor."""
+    """A call such as layers of a shape will make; ``static`` puts every number into a tensor."""
     heads, kv_heads, head_dim = shape
     keys = PROBE_KEYS
     full_from, full_until = plan.full_rows(keys)
@@ -365,7 +365,7 @@ def _own_config(model: PreTrainedModel) -> None:
 
 
 def _install_and_try(model: PreTrainedModel, layers: Layers, install: Callable[[], None]) -> None:
-    """Leave the model as it was before, where a trial finds that it cannot be adapted."""
+    """Install and try the model; where the trial fails, leave the model as it was before."""
     install()
     error = try_out(model, {**layers.full, **layers.native})
     if error is not None:

@@ -1,7 +1,7 @@
-"""An adapter that is off where it is not needed: a prompt that fits the window.
+"""An adapter that is off where it is not needed: for a prompt that fits the window.
 
-Up to ``window + sink_tokens`` tokens the sliding mask is the full one, so the weights before
-training are exactly right for such a prompt, and the adapter could only do harm.
+Up to ``window + sink_tokens`` tokens the sliding mask equals the full one. For such a prompt the
+weights before training are exactly right, and the adapter could only do harm.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from swaa.phase import Phase, current_phase
 ADAPTER_KEY = "swaa_adapter"
 """Key of the adapter's config.json."""
 BASE = "__base__"
-"""PEFT's name for no adapter at all, among the adapters of a batch's sequences."""
+"""PEFT's name for "no adapter", where each sequence of a batch names its adapter."""
 _OFF: ContextVar[tuple[bool, ...]] = ContextVar("swaa_adapter_off", default=())
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterSettings:
-    """What an adapter folder says beside its weights.
+    """What an adapter folder says in addition to its weights.
 
     Attributes:
-        base: the model it was trained on, as was typed.
-        off_within: prompts of at most so many tokens are answered without it; ``None``: it is
-            always on.
+        base: the model it was trained on, as it was typed.
+        off_within: prompts of at most this many tokens are answered without the adapter;
+            ``None``: it is always on.
     """
 
     base: str
@@ -50,12 +50,12 @@ class AdapterSettings:
 
 
 def fits(config: SWAAConfig) -> int | None:
-    """Prompt tokens up to which the mask is the full one; ``None``: the model never slides."""
+    """Longest prompt whose mask is the full one (tokens); ``None``: the model never slides."""
     return None if config.window is None else config.window + config.sink_tokens
 
 
 def read_adapter(name: str) -> AdapterSettings | None:
-    """What the adapter in a folder says; ``None``: there is none of ours."""
+    """The settings of the adapter in a folder; ``None``: the folder holds no swaa adapter."""
     path = Path(name).expanduser() / "config.json"
     if not path.is_file() or not (path.parent / "adapter_config.json").is_file():
         return None
@@ -66,11 +66,11 @@ def read_adapter(name: str) -> AdapterSettings | None:
 def put_adapter_on(model: PreTrainedModel, folder: str | Path) -> None:
     """Load an adapter onto its base model, unmerged, with its recipe and its switch.
 
-    ``swaa.adapt(model)`` then needs no argument.
+    ``swaa.adapt(model)`` then needs no configuration.
 
     Args:
-        model: the base.
-        folder: of the adapter.
+        model: the base model.
+        folder: the adapter's folder.
 
     Raises:
         ValueError: for a folder without an adapter that ``swaa train`` wrote.
@@ -92,15 +92,15 @@ def put_adapter_on(model: PreTrainedModel, folder: str | Path) -> None:
 def switch_by_length(model: PreTrainedModel, off_within: int) -> Switch:
     """Turn the adapter off in forward passes whose prompt is short enough, else on.
 
-    The longest prompt of a batch decides, for each call of ``generate`` by itself. Where nobody
-    knows the prompt's length the adapter is on.
+    The longest prompt of a batch decides, anew in each call of ``generate``. Where the prompt's
+    length is unknown the adapter is on.
 
     Args:
-        model: with an adapter; ``generate`` of an adapted model knows the prompt's length.
+        model: a model with an adapter; ``generate`` of an adapted model knows the prompt's length.
         off_within: longest prompt without the adapter (tokens, without padding).
 
     Returns:
-        The switch, whose ``remove()`` ends it.
+        The switch; its ``remove()`` ends the switching.
     """
     switch = Switch(off_within)
     switch.install(model)
@@ -108,7 +108,7 @@ def switch_by_length(model: PreTrainedModel, off_within: int) -> Switch:
 
 
 class Switch:
-    """Whether an adapter is off is decided per forward pass; no module's state changes.
+    """Decides per forward pass whether an adapter is off; no module's state changes.
 
     Args:
         off_within: longest prompt without the adapter (tokens).
@@ -129,7 +129,7 @@ class Switch:
         ]
 
     def remove(self) -> None:
-        """Leave the adapter on from now on."""
+        """Remove the hooks: from now on the adapter is always on."""
         for hook in self._hooks:
             hook.remove()
 
@@ -165,7 +165,7 @@ def _adapter_classes() -> tuple[type, ...]:
 
 
 def _phase_of_mask(mask: Any) -> Phase:
-    """Compiled code knows the phase by the mask that was made ahead of it."""
+    """The phase that a mask carries: compiled code, which cannot ask for it, receives it so."""
     if isinstance(mask, dict):
         mask = next(iter(mask.values()))
     return mask.phase if isinstance(mask, RowInfo) else Phase()

@@ -17,9 +17,9 @@ from swaa.models import LoadedModel
 
 
 class Conversation:
-    """Messages so far. Answers are greedy, by the model as it is: adapted or not.
+    """The messages so far. The model, adapted or not, answers greedily.
 
-    What is cached keeps the phase it was computed in, as in any later turn of ``generate``.
+    Cached tokens keep the phase they were computed in, as in any later turn of ``generate``.
 
     Args:
         loaded: model and tokenizer.
@@ -39,11 +39,11 @@ class Conversation:
         self._ids: Tensor | None = None  # what the cache holds, and the last token of the answer
 
     def reset(self) -> None:
-        """Begin anew."""
+        """Begin a new conversation."""
         self.messages, self._cache, self._ids = [], None, None
 
     def ask(self, text: str, on_text: Callable[[str], None] | None = None) -> str:
-        """Answer one more message; a message that fails is not part of the conversation.
+        """Answer one more message; a message that fails does not join the conversation.
 
         Args:
             text: the message.
@@ -58,7 +58,7 @@ class Conversation:
         tokens = ids.shape[1]
         check_context(self._loaded, tokens, self._max_new_tokens, advice="begin anew (/reset)")
         output = self._generate(ids, _Pieces(tokenizer, on_text))
-        # As it was generated, spaces included: then the next prompt begins with the same tokens.
+        # Kept as generated, spaces included, so that the next prompt begins with the same tokens.
         answer = tokenizer.decode(output.sequences[0, tokens:], skip_special_tokens=True)
         assert isinstance(answer, str)
         self._cache, self._ids = cache_of(output), output.sequences.cpu()
@@ -82,10 +82,10 @@ class Conversation:
             )
 
     def _take_cache(self, ids: Tensor) -> Any:
-        """The cache, if a prompt begins with all that it holds; else it is computed again.
+        """The cache, if the prompt begins with all that it holds; else None: compute it again.
 
         Templates may rewrite earlier turns (thoughts are left out), and an answer's text may be
-        cut into other tokens than those that were generated.
+        split into other tokens than those that were generated.
         """
         cache, self._cache = self._cache, None  # an interrupted turn leaves it half filled
         self.kept_tokens = 0
@@ -99,7 +99,7 @@ class Conversation:
 
 
 class _Pieces(TextStreamer):
-    """Hands the answer on as it comes."""
+    """Hands on each piece of the answer as it comes."""
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], None] | None

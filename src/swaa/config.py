@@ -14,13 +14,13 @@ CONFIG_VERSION = 1
 """Version of the JSON format; a file of a newer version is refused."""
 
 BY_CONTENT = ("selected_layers", "selected_keys", "decode_keys")
-"""Knobs that JSON leaves out where they are not used: older files mean what they meant."""
+"""Knobs that JSON leaves out where they are not used, so that older files keep their meaning."""
 
 FULL = ("full_decode", "full_layers", "selected_layers")
 """Knobs by which generated rows see every key."""
 
 MOST_TOKENS = 2**30
-"""Largest window, number of sinks and dense tail: a position more must still be an int32."""
+"""Largest window, number of sinks and dense tail: a position plus it must fit an int32."""
 
 AUTHORS_KEYS = {
     "sliding_window_size": "window",
@@ -33,18 +33,18 @@ AUTHORS_KEYS = {
 
 @dataclass(frozen=True, kw_only=True)
 class LayerPlan:
-    """What one layer does: the numbers of the mask, no options left.
+    """What one layer does: the numbers of the mask, with every option resolved.
 
     Attributes:
         window: keys a sliding row sees, itself included; ``None``: the layer stays full.
         sink_tokens: first real tokens that every row sees.
-        full_decode: rows behind the prompt are full.
-        dense_tail: the last prompt rows that are full.
-        selected_keys: older keys that prompt rows see by content, besides sinks and window; 0:
-            they slide. A layer with selected rows has full decode.
-        decode_keys: most keys that a generated row that is full reads besides sinks and window,
+        full_decode: rows after the prompt are full.
+        dense_tail: how many of the last prompt rows are full.
+        selected_keys: older keys that prompt rows see by content, in addition to sinks and window;
+            0: they slide. A layer with selected rows has full decode.
+        decode_keys: most keys that a full generated row reads in addition to sinks and window,
             chosen by content; 0: it reads everything.
-        decode_window: the window of those rows, in a layer that has none; elsewhere ``window``.
+        decode_window: the window of those rows in a layer without one; elsewhere it is ``window``.
     """
 
     window: int | None
@@ -62,7 +62,7 @@ class LayerPlan:
 
     @property
     def keeps_all_keys(self) -> bool:
-        """Whether rows behind the prompt need every key, so that none may be freed."""
+        """Whether rows after the prompt need every key, so that none may be freed."""
         return self.full or self.full_decode
 
     @property
@@ -81,7 +81,7 @@ class LayerPlan:
         if not self.needs_prompt_length:
             return None, None
         if self.full:
-            return 0, None  # by the choice of the rows behind the prompt, see decode_keys
+            return 0, None  # rows after the prompt choose among all keys, see decode_keys
         first = max(0, prompt_length - self.dense_tail)
         return first, None if self.full_decode else prompt_length
 
@@ -98,16 +98,16 @@ class SWAAConfig:
         sink_tokens: first real tokens of each sequence, always visible.
         full_layers: layers left as they were, by index or by rule.
         full_decode: whether generated tokens see every key: in every layer, in none, or in the
-            layers named by index or by rule. The prompt slides all the same.
+            layers named by index or by rule. The prompt still slides.
         dense_tail: the last N prompt tokens see every key, in every layer.
-        selected_layers: layers whose prompt rows also see the ``selected_keys`` older keys that fit
-            them best, by index or by rule; their generated rows see every key. A layer that
-            ``full_layers`` names too stays full.
-        selected_keys: how many: a multiple of 64.
-        decode_keys: most keys that a generated token that sees every key (by ``full_decode``, in
-            full and in selected layers) reads besides sinks and window. It reads those that fit it
-            best, chosen anew for each token in pages of 16; none is freed. A multiple of 16; 0: it
-            reads all of them.
+        selected_layers: layers, by index or by rule, whose prompt rows also see the
+            ``selected_keys`` older keys that fit them best. Their generated rows see every key. A
+            layer that ``full_layers`` also names stays full.
+        selected_keys: how many older keys those rows see: a multiple of 64.
+        decode_keys: limits what a generated token reads where it sees every key (by
+            ``full_decode``, and in full and selected layers): sinks, window, and at most so many
+            other keys. They are those that fit it best, chosen anew for each token in pages of 16;
+            none is freed. A multiple of 16; 0: it reads all keys.
 
     Raises:
         TypeError: for a value of the wrong type.
@@ -205,7 +205,7 @@ class SWAAConfig:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values, with the format's ``version``; of :data:`BY_CONTENT` what is used."""
+        """As JSON values with the format's ``version``; unused :data:`BY_CONTENT` are left out."""
         values: dict[str, Any] = {"version": CONFIG_VERSION}
         for field in fields(self):
             value = getattr(self, field.name)
@@ -219,7 +219,7 @@ class SWAAConfig:
         """Read :meth:`to_dict`'s form, or the keys of the paper's own code.
 
         Raises:
-            TypeError: when ``values`` is no mapping.
+            TypeError: when ``values`` is not a mapping.
             ValueError: for unknown keys, a newer ``version``, or values out of range.
         """
         if not isinstance(values, Mapping):
@@ -244,11 +244,11 @@ class SWAAConfig:
         """Read a JSON file written by :meth:`save`, a recipe file, or the paper's settings.
 
         Args:
-            path: the file; ``file#index`` names one of the settings in a settings list.
+            path: the file; ``file#index`` names one entry of a list of settings.
 
         Raises:
             FileNotFoundError: when there is no such file.
-            ValueError: for a file that is no configuration; the message names the file.
+            ValueError: for a file that holds no configuration; the message names the file.
         """
         name, values = _read_json(str(path))
         try:
@@ -257,7 +257,7 @@ class SWAAConfig:
             raise ValueError(f"{name}: {error}") from None
 
     def within(self, num_layers: int) -> SWAAConfig:
-        """The same without listed layers that a model of so many layers does not have.
+        """The same configuration without listed layers that a model of this depth does not have.
 
         >>> SWAAConfig(window=8, full_layers=[1, 99]).within(30).full_layers
         (1,)
@@ -275,14 +275,14 @@ class SWAAConfig:
         return replace(self, **listed)
 
     def covers(self, prompt_tokens: int, new_tokens: int = 0) -> bool:
-        """Whether window and sinks show every row every key, so that nothing slides.
+        """Whether every row sees every key by window and sinks alone, so that nothing slides.
 
         >>> SWAAConfig(window=8, sink_tokens=2).covers(9), SWAAConfig(window=8).covers(9)
         (True, False)
 
         Args:
-            prompt_tokens: of the longest prompt.
-            new_tokens: of the longest answer.
+            prompt_tokens: length of the longest prompt.
+            new_tokens: length of the longest answer.
 
         Returns:
             False without a window: there is nothing that could slide.
@@ -294,7 +294,7 @@ class SWAAConfig:
         """The sentence for what :meth:`covers` found: ``nothing slides: ...``.
 
         Args:
-            what: is covered, such as ``the prompt of 9 tokens``.
+            what: what is covered, such as ``the prompt of 9 tokens``.
         """
         sinks = f" and {self.sink_tokens} sinks cover" if self.sink_tokens else " covers"
         return f"nothing slides: window {self.window}{sinks} {what}; it is full attention"
@@ -324,7 +324,7 @@ def _words(layers: LayerSelection) -> str:
 
 
 def _listed(names: list[str]) -> str:
-    """The first of them, each short."""
+    """The first of the names, each shortened."""
     return ", ".join(shown(name)[1:-1] for name in names[:5]) + (" ..." if len(names) > 5 else "")
 
 
@@ -370,7 +370,7 @@ def _check_version(version: object) -> None:
 
 
 def _from_authors(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The paper's keys as ours; a window of None or 0 is their way to say full attention."""
+    """The paper's keys as ours; their window of None or 0 means full attention."""
     unknown = sorted(map(str, values.keys() - AUTHORS_KEYS.keys()))
     if unknown:
         raise ValueError(
@@ -423,7 +423,7 @@ def _select(values: Any, path: str) -> Any:
 
 
 def _inner(values: dict[str, Any], key: str) -> Any:
-    """What an object holds under a key, or itself; knobs beside the key would be read by nobody."""
+    """What an object holds under a key, or the object; refuse knobs next to that key."""
     if key not in values:
         return values
     knobs = {field.name for field in fields(SWAAConfig)}
@@ -438,7 +438,7 @@ def _inner(values: dict[str, Any], key: str) -> Any:
 def _setting(entry: dict[str, Any]) -> Any:
     """The configuration of an entry of a settings list.
 
-    Some of the paper's own lists say ``force_fa_decode`` of full attention, too, which has it.
+    Some of the paper's own lists set ``force_fa_decode`` for full attention too, where it is idle.
     """
     given = _inner(entry, "swaa_config")
     if isinstance(given, dict) and "sliding_window_size" in given:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 
 def install_line(extra: str) -> str:
-    """The command that installs one of swaa's extras; from a clone, since no index has swaa yet.
+    """The command that installs one of swaa's extras, from a clone: no index has swaa yet.
 
     Args:
-        extra: as pyproject.toml names it.
+        extra: its name in pyproject.toml.
     """
     return f"pip install -e '.[{extra}]' in your clone of swaa"

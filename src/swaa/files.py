@@ -17,16 +17,16 @@ _WHOLE = 256 << 20
 
 
 class SamplesFile:
-    """Samples of a run that is under way; locked against other processes inside ``with``.
+    """Samples of a run that is under way; inside ``with``, no other process can write them.
 
-    A line is on the disk before :meth:`append` returns. Killing the process loses at most the
-    line being written, which is dropped when the file is opened again.
+    :meth:`append` returns once its line is on the disk. Killing the process loses at most the line
+    being written, which is dropped when the file is opened again.
 
     Args:
         path: the ``.jsonl``; it need not exist.
 
     Raises:
-        ValueError: on entering, when another process writes the run, or for a line that is no
+        ValueError: on entering, when another process writes the run, or for a line that is not a
             JSON object.
     """
 
@@ -60,7 +60,7 @@ class SamplesFile:
         """Add a sample.
 
         Raises:
-            OSError: naming the file, when it cannot be written; what it held it still holds.
+            OSError: naming the file, when it cannot be written; its earlier content stays.
         """
         line = f"{json.dumps(sample, allow_nan=False)}\n".encode()
         end = os.lseek(self._file, 0, os.SEEK_END)
@@ -98,7 +98,7 @@ class SamplesFile:
         return samples
 
     def _take_lock(self) -> None:
-        # The system lets go of the lock when the process ends, however it ends.
+        # The system releases the lock when the process ends, however it ends.
         for _ in range(_ATTEMPTS):
             lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
@@ -132,10 +132,10 @@ def _same_file(descriptor: int, path: Path) -> bool:
 
 
 def checksum(paths: Iterable[Path]) -> str:
-    """Twelve hexadecimal digits for files: their names, sizes and content.
+    """Twelve hexadecimal digits that stand for files: their names, sizes and content.
 
-    Of files beyond 256 MiB, the first and the last megabyte stand for the content: reading all of
-    a large model would take longer than loading it.
+    Of files beyond 256 MiB only the first and the last megabyte are read: reading all of a large
+    model would take longer than loading it.
     """
     digest = hashlib.sha256()
     for path in paths:

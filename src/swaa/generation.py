@@ -28,7 +28,7 @@ class Generation:
     Attributes:
         text: the answer, special tokens left out.
         prompt_tokens: tokens of the prompt.
-        new_tokens: tokens of the answer, the one that ends it included.
+        new_tokens: tokens of the answer, including the end token.
         first_token_s: seconds from the call to the first token: the prefill.
         tokens_per_s: speed after the first token; ``None`` for an answer of one token.
         kv_bytes: keys and values held at the end (bytes).
@@ -63,7 +63,7 @@ def frame(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) ->
     """Messages as the token ids of a prompt, ``[1, tokens]``.
 
     Args:
-        tokenizer: whose chat template frames them; without one each message ends its line.
+        tokenizer: its chat template frames them; without a template each message is one line.
         messages: ``role`` and ``content`` of each.
     """
     if tokenizer.chat_template is None:
@@ -81,11 +81,11 @@ def check_context(
     *,
     advice: str = "shorten the document",
 ) -> None:
-    """Refuse what the model was not trained for.
+    """Refuse a prompt and answer longer than the model was trained for.
 
     Args:
         loaded: the model.
-        prompt_tokens: of the prompt.
+        prompt_tokens: length of the prompt.
         max_new_tokens: longest answer (tokens).
         advice: what to do where they do not fit, for the message.
 
@@ -113,7 +113,7 @@ def generate_answer(
     on_text: Callable[[str], None] | None = None,
     graph: bool | None = None,
 ) -> Generation:
-    """Answer greedily, as the model is: adapted or not.
+    """Answer greedily with the model as it is, adapted or not.
 
     Args:
         loaded: model and tokenizer.
@@ -122,8 +122,8 @@ def generate_answer(
         chunk: prompt tokens per forward pass; ``None``: the whole prompt in one.
         on_prefill: called after each pass over the prompt with the tokens done so far.
         on_text: called with each piece of the answer as it comes.
-        graph: whether decoding runs from a CUDA graph; ``None``: on a GPU, where the model is
-            adapted and of a kind that can.
+        graph: whether decoding runs from a CUDA graph; ``None``: it does on a GPU, if the model is
+            adapted and can.
 
     Raises:
         ValueError: for a prompt that does not fit the model, see :func:`check_context`, or the
@@ -203,8 +203,8 @@ class _Stopwatch(TextStreamer):
         self._started = time.perf_counter()
 
     def put(self, value: Tensor) -> None:
-        # The first call brings the prompt; the ids of later ones lie on the CPU, so that the
-        # device's work for them is done.
+        # The first call brings the prompt. The ids of later calls are already on the CPU, so the
+        # device has finished them.
         if not self.next_tokens_are_prompt:
             self._times.append(time.perf_counter())
         super().put(value)
@@ -229,7 +229,7 @@ class _Stopwatch(TextStreamer):
 def _reporting(
     model: PreTrainedModel, prompt_tokens: int, on_prefill: Callable[[int], None] | None
 ) -> Iterator[None]:
-    """Count the prompt's tokens as they go through the model, by a hook that does not stay."""
+    """Count the prompt's tokens as they go through the model, by a hook removed at the end."""
     if on_prefill is None:
         yield
         return

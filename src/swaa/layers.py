@@ -39,8 +39,8 @@ def parse_layers(value: object, *, name: str, instead: str = "") -> LayerSelecti
 
     Args:
         value: ``(1, 3, 5)``, ``[1, 3, 5]`` or a rule; see :data:`RULES`.
-        name: of the option, for messages.
-        instead: what the option takes besides, for messages.
+        name: the option's name, for messages.
+        instead: what else the option takes, for messages.
 
     Returns:
         A sorted tuple without repetitions, or the rule.
@@ -71,8 +71,8 @@ def parse_layers(value: object, *, name: str, instead: str = "") -> LayerSelecti
 def resolve_layers(selection: LayerSelection, num_layers: int, *, name: str) -> tuple[int, ...]:
     """Turn a selection into the indices of a model with ``num_layers`` layers.
 
-    Indices beyond the last layer are dropped with one warning that names them: the paper's own
-    settings list layers for the deepest of their models.
+    Indices after the last layer are dropped with one warning that names them: the paper's own
+    settings list layers for the deepest of its models.
 
     >>> resolve_layers("middle:1/2", 8, name="full_layers")
     (2, 3, 4, 5)
@@ -120,7 +120,7 @@ def _every(argument: str, rule: str, name: str) -> tuple[int, int]:
 
 def _fraction(argument: str, rule: str, name: str) -> Fraction:
     fraction = Fraction(0)
-    if _FRACTION.fullmatch(argument):  # Fraction itself computes any exponent, for minutes
+    if _FRACTION.fullmatch(argument):  # Fraction would compute a huge exponent for minutes
         with contextlib.suppress(ZeroDivisionError):
             fraction = Fraction(argument)
     if not 0 < fraction <= 1:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 
 _CPU = "DefaultCPUAllocator"
-"""Names itself in the error of the CPU's allocator, which has no class of its own."""
+"""Part of the CPU allocator's error message: that error has no class of its own."""
 
 
 @contextmanager
@@ -16,7 +16,7 @@ def explain_out_of_memory(work: str, advice: str) -> Iterator[None]:
     """Run work that may not fit into the memory of its device.
 
     Args:
-        work: what did not fit, with its sizes.
+        work: what may not fit, with its sizes.
         advice: what to lower.
 
     Raises:

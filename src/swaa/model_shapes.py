@@ -71,7 +71,7 @@ Speed depends on sizes, not on what the weights hold.
 
 
 def shape_config(name: str) -> PreTrainedConfig | None:
-    """The configuration of a shape; ``None``: there is none of that name."""
+    """The configuration of a shape; ``None``: there is no shape of that name."""
     from transformers import AutoConfig
 
     if name not in SHAPES:

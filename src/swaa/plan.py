@@ -1,7 +1,7 @@
 """What a configuration costs on a model: KV bytes and FLOPs, from sizes alone.
 
 A multiplication and an addition are two FLOPs. KV bytes are those of keys and values in the cache
-of an adapted model; the constant states of linear-attention layers are not part of them.
+of an adapted model, without the constant states of linear-attention layers.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ _SHARES = {
 
 @dataclass(frozen=True, kw_only=True)
 class LayerCost:
-    """One layer's part, for the whole batch.
+    """One layer's part of the cost, for the whole batch.
 
     Attributes:
         index: of the layer.
         role: ``full``, ``selected`` (the prompt sees older keys by content; full decode), ``full
-            decode`` (the prompt slides), ``sliding``, ``native sliding`` (as the model came), or
-            ``no attention``.
+            decode`` (the prompt slides), ``sliding``, ``native sliding`` (the model's own window),
+            or ``no attention``.
         kv_tokens: tokens per sequence stored once the prompt is computed.
-        kv_bytes: bytes of those.
+        kv_bytes: bytes of their keys and values.
         prefill_flops: attention over the prompt, the choice of keys included.
         decode_flops: attention of the first generated token.
     """
@@ -59,15 +59,15 @@ class Cost:
     """A configuration's cost, for the whole batch.
 
     Attributes:
-        kv_peak_bytes: most bytes held at once in prefill: a layer's attention is handed its
-            stored keys and the new ones while the other layers hold theirs.
+        kv_peak_bytes: most bytes held at once in prefill: while a layer's attention has its stored
+            keys and the new ones, the other layers hold theirs.
         kv_steady_bytes: bytes stored once the prompt is computed.
         prefill_attention_flops: scores and weighted values of the prompt.
         decode_attention_flops: the same for the first generated token.
-        prefill_linear_flops: linear layers over the prompt, the head for its last token;
+        prefill_linear_flops: linear layers over the prompt, and the head for its last token;
             ``None``: not derivable.
         decode_linear_flops: the same for one generated token.
-        layers: the attention, layer by layer.
+        layers: the attention's cost, layer by layer.
     """
 
     kv_peak_bytes: int
@@ -91,7 +91,7 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Price:
-    """A configuration's cost beside that of the model as it was.
+    """A configuration's cost next to that of the unadapted model.
 
     Attributes:
         config: the configuration.
@@ -100,8 +100,8 @@ class Price:
         chunk: tokens of a prefill pass.
         dtype: of the cache.
         cost: of the configuration.
-        full: of the unadapted model.
-        weight_bytes: of the weights in that type; ``None``: they were not counted.
+        full: cost of the unadapted model.
+        weight_bytes: of the weights in that dtype; ``None``: they were not counted.
         notes: what the numbers leave out, one sentence each.
     """
 
@@ -125,17 +125,17 @@ class Price:
         }
 
     def shares(self) -> dict[str, float]:
-        """What the prompt takes, divided by what the unadapted model takes for it.
+        """The prompt's cost, divided by its cost on the unadapted model.
 
         Returns:
-            ``flops_share``; ``keys_share``, of the keys that queries visit; ``kv_share``, of the
-            bytes held after the prompt.
+            ``flops_share``: FLOPs; ``keys_share``: keys that queries visit; ``kv_share``: bytes
+            held after the prompt.
         """
         ratios = self.ratios()
         return {share: ratios[name] for share, name in _SHARES.items() if name in ratios}
 
     def needed_bytes(self) -> int | None:
-        """Weights and the most keys and values at once; ``None``: weights were not counted."""
+        """Weights plus the most keys and values at once; ``None``: weights were not counted."""
         return None if self.weight_bytes is None else self.weight_bytes + self.cost.kv_peak_bytes
 
     def to_dict(self) -> dict[str, Any]:
@@ -159,12 +159,11 @@ def price(
         model: a shape, a Transformers configuration, or a name: folder, hub name, GGUF file,
             ``smollm2``.
         config: the configuration.
-        prompt_length: tokens; default: 32,768, or what the model was trained to see if that is
-            less.
+        prompt_length: tokens; default: 32,768, or the model's trained context if that is less.
         batch: sequences, all of that length.
         chunk: prompt tokens of one forward pass (``prefill_chunk_size``); default: all.
         dtype: of the cache: ``float32``, ``bfloat16`` or ``float16``; default: the checkpoint's,
-            or bfloat16 when it names none.
+            or bfloat16 if it names none.
 
     Raises:
         FileNotFoundError: for a model path that does not exist.
@@ -211,7 +210,7 @@ def visible_pairs(plan: LayerPlan, prompt_length: int, first: int, end: int) -> 
         plan: of the layer.
         prompt_length: tokens of the prompt.
         first: position of the first query row.
-        end: position behind the last one.
+        end: position after the last one.
     """
     if plan.decode_keys and end > prompt_length:
         begin = max(first, prompt_length)
@@ -221,8 +220,8 @@ def visible_pairs(plan: LayerPlan, prompt_length: int, first: int, end: int) -> 
         return generated + visible_pairs(plan, prompt_length, first, begin)
     if plan.window is None:
         return _capped(end, end) - _capped(first, end)
-    # Row i sees min(i + 1, window + sinks) keys: until then window and sinks cover all of them.
-    # Selected keys are as many more, but for those that complete blocks leave out.
+    # Row i sees min(i + 1, window + sinks) keys: window and sinks cover all keys of early rows.
+    # Selected keys come on top, up to rounding: they come in complete blocks.
     cap = plan.window + plan.sink_tokens + plan.selected_keys
     full_from, full_until = plan.full_rows(prompt_length)
     low = end if full_from is None else min(max(full_from, first), end)
@@ -245,7 +244,7 @@ def _cost(
     batch: int,
     unit: int,
 ) -> Cost:
-    # A layer that is not full cannot be adapted, whatever the configuration says of it.
+    # A layer whose kind is not "full" cannot be adapted, whatever the configuration says of it.
     pairs = [
         (layer, plan if layer.kind == "full" else LayerPlan(window=layer.window))
         for layer, plan in zip(shape.layers, plans, strict=True)
@@ -288,7 +287,7 @@ def _cost(
 def _fill(
     layers: Sequence[tuple[LayerShape, LayerPlan]], prompt_length: int, chunk: int
 ) -> tuple[int, list[int]]:
-    """Fill the cache: most elements held at once, and the tokens each layer stores at the end."""
+    """Most elements held at once while the cache fills, and each layer's tokens at the end."""
     stored = [0] * len(layers)
     held = peak = 0
     for seen, new in _passes(prompt_length, chunk):
@@ -310,7 +309,7 @@ def _stored(layer: LayerShape, plan: LayerPlan, seen: int, prompt_length: int) -
     if layer.kind == "none":
         return 0
     if layer.kind == "sliding":
-        # Transformers stores one key less than the window: the next query brings its own.
+        # Transformers stores one key fewer than the window: the next query brings its own.
         return min(seen, (layer.window or seen) - 1)
     if plan.window is None or plan.keeps_all_keys:
         return seen
@@ -336,17 +335,17 @@ def _token_elements(layer: LayerShape) -> int:
 
 
 def _elements(layer: LayerShape, plan: LayerPlan, tokens: int) -> int:
-    """Of the keys and values of so many tokens, and of what describes their pages."""
+    """Elements of the keys and values of so many tokens, and of the summaries of their pages."""
     size = _token_elements(layer)
     if not plan.decode_keys:
         return tokens * size
     from swaa.attention.pages import PAGE  # imports PyTorch
 
-    return (tokens + tokens // PAGE) * size  # a mean and a deviation, as a key and a value
+    return (tokens + tokens // PAGE) * size  # a page's mean and deviation: one key and one value
 
 
 def _page_flops(layer: LayerShape, plan: LayerPlan, tokens: int) -> int:
-    """What one generated token's choice of pages takes."""
+    """FLOPs of choosing the pages of one generated token."""
     if not plan.decode_keys:
         return 0
     from swaa.attention.pages import PAGE  # imports PyTorch
@@ -362,14 +361,14 @@ def _attention_flops(
 
 
 def _choice_flops(layer: LayerShape, plan: LayerPlan, prompt_length: int) -> int:
-    """What choosing the keys of a prompt's selected rows takes."""
+    """FLOPs of choosing the keys of a prompt's selected rows."""
     if not plan.selected_keys:
         return 0
     from swaa.attention.selection import KEY_BLOCK, ROW_GROUP  # imports PyTorch
 
     rows = max(0, prompt_length - plan.dense_tail)
-    pairs = rows * rows // (2 * ROW_GROUP * KEY_BLOCK)  # mean queries, and blocks before them
-    # Two products of head_dim per pair and query head, and all of it twice.
+    pairs = rows * rows // (2 * ROW_GROUP * KEY_BLOCK)  # of a mean query and a block before it
+    # Two products of head_dim per pair and query head, all computed twice.
     return 8 * layer.heads * layer.head_dim * pairs
 
 

@@ -1,4 +1,4 @@
-"""The processes of one `accelerate launch`: the first one orders, all of them act."""
+"""The processes of one `accelerate launch`: the first one gives orders, all of them act."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from typing import Any, NamedTuple
 
 _LEAVE = "leave"
 _PATIENCE = timedelta(days=30)
-"""The others wait while the first makes prompts or asks a judge; the launcher notices the dead."""
+"""How long the others wait for the first one, which makes prompts or asks a judge.
+
+It may be long: the launcher notices processes that died.
+"""
 
 _EXPECTED = (ValueError, TypeError, OSError, ImportError)
-"""Errors whose message says all."""
+"""Errors whose message is enough; others are shown with a traceback."""
 
 
 class TeamError(ChildProcessError):
-    """Another process failed, or is gone."""
+    """Another process failed or ended."""
 
 
 def process_count() -> int:
@@ -28,7 +31,7 @@ def process_count() -> int:
 
 
 def is_first() -> bool:
-    """Whether this process orders, or is the only one."""
+    """Whether this process gives the orders, or is the only one."""
     return process_count() == 1 or os.environ.get("RANK") == "0"
 
 
@@ -36,8 +39,8 @@ class Order(NamedTuple):
     """What every process is to do next.
 
     Attributes:
-        name: of a method, called with one argument.
-        parts: that argument, for each process.
+        name: name of a method that takes one argument.
+        parts: that argument for each process.
     """
 
     name: str
@@ -45,14 +48,14 @@ class Order(NamedTuple):
 
 
 class Team:
-    """The processes, which take every step together; made in each of them.
+    """The processes, which take every step together; each of them makes its own ``Team``.
 
     Args:
         device: ``cpu``, or ``auto``: a GPU for each, where there is one.
 
     Attributes:
-        count: of processes.
-        device: this one's.
+        count: number of processes.
+        device: this process's device.
     """
 
     def __init__(self, device: str) -> None:
@@ -62,7 +65,7 @@ class Team:
 
         wanted = device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU")
         cpu = wanted or not is_available()
-        # Only objects travel, through CPU memory: nobody waits in a kernel on a GPU.
+        # Only objects are exchanged, through CPU memory: nobody waits in a kernel on a GPU.
         self._state = PartialState(cpu=cpu, backend="gloo", timeout=_PATIENCE)
         self.count: int = self._state.num_processes
         self.device = str(self._state.device)
@@ -73,11 +76,11 @@ class Team:
         """Act in every process.
 
         Returns:
-            In each process what all of them returned.
+            What all processes returned; every process gets the same list.
 
         Raises:
-            TeamError: when another process failed, or is gone; in the first one its own error is
-                raised as it is. There are no more orders then.
+            TeamError: when another process failed or ended. The first process raises its own error
+                unchanged. No more orders follow.
         """
         from accelerate.utils import gather_object
 
@@ -98,19 +101,19 @@ class Team:
         return [result for result, _ in everyone]
 
     def order(self, name: str, parts: Sequence[Any], actor: object) -> list[Any]:
-        """Of the first process: let each one's actor do its part; see :meth:`together`."""
+        """Called by the first process: let each actor do its part; see :meth:`together`."""
         return self._do(self._hear(Order(name, parts)), actor)
 
     def obey(self, actor: object) -> None:
-        """Of the others: do what is ordered until there is no more."""
+        """Called by the other processes: carry out orders until there are no more."""
         while (order := self._hear(None)).name != _LEAVE:
             self._do(order, actor)
         self._state.destroy_process_group()
 
     def dismiss(self) -> None:
-        """Of the first process: no more orders. Where a step failed, the others know already."""
+        """Called by the first process: no more orders. After a failed step the others know."""
         if self._in_step:
-            with contextlib.suppress(TeamError):  # one that is gone is missed no more
+            with contextlib.suppress(TeamError):  # a process that has ended needs no order
                 self._hear(Order(_LEAVE))
             self._state.destroy_process_group()
 
@@ -127,7 +130,7 @@ class Team:
     def _describe(self, error: Exception) -> str:
         if isinstance(error, _EXPECTED):
             return str(error) or type(error).__name__
-        if not self._state.is_main_process:  # only here is it known where it arose
+        if not self._state.is_main_process:  # only this process has the traceback
             traceback.print_exception(error, file=sys.stderr)
         return f"{type(error).__name__}: {error}"
 

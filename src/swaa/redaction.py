@@ -1,4 +1,4 @@
-"""What looks like a secret, by its name or by itself, and command lines and values without it."""
+"""What looks like a secret, by its name or its value; command lines and values without secrets."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 HIDDEN = "***"
-"""Stands where a secret stood."""
+"""What replaces a secret."""
 
 _FLAGS = ("hf-token", "api-key", "ssl-keyfile-password")
-"""Of ``vllm serve``, which takes flags cut short."""
+"""Flags of ``vllm serve`` that take secrets; it accepts them cut short."""
 
 _LAST = frozenset(("token", "key", "auth", "authorization", "cookie"))
-"""Words that end the name of a secret; inside a name they mean something else."""
+"""Words that mark a secret at the end of its name; inside a name they mean something else."""
 
 _ANYWHERE = frozenset(
     ("apikey", "credential", "credentials", "passphrase", "passwd", "password", "secret", "secrets")
@@ -33,22 +33,22 @@ _VALUE = re.compile(
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether what is called so is a secret: ``hf-token``, ``aws_secret_access_key``.
+    """Whether a name is that of a secret: ``hf-token``, ``aws_secret_access_key``.
 
     Args:
-        name: of a flag, without its dashes, or of a key.
+        name: name of a flag, without its dashes, or of a key.
     """
     words = [word for word in re.split(r"[^a-z0-9]+", _spaced(name).lower()) if word]
     return bool(words) and (words[-1] in _LAST or not _ANYWHERE.isdisjoint(words))
 
 
 def is_secret_value(text: str) -> bool:
-    """Whether a text holds what services hand out as keys, or a URL with a password."""
+    """Whether a text holds a key such as services issue, or a URL with a password."""
     return _VALUE.search(text) is not None
 
 
 def without_secrets(value: Any) -> Any:
-    """JSON values with :data:`HIDDEN` where a secret stood."""
+    """JSON values with :data:`HIDDEN` in place of secrets."""
     if isinstance(value, Mapping):
         return {
             key: HIDDEN
@@ -62,13 +62,13 @@ def without_secrets(value: Any) -> Any:
 
 
 def arguments_without_secrets(arguments: Sequence[str]) -> list[str]:
-    """A command line with :data:`HIDDEN` where a secret stood.
+    """A command line with :data:`HIDDEN` in place of secrets.
 
     >>> arguments_without_secrets(["--dtype", "auto", "--api-key", "one", "two", "--uvloop"])
     ['--dtype', 'auto', '--api-key', '***', '***', '--uvloop']
 
     Args:
-        arguments: flags as ``--name value ...`` or ``--name=value``; what is JSON is looked into.
+        arguments: flags as ``--name value ...`` or ``--name=value``; JSON values are searched too.
     """
     return list(_hidden(arguments))
 
@@ -82,7 +82,7 @@ def _hidden(arguments: Sequence[str]) -> Iterator[str]:
             yield HIDDEN if secret else _value(word)
             continue
         hides = _is_secret_flag(name.lstrip("-"))
-        secret = hides and not short  # values of a long flag may go on behind it
+        secret = hides and not short  # values of a long flag may follow it
         yield name + is_joined + (HIDDEN if hides and value else _value(value))
 
 

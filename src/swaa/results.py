@@ -1,8 +1,8 @@
 """The one schema of result files: ``results/<kind>/<name>-<hash8>.json``, with provenance.
 
-The hash is that of what was run, not of when: the same run has the same file, so a finished one is
-found (:func:`find`) and skipped. Samples may lie beside it, one JSON object a line, appended while
-the run goes on; samples without a result are an interrupted run.
+The hash depends on what was run, not on when: the same run has the same file, so a finished one is
+found (:func:`find`) and skipped. Samples may lie next to it, one JSON object per line, appended
+while the run goes on; samples without a result are an interrupted run.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ SCHEMA = 1
 """Version of the file format; a newer one is refused."""
 
 FOLDER = "results"
-"""Where results lie, relative to the working directory."""
+"""Folder of the results, relative to the working directory."""
 
 VERDICTS = ".judge.jsonl"
-"""Ends the name of the file beside a result that holds what a judge said of its samples."""
+"""Ending of the file next to a result that holds a judge's verdicts on its samples."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _KEYS = ("schema", "kind", "name", "provenance", "config", "rows")
@@ -40,7 +40,7 @@ _KEYS = ("schema", "kind", "name", "provenance", "config", "rows")
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """Where numbers come from. ``None``: unknown, or it does not apply.
+    """Where numbers come from. ``None``: unknown, or not applicable.
 
     Attributes:
         swaa: version of this package.
@@ -75,13 +75,13 @@ class Provenance:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """One run: what was asked, what came out, where from.
+    """One run: what was asked, what came out, and its provenance.
 
     Attributes:
         kind: folder, such as ``demo`` or ``kernels``.
-        name: within the kind: lower-case letters, digits, ``.``, ``_``, ``-``.
-        config: everything that tells this run from another: settings, model, lengths, seed.
-        rows: measured values, one mapping of JSON values a row.
+        name: name within the kind: lower-case letters, digits, ``.``, ``_``, ``-``.
+        config: everything that distinguishes this run: settings, model, lengths, seed.
+        rows: measured values, one mapping of JSON values per row.
         provenance: see :func:`record_provenance`.
 
     Raises:
@@ -98,7 +98,7 @@ class Result:
     def __post_init__(self) -> None:
         result_hash(self.kind, self.name, self.config)
         _check_published(dataclasses.asdict(self.provenance), "provenance")
-        # As JSON gives them back, so that a loaded result equals the saved one.
+        # As JSON returns them, so that a loaded result equals the saved one.
         object.__setattr__(self, "config", _as_json(self.config, "config"))
         object.__setattr__(self, "rows", tuple(_as_json(list(self.rows), "rows")))
 
@@ -128,7 +128,7 @@ def result_hash(kind: str, name: str, config: Mapping[str, Any]) -> str:
 def result_path(
     kind: str, name: str, config: Mapping[str, Any], *, folder: str | Path = FOLDER
 ) -> Path:
-    """The file of a run, whether it is there or not; its samples lie in the ``.jsonl`` beside."""
+    """The file of a run, whether or not it exists; its samples are in the ``.jsonl`` next to it."""
     return Path(folder) / kind / f"{name}-{result_hash(kind, name, config)}.json"
 
 
@@ -138,7 +138,7 @@ def find(
     """The result of a finished run, or ``None`` when it is still to be done.
 
     Raises:
-        ValueError: for a file that is there and cannot be read as a result.
+        ValueError: for a file that exists but cannot be read as a result.
     """
     path = result_path(kind, name, config, folder=folder)
     return load(path) if path.exists() else None
@@ -154,8 +154,8 @@ def save(
 
     Args:
         result: the finished run.
-        samples: single answers or timings, written to the ``.jsonl`` beside, before the result;
-            ``None`` leaves samples that are there already.
+        samples: single answers or timings, written before the result to the ``.jsonl`` next to it;
+            ``None`` leaves existing samples.
         folder: of all results.
     """
     path = result_path(result.kind, result.name, result.config, folder=folder)
@@ -168,13 +168,13 @@ def save(
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write beside, then rename: a reader sees the old file or the new one, never half of it.
+    """Write a temporary file, then rename it: readers see the old or the new file, never half.
 
     Raises:
         OSError: naming the file; the old one stays.
     """
     try:
-        # Not by tempfile, whose files are private: who may read results, the umask says.
+        # Not by tempfile, whose files are private: the umask says who may read results.
         beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         with beside.open("x", encoding="utf-8") as file:
             try:
@@ -198,7 +198,7 @@ def load(path: str | Path) -> Result:
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: for a file that is no result, is of a newer schema, or whose name does not
+        ValueError: for a file that is not a result, is of a newer schema, or whose name does not
             carry the hash of its content.
     """
     path = Path(path)
@@ -232,7 +232,7 @@ def load(path: str | Path) -> Result:
 
 
 def read_samples(path: str | Path) -> list[dict[str, Any]]:
-    """The samples beside the result file ``path``; a line torn by an interruption is left out."""
+    """The samples next to the result file ``path``, without a line torn by an interruption."""
     beside = Path(path).with_suffix(".jsonl")
     samples = []
     for line in beside.read_text(encoding="utf-8").splitlines() if beside.exists() else ():
@@ -255,10 +255,10 @@ def record_provenance(
     seconds: float | None = None,
     packages: Iterable[str] = (),
 ) -> Provenance:
-    """What is known here and now about a run.
+    """Record what is known about a run: what the caller says, versions, commit, device and time.
 
     Args:
-        device: as torch writes it: ``cpu``, ``cuda``, ``cuda:1``; recorded by the chip's name.
+        device: as torch writes it: ``cpu``, ``cuda``, ``cuda:1``; the chip's name is recorded.
         dtype: ``torch.bfloat16`` or its name.
         model: name, not a path; likewise ``data``.
         model_revision: commit or checksum of the weights.
@@ -306,7 +306,7 @@ def _mapping(value: object) -> object:
 
 
 def _check_published(value: object, name: str) -> None:
-    # Results are published: a path says where somebody's files lie and helps nobody else.
+    # Results are published: a path tells where somebody's files are and helps nobody else.
     if isinstance(value, str):
         if is_secret_value(value):
             raise ValueError(f"{name} holds what looks like a secret; results are published")

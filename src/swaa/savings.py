@@ -1,4 +1,4 @@
-"""From which prompt length on a configuration is worth it on a model, by arithmetic."""
+"""The prompt length from which a configuration is worth it on a model, by arithmetic."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from swaa.plan import price
 from swaa.shapes import ModelShape
 
 LONGEST = 2**24
-"""Prompts beyond so many tokens are not looked at."""
+"""Longest prompt considered (tokens)."""
 
 
 def saves_from(shape: ModelShape, config: SWAAConfig, share: float) -> int | None:
-    """The shortest prompt of which a configuration saves a share of full attention's FLOPs.
+    """The shortest prompt at which a configuration saves this share of full attention's FLOPs.
 
-    Linear layers are part of the FLOPs where there is a formula for them. The share saved grows
-    with the prompt, so that it is found by halving.
+    FLOPs include linear layers where there is a formula for them. The share saved grows with the
+    prompt, so the length is found by bisection.
 
     Args:
         shape: of the model.
         config: the configuration.
-        share: to save, 0 to 1.
+        share: share of FLOPs to save, 0 to 1.
 
     Returns:
-        Tokens; ``None``: it saves less at any length.
+        Tokens; ``None``: it saves less at every length.
     """
 
     def saves(tokens: int) -> bool:

@@ -1,4 +1,4 @@
-"""The sizes of a model that its configuration tells, without its weights."""
+"""The sizes of a model, from its configuration, without its weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 LayerKind = Literal["full", "sliding", "none"]
-"""Softmax attention over everything; over a window of the model's own; or no softmax attention."""
+"""Softmax attention over everything, over the model's own window, or no softmax attention."""
 
 _KINDS: dict[str, LayerKind] = {
     "full_attention": "full",
@@ -38,7 +38,7 @@ _GATED = frozenset(
     )
 )
 _EXPERTS = frozenset(("mixtral", "qwen2_moe", "qwen3_moe"))
-_LEARNED_SINKS = frozenset(("gpt_oss",))  # in the weights; configurations do not tell
+_LEARNED_SINKS = frozenset(("gpt_oss",))  # in the weights; configurations do not mention them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +46,13 @@ class LayerShape:
     """One decoder layer.
 
     Attributes:
-        kind: what attends; only ``full`` layers can be adapted.
+        kind: kind of attention; only ``full`` layers can be adapted.
         window: keys a row of a ``sliding`` layer sees, itself included.
         heads: query heads.
         kv_heads: key/value heads.
         head_dim: of queries, keys and values.
-        linear_weights: weights of linear layers that one token is multiplied with, those of the
-            experts it is not sent to left out; ``None``: no formula for this family.
+        linear_weights: weights of linear layers that one token is multiplied with, without the
+            experts it is not sent to; ``None``: no formula for this family.
     """
 
     kind: LayerKind
@@ -74,7 +74,7 @@ class ModelShape:
         trained_context: tokens the model was trained to see at once, where known.
         dtype: of the checkpoint, where known.
         swaa: the configuration that the checkpoint carries, where it carries one.
-        parameters: weights in all, tied ones once; ``None``: not counted.
+        parameters: number of weights, tied ones counted once; ``None``: not counted.
     """
 
     model_type: str
@@ -104,7 +104,7 @@ def read_shape(name: str) -> ModelShape:
     config = _read_config(name)
     shape = shape_of(config)
     parameters = _parameters(config, name)
-    # Dequantised weights have no type of their own: what loading gives them here.
+    # Dequantised weights have no dtype of their own: take the one that loading gives them here.
     dtype = models.dequantised_dtype() if models.is_gguf(name) else shape.dtype
     return dataclasses.replace(shape, parameters=parameters, dtype=dtype)
 
@@ -138,7 +138,7 @@ def _read_config(name: str) -> PreTrainedConfig:
 
 
 def _parameters(config: PreTrainedConfig, name: str) -> int:
-    """Weights of the model without their values, once it is one that can be adapted."""
+    """Number of weights, from a model built without their values; refuse one swaa cannot adapt."""
     import torch
     from transformers import AutoModelForCausalLM
 

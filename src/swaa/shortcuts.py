@@ -63,10 +63,10 @@ def load(
     Raises:
         FileNotFoundError: for a path that does not exist.
         ImportError: when a package is missing; the message holds its ``pip install`` line.
-        ValueError: for a recipe that is unknown; for a model that cannot be read or adapted; for
-            no recipe, where the checkpoint carries none.
+        ValueError: for an unknown recipe; for a model that cannot be read or adapted; when no
+            recipe is given and the checkpoint carries none.
     """
-    # A mistake in the recipe shows before minutes go into loading the weights.
+    # Resolve first: a mistake in the recipe shows before the weights are loaded for minutes.
     config = None if recipe is None else resolve(recipe)
     loaded = load_model(
         name,
@@ -89,9 +89,9 @@ def adapted(
     trial: bool = True,
     quiet: bool = False,
 ) -> Iterator[Adaptation]:
-    """Adapt a model for the block; afterwards, even after an error, it is what it was before.
+    """Adapt a model for the block; afterwards, even after an error, it is as it was before.
 
-    A model that was adapted before gets its earlier adaptation back, one that was not is restored.
+    A model that was adapted before gets its earlier adaptation back; one that was not is restored.
     Blocks may be nested.
 
     >>> with swaa.adapted(model, "fast"):  # doctest: +SKIP

@@ -1,4 +1,4 @@
-"""How sure a share is, whether two settings differ on the same samples, percentiles of times."""
+"""Confidence of a share, whether two settings differ on the same samples, percentiles of times."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def wilson(right: float, count: int) -> Interval:
     (0.49, 0.943)
 
     Args:
-        right: samples answered rightly; where answers may be right in part, the sum of their
-            scores, for which the interval is wider than need be.
+        right: correctly answered samples; where answers may be partly right, the sum of their
+            scores, for which the interval is wider than necessary.
         count: all samples.
 
     Raises:
@@ -48,7 +48,7 @@ def wilson(right: float, count: int) -> Interval:
 def mcnemar(ours: Sequence[bool], theirs: Sequence[bool]) -> float:
     """The exact two-sided p value of McNemar's test: how likely so uneven a split is by chance.
 
-    Only samples that one setting answers and the other does not count.
+    Only samples that exactly one of the settings answers rightly count.
 
     >>> mcnemar([True] * 6 + [False], [False] * 6 + [False])
     0.03125
@@ -70,7 +70,7 @@ def mcnemar(ours: Sequence[bool], theirs: Sequence[bool]) -> float:
 
 
 def retention(ours: float, theirs: float) -> float | None:
-    """Our share in per cent of another, full attention's say; ``None``: that one is 0.
+    """Our share as a percentage of another, such as full attention's; ``None``: the other is 0.
 
     >>> retention(0.6, 0.8)
     75.0
@@ -87,7 +87,7 @@ class Percentiles(NamedTuple):
 
 
 def percentiles(values: Sequence[float]) -> Percentiles:
-    """Of at least one value; between two values the line that joins them counts."""
+    """Percentiles of at least one value, by linear interpolation between values."""
     if len(values) == 1:
         return Percentiles(*[values[0]] * 3)
     p20, _, _, p80 = statistics.quantiles(values, n=5, method="inclusive")

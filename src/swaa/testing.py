@@ -1,8 +1,8 @@
 """Judge an attention backend: which keys did each row see, and how far is it from fp64.
 
-For our own tests and for third-party backends: :func:`keys_seen` is exact (a window one key too
-wide shows at any length), :func:`assert_close_to_oracle` is relative to what eager PyTorch itself
-loses in the same dtype, so nobody tunes a tolerance by hand.
+It serves our own tests and third-party backends. :func:`keys_seen` is exact: a window one key too
+wide shows at any length. :func:`assert_close_to_oracle` is relative to the error of eager PyTorch
+in the same dtype, so nobody tunes a tolerance by hand.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from swaa.attention import AttentionOutput, swaa_attention
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One shape of the table: sizes in tokens and heads, mask in the numbers of the one rule.
+    """One shape of the table: sizes in tokens and heads, the mask as the numbers of the one rule.
 
-    ``starts`` holds one left padding per sequence; ``full_from`` and ``full_until`` count from
-    the first slot, padding included. ``keys`` beyond ``queries`` are a prefix already cached.
+    ``starts`` holds the left padding of each sequence; ``full_from`` and ``full_until`` count from
+    the first slot, padding included. Where ``keys`` exceeds ``queries``, the first keys are a
+    prefix already cached.
     """
 
     queries: int
@@ -98,7 +99,7 @@ SHAPES = (
     Case(queries=130, window=20, sink_tokens=6, starts=(0, 1, 64, 129), head_dim=80),
     Case(queries=130, window=20, sink_tokens=6, full_from=120, starts=(0, 33), head_dim=96),
     Case(queries=130, window=128, sink_tokens=10, heads=8, kv_heads=1, head_dim=128),
-    Case(queries=63, keys=257, window=50, sink_tokens=9),  # a chunk behind a cached prefix
+    Case(queries=63, keys=257, window=50, sink_tokens=9),  # a chunk after a cached prefix
     Case(queries=63, keys=257, window=50, sink_tokens=9, full_from=250, starts=(0, 100)),
     Case(queries=1, keys=257, window=50, sink_tokens=9),
     Case(queries=1, keys=257, window=50, sink_tokens=9, full_from=256),
@@ -140,10 +141,10 @@ def keys_seen(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Which keys each query row weighed, by experiment.
+    """Which keys each query row saw, by experiment.
 
-    Zero queries weigh all visible keys alike; values that are one-hot in the key's position then
-    show in the output which keys a row saw. ``head_dim`` keys are read per call.
+    Zero queries give all visible keys the same weight. With values that are one-hot in the key's
+    position, the output then shows which keys a row saw: ``head_dim`` keys per call.
 
     Args:
         attention: maps ``q, k, v`` of layout ``[batch, tokens, heads, head_dim]`` to the output,
@@ -161,7 +162,7 @@ def keys_seen(
         bool ``[batch, queries, keys]``.
 
     Raises:
-        AssertionError: when heads differ, and for what :func:`keys_seen_by_head` finds.
+        AssertionError: when heads saw different keys, or when :func:`keys_seen_by_head` fails.
     """
     seen = keys_seen_by_head(
         attention,
@@ -190,14 +191,14 @@ def keys_seen_by_head(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """As :func:`keys_seen`, for masks that differ between heads.
+    """Like :func:`keys_seen`, for masks that differ between heads.
 
     Returns:
         bool ``[batch, heads, queries, keys]``.
 
     Raises:
-        AssertionError: when the output is not finite, a row weighs its keys unequally (one counted
-            twice), or its weights do not sum to one.
+        AssertionError: when the output is not finite, a row weighs its keys unequally (a key was
+            counted twice), or a row's weights do not sum to one.
     """
     q = torch.zeros(batch, queries, heads, head_dim, dtype=dtype, device=device)
     k = torch.randn(batch, keys, kv_heads, head_dim, device=device).to(dtype)
@@ -228,7 +229,7 @@ def assert_sees_the_rule(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> None:
-    """Fail unless ``backend`` shows exactly the keys of the case's mask."""
+    """Fail unless the rows of ``backend`` see exactly the keys of the case's mask."""
     seen = keys_seen(
         lambda q, k, v: swaa_attention(q, k, v, backend=backend, **case.arguments(device)),
         batch=len(case.starts),
@@ -256,11 +257,11 @@ def assert_close_to_oracle(
 
     Args:
         actual: what the backend computed.
-        oracle: the same by the reference in float64.
-        eager: the same by the reference in the dtype of ``actual``.
-        magnitude: size of the numbers whose ulp counts; default the largest of ``oracle``. State
+        oracle: the reference's result in float64.
+        eager: the reference's result in the dtype of ``actual``.
+        magnitude: size of the numbers whose ulp counts; default: the largest of ``oracle``. Give
             it where cancellation makes the result far smaller than its terms (gradients).
-        name: of the tensor, for the message.
+        name: the tensor's name, for the message.
     """
     assert torch.isfinite(actual).all(), f"{name} is not finite"
     size = oracle.abs().max().item() if magnitude is None else magnitude

@@ -11,7 +11,7 @@ BEGIN, END = "<think>", "</think>"
 
 
 def opened(prompt: str) -> str:
-    r"""What a prompt's end holds of thoughts that it opens for the model; else nothing.
+    r"""The ``<think>`` with which a prompt ends, to open the model's thoughts; else nothing.
 
     >>> opened("<|assistant|><think>\n"), opened("<|assistant|><think></think>")
     ('<think>\n', '')
@@ -21,7 +21,7 @@ def opened(prompt: str) -> str:
 
 
 def spoken(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """Decode without special tokens, but with those around thoughts."""
+    """Decode without special tokens, except those around thoughts."""
     special = _special(tokenizer)
     kept = [token for token in ids if special.get(token) in (None, BEGIN, END)]
     text: Any = tokenizer.decode(kept, skip_special_tokens=False)
@@ -29,7 +29,7 @@ def spoken(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
 
 
 def hidden_beside_thoughts(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    """Special tokens to take out of a text; none where decoding keeps thoughts apart anyway."""
+    """Special tokens to remove from a text; none where the marks of thoughts are not special."""
     texts = set(_special(tokenizer).values())
     if END not in texts:
         return ()
@@ -37,14 +37,14 @@ def hidden_beside_thoughts(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...
 
 
 def without(text: str, parts: Iterable[str]) -> str:
-    """A text without the parts named."""
+    """A text without the given parts."""
     for part in parts:
         text = text.replace(part, "")
     return text
 
 
 def _special(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    """Special tokens: those with a role, and those that were added as such."""
+    """Special tokens: those with a role, and those added as special."""
     added = {
         index: token.content
         for index, token in tokenizer.added_tokens_decoder.items()

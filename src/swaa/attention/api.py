@@ -16,7 +16,7 @@ from swaa.attention.pages import PAGE
 from swaa.attention.selection import KEY_BLOCK, ROW_BLOCK, row_block_count
 
 MOST_TOKENS = 2**30
-"""Largest window and number of sinks: a position more must still be an int32."""
+"""Largest window and number of sinks: a position plus it must fit an int32."""
 BACKENDS = ("fa4", "triton", "sdpa", "reference")
 """Every backend, best first; ``backend="auto"`` takes the first that can serve the call."""
 
@@ -73,36 +73,38 @@ def swaa_attention(
         q_start: position of the first query row, an int or int32 ``[batch]``. Default: the
             queries are the last positions.
         kv_start: position of the first real key, an int or int32 ``[batch]`` (left padding).
-            Default 0. Positions before it are padding: never seen, and zero rows themselves.
-        kv_lens: int32 ``[batch]``, keys that exist per sequence; slots behind hold anything.
-        cu_seqlens_q: int32 ``[sequences + 1]``, offsets of packed sequences; positions, and
-            ``left``, then count from each sequence's own start. Tokens behind the last sequence
-            come back as zero rows.
+            Default 0. Positions before it are padding: no row sees them, their own rows are zero.
+        kv_lens: int32 ``[batch]``, keys that exist per sequence; later slots may hold anything.
+        cu_seqlens_q: int32 ``[sequences + 1]``, offsets of packed sequences; positions and
+            ``left`` then count from each sequence's own start. Tokens after the last sequence get
+            zero rows.
         cu_seqlens_k: as ``cu_seqlens_q`` for the keys; not used with ``block_table``.
-        block_table: int32 ``[batch, pages]``, page of each ``page_size`` keys; needs ``kv_lens``.
+        block_table: int32 ``[batch, pages]``, the page that holds each run of ``page_size`` keys;
+            needs ``kv_lens``.
         scale: factor of the scores; default ``head_dim ** -0.5``.
-        selected_keys: older keys that sliding rows see besides sinks and window, chosen by content
-            in blocks of 64 for blocks of 128 rows (``swaa.attention.selection`` has the rule): a
-            multiple of 64. Which are chosen has no gradient.
-        selection: the blocks to see instead of chosen ones; not for packed or paged calls.
-        decode_keys: most keys that full rows from ``decode_from`` on read besides sinks and
+        selected_keys: older keys that sliding rows see in addition to sinks and window, chosen by
+            content in blocks of 64 for blocks of 128 rows (``swaa.attention.selection`` has the
+            rule): a multiple of 64. The choice has no gradient.
+        selection: blocks to see, given instead of chosen; not for packed or paged calls.
+        decode_keys: most keys that full rows from ``decode_from`` on read in addition to sinks and
             window, chosen by content in pages of 16 for each row and key head
             (``swaa.attention.pages`` has the rule): a multiple of 16; 0: they read everything.
         decode_from: position of the first row that chooses, an int or int32 ``[batch]``; None:
             every full row does.
-        page_statistics: what describes the pages, ``[batch, pages, kv_heads, 2, head_dim]``, laid
-            out by page from each sequence's first real key on; over a block table ``[pages,
-            page_size // 16, kv_heads, 2, head_dim]``. None: made of the keys for this call.
+        page_statistics: statistics of the pages, ``[batch, pages, kv_heads, 2, head_dim]``, page
+            by page from each sequence's first real key; with a block table ``[pages,
+            page_size // 16, kv_heads, 2, head_dim]``. None: computed from the keys for this call.
         backend: ``"auto"`` or one of :data:`BACKENDS`.
 
     Returns:
         :class:`AttentionOutput`: output shaped as ``q``, and the log-sum-exp of the scores.
 
     Raises:
-        TypeError: for a window or a number of sinks that is no whole number.
+        TypeError: for a window or a number of sinks that is not a whole number.
         ValueError: for arguments that do not fit each other. Values of tensors on a GPU are not
-            looked at, which would wait for it.
-        BackendError: when the named backend cannot serve the call; names those that can.
+            checked, because that would wait for the GPU.
+        BackendError: when the named backend cannot serve the call; the message names those that
+            can.
     """
     call = make_call(
         q,
@@ -338,7 +340,7 @@ def _check_packed(q: Tensor, k: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tens
 
 
 def _check_offsets(name: str, offsets: Tensor, tokens: int) -> None:
-    """Offsets start at 0, never fall, and stay within the tokens; read on the CPU only."""
+    """Offsets must start at 0, never fall, and stay within the tokens; checked on the CPU only."""
     if not _is_readable(offsets):
         return
     values = offsets.tolist()
@@ -347,7 +349,7 @@ def _check_offsets(name: str, offsets: Tensor, tokens: int) -> None:
 
 
 def _is_readable(x: Tensor) -> bool:
-    """Whether reading a tensor's values waits for no device and breaks no graph."""
+    """Whether a tensor's values can be read without waiting for a device or breaking a graph."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
@@ -355,7 +357,7 @@ def load_backend(name: str) -> ModuleType:
     """Import a backend's module on first use.
 
     Raises:
-        BackendError: for a name that is no backend.
+        BackendError: for a name that is not a backend.
         ImportError: when a package that the backend needs is not installed.
     """
     if name not in BACKENDS:
@@ -365,7 +367,7 @@ def load_backend(name: str) -> ModuleType:
 
 @functools.cache
 def missing_package(name: str) -> str | None:
-    """Why a backend's module cannot be imported, or None; asked once per process."""
+    """Why a backend's module cannot be imported, or None; tried once per process."""
     try:
         load_backend(name)
     except ImportError as error:
@@ -377,7 +379,7 @@ def why_not(name: str, call: AttentionCall) -> str | None:
     """The reason why a backend cannot serve a call, or None when it can.
 
     Raises:
-        BackendError: for a name that is no backend.
+        BackendError: for a name that is not a backend.
     """
     return missing_package(name) or load_backend(name).refusal(call)
 

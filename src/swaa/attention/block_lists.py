@@ -1,7 +1,8 @@
 """Which key blocks a block of query rows sees, wholly or in part: lists for block-sparse kernels.
 
-Built on the device by tensor operations: the numbers of the mask stay where they are, and nothing
-waits for them. In a list every index is a key block; the entries behind ``count`` mean nothing::
+The lists are built on the device by tensor operations: the numbers of the mask stay there, and the
+host does not wait for them. Each list entry is the index of a key block; entries from ``count`` on
+are undefined::
 
     window 4, 1 sink, blocks of 2 rows and 2 keys; x part of a block, # all of it
 
@@ -23,8 +24,8 @@ class Rows(NamedTuple):
     """The mask, row by row.
 
     Row ``i`` sees key ``j`` iff ``start[i] <= j <= position[i]`` and (``j >= left[i]`` or
-    ``j < start[i] + sink_tokens``). All are integers ``[batch or 1, rows]``, counted along the keys
-    as they lie in memory: in packed calls from the first key of the first sequence.
+    ``j < start[i] + sink_tokens``). All are integers ``[batch or 1, rows]`` that count keys in
+    memory order: in packed calls from the first key of the first sequence.
     """
 
     position: Tensor
@@ -47,8 +48,9 @@ class BlockLists(NamedTuple):
 class Ranges(NamedTuple):
     """What each query block sees, as half-open ranges of key blocks, each ``[batch or 1, blocks]``.
 
-    ``sinks`` and ``(first, end)`` hold every key block of which some row sees something;
-    ``(whole_sinks_first, whole_sinks)`` and ``(whole_first, whole_end)`` those that all rows see.
+    ``(sinks_first, sinks)`` and ``(first, end)`` hold every key block of which some row sees a key;
+    ``(whole_sinks_first, whole_sinks)`` and ``(whole_first, whole_end)`` hold the blocks that all
+    rows see wholly.
     """
 
     sinks_first: Tensor
@@ -64,19 +66,20 @@ class Ranges(NamedTuple):
 def block_ranges(rows: Rows, *, sink_tokens: int, block_q: int, block_k: int) -> Ranges:
     """Reduce rows to ranges of key blocks per query block.
 
-    Rows must follow one another: each sees its own position or lies beside a row that does, so the
-    union of their windows has no hole. Where sequences with cached keys are packed, the range spans
-    the keys between them; such blocks are listed as partial, which is correct, if not the least.
+    Rows must be consecutive: each sees its own position or is next to a row that does, so the union
+    of their windows has no hole. Where sequences with cached keys are packed, the range spans the
+    keys between them; such blocks are listed as partial, which is correct but reads more than
+    necessary.
     """
     sink_end = rows.start + sink_tokens
-    joined = rows.left <= sink_end  # sinks and window touch: one range from the start on
+    joined = rows.left <= sink_end  # sinks and window touch: one range from the start
     left = torch.where(joined, rows.start, torch.maximum(rows.left, rows.start))
     position, left, start, sink_end = (
         _in_blocks(x, block_q) for x in (rows.position, left, rows.start, sink_end)
     )
     bottom, top = position.amin(2), position.amax(2) + 1
     first = left.amin(2) // block_k
-    # The first row belongs to the first sequence: no later one has its sinks before the window.
+    # The first row belongs to the first sequence: later ones have no sinks before the window.
     seen_sinks = torch.minimum(sink_end[:, :, 0], top)
     sinks_first = torch.minimum(start[:, :, 0] // block_k, first)
     sinks = torch.minimum(_ceil(seen_sinks, block_k), first).maximum(sinks_first)
@@ -121,7 +124,7 @@ def key_lists(ranges: Ranges, *, most: int) -> BlockLists:
 
 
 def query_lists(ranges: Ranges, *, key_blocks: int) -> BlockLists:
-    """List the query blocks of each key block: what a backward pass walks."""
+    """List the query blocks of each key block, for a backward pass."""
     block = torch.arange(key_blocks, device=ranges.first.device)[:, None]
     r = Ranges(*(x[:, None, :] for x in ranges))
     seen = (block >= r.first) & (block < r.end) | (block >= r.sinks_first) & (block < r.sinks)
@@ -136,20 +139,20 @@ def _is_whole(block: Tensor, r: Ranges) -> Tensor:
 
 
 def _compact(values: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-    """Move the kept values of the last axis to its front, in order; also how many there are."""
+    """Move the kept values of the last axis to its front, in order; also return their number."""
     rank = kept.cumsum(-1)
-    spare = values.shape[-1]  # everything that is not kept lands in one slot behind the list
+    spare = values.shape[-1]  # everything that is not kept goes to one slot after the list
     slot = torch.where(kept, rank - 1, spare)
     listed = values.new_zeros((*values.shape[:-1], spare + 1), dtype=torch.int32)
     listed = listed.scatter_(-1, slot, values.int())
-    # Copied, not only made contiguous: kernels read the strides of axes of one element too.
+    # Copied, not only made contiguous: kernels also read the strides of axes of one element.
     plain = torch.contiguous_format
     count = rank[..., -1].int().clone(memory_format=plain)
     return count, listed[..., :spare].clone(memory_format=plain)
 
 
 def _in_blocks(x: Tensor, size: int) -> Tensor:
-    """``[batch, rows]`` as ``[batch, blocks, size]``, the last row repeated to fill up."""
+    """``[batch, rows]`` as ``[batch, blocks, size]``, filled up by repeating the last row."""
     missing = -x.shape[1] % size
     if missing:
         x = torch.cat([x, x[:, -1:].expand(-1, missing)], dim=1)

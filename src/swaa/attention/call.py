@@ -18,7 +18,7 @@ class Selection(NamedTuple):
 
     Attributes:
         blocks: int32 ``[batch, kv_heads, row_blocks, most]``, numbers of key blocks, counted from
-            the sequence's first real key; entries from ``counts`` on mean nothing.
+            the sequence's first real key; entries from ``counts`` on are undefined.
         counts: int32 ``[batch, kv_heads, row_blocks]``.
     """
 
@@ -34,7 +34,7 @@ class AttentionOutput(NamedTuple):
             key (padding) is zero.
         lse: float32 ``[batch, heads, queries]``, natural logarithm of each row's sum of
             exponentials, ``-inf`` for a row that sees no key; ``None`` from the ``sdpa`` backend,
-            which has none to give.
+            which does not compute it.
     """
 
     output: Tensor
@@ -42,12 +42,12 @@ class AttentionOutput(NamedTuple):
 
 
 class BackendError(ValueError):
-    """A backend was asked for by name and cannot serve the call; the message says why."""
+    """A backend requested by name cannot serve the call; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionCall:
-    """Validated arguments of :func:`swaa.swaa_attention`, defaults filled in.
+    """Validated arguments of :func:`swaa.swaa_attention`, with defaults filled in.
 
     ``q_start`` and ``kv_start`` are always set, except in packed calls, where every sequence
     starts at zero and its queries are its last tokens unless ``q_start`` says otherwise.
@@ -81,7 +81,7 @@ class AttentionCall:
 
     @property
     def selects(self) -> bool:
-        """Whether rows see older keys by content: chosen already, or to be chosen."""
+        """Whether rows see older keys by content, already chosen or still to be chosen."""
         return self.selection is not None or self.selected_keys > 0
 
     @property
@@ -98,7 +98,7 @@ class AttentionCall:
         return (offsets + self.q_start)[None]
 
     def left_rows(self, positions: Tensor) -> Tensor:
-        """``left`` of the rows of :meth:`positions`: declared, or made from the numbers."""
+        """``left`` of the rows of :meth:`positions`: as declared, or computed from the numbers."""
         if self.left is not None:
             return self.left.long()
         return left_bounds(
@@ -131,7 +131,7 @@ class AttentionCall:
                     kv_start=_item(self.kv_start, n, 0) or 0,
                     decode_from=_item(self.decode_from, n),
                     page_statistics=self._statistics_of(n, length),
-                    # A page may be freed and hold anything: the length says that slots need care.
+                    # A page may be freed and hold anything: keep the length, so slots are masked.
                     kv_lens=None if self.kv_lens is None else self.kv_lens[n : n + 1],
                     cu_seqlens_q=None,
                     cu_seqlens_k=None,
@@ -141,7 +141,7 @@ class AttentionCall:
         return calls
 
     def one(self, n: int) -> AttentionCall:
-        """Sequence ``n`` of a dense call by itself, its numbers as ints (read on the host)."""
+        """A dense call's sequence ``n`` as its own call, numbers as ints (read on the host)."""
         length = self.k.shape[1] if self.kv_lens is None else int(self.kv_lens[n])
         left = self.left
         return replace(
@@ -165,7 +165,7 @@ class AttentionCall:
         )
 
     def joined(self, outputs: list[Tensor]) -> Tensor:
-        """Outputs of :meth:`sequences` side by side; tokens behind the last one are zero."""
+        """Outputs of :meth:`sequences` joined; tokens after the last sequence are zero."""
         rows = sum(output.shape[1] for output in outputs)
         behind = self.q.new_zeros((1, self.q.shape[1] - rows, self.q.shape[2], self.v.shape[3]))
         return torch.cat([*outputs, behind], dim=1)
@@ -191,7 +191,7 @@ class AttentionCall:
         return self.page_statistics[blocks].flatten(0, 1)[None]
 
     def gathered(self) -> AttentionCall:
-        """A paged call as a dense one, pages copied side by side (for the portable backends)."""
+        """A paged call as a dense one, its pages copied together (for the portable backends)."""
         assert self.block_table is not None
         table = self.block_table.long().clamp(min=0)
         pages = (table.shape[0], table.shape[1] * self.k.shape[1], *self.k.shape[2:])
@@ -209,11 +209,11 @@ class AttentionCall:
 def attend_apart(
     call: AttentionCall, attend: Callable[[AttentionCall], AttentionOutput]
 ) -> AttentionOutput:
-    """Serve a packed call sequence by sequence; tokens behind the last one come back as zero rows.
+    """Serve a packed call sequence by sequence; tokens after the last one get zero rows.
 
     Args:
         call: packed.
-        attend: serves one dense call, with or without an lse.
+        attend: serves one dense call, with or without lse.
     """
     parts = [attend(one) for one in call.sequences()]
     output = call.joined([part.output for part in parts])
@@ -232,8 +232,8 @@ def _item(value: Position | None, n: int, default: int | None = None) -> int | N
 
 
 def current_device(x: Tensor) -> AbstractContextManager[object]:
-    """Makes the GPU that holds ``x`` the current one, on which kernels are launched.
+    """Make the GPU that holds ``x`` the current one, on which kernels are launched.
 
-    torch.compile cannot trace this, and compiled code is on one device.
+    Does nothing in compiled code: torch.compile cannot trace it, and such code uses one device.
     """
     return nullcontext() if torch.compiler.is_compiling() else torch.cuda.device_of(x)

@@ -1,8 +1,9 @@
 """FlashAttention-4: the whole mask by lists of visible key blocks.
 
-Dense and window-only calls take its native paths. With sinks or full rows, blocks that every row
-of a query block sees are listed as whole, the others are masked inside (``fa4_masks``); what is on
-neither list is never loaded. Lists are built once per mask and shared by all layers that have it.
+Dense and window-only calls take its native paths. With sinks or full rows, two lists name the key
+blocks of each query block: whole blocks, which every row sees, and partial ones, which are masked
+inside (``fa4_masks``). Other blocks are never loaded. Lists are built once per mask and shared by
+all layers with that mask.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ def _attend(call: AttentionCall) -> AttentionOutput:
 
 
 def _native_window(call: AttentionCall) -> tuple[int | None, int | None] | None:
-    """``window_size`` when FlashAttention-4 knows the mask itself, else None.
+    """``window_size`` when FlashAttention-4 itself has the mask, else None.
 
     Its windows do not count the query itself, and its queries are always the last positions.
     """
@@ -133,7 +134,7 @@ def _native_window(call: AttentionCall) -> tuple[int | None, int | None] | None:
         return None, None
     if not some_rows_full(call):
         if not call.packed and call.k.shape[1] <= call.window + call.sink_tokens:
-            return None, None  # short enough for every row to see everything before it
+            return None, None  # so short that every row sees everything before it
         if call.sink_tokens == 0:
             return call.window - 1, 0
     return None
@@ -155,7 +156,7 @@ def _all_rows_full(call: AttentionCall) -> bool:
 
 
 def _full_tail(call: AttentionCall) -> int | None:
-    """The row from which on all rows are full, when integers tell and rows before it slide."""
+    """The first row of a full tail, when it is known from integers and earlier rows slide."""
     if call.packed or call.left is not None or not _rows_come_last(call):
         return None
     if call.q.shape[0] > 1:  # the work of the other sequences hides the long block
@@ -169,10 +170,10 @@ def _full_tail(call: AttentionCall) -> int | None:
 
 
 def _attend_in_two(call: AttentionCall, row: int) -> AttentionOutput:
-    """Full rows at the end beside the sliding ones, in two launches at once.
+    """Full rows at the end next to the sliding ones, in two concurrent launches.
 
     The query block with the full rows sees every key and takes as long as hundreds of others. In
-    one launch it would start last, and the GPU would idle until it ends; here it starts first.
+    one launch it would start last, and the GPU would idle until it ended; here it starts first.
     """
     batch, rows, heads, _ = call.q.shape
     output = torch.empty_like(call.q, memory_format=torch.contiguous_format)
@@ -234,16 +235,16 @@ def _attend_by_lists(call: AttentionCall) -> AttentionOutput:
 
 @functools.cache
 def _interface() -> ModuleType:
-    # Compiled kernels are kept on disk only if this is set before the import.
+    # FlashAttention-4 keeps compiled kernels on disk only if this is set before its import.
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "swaa" / "fa4"
     os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")
     os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", str(cache))
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore", DeprecationWarning
-        )  # its packages' quarrels with each other
+        )  # its packages use deprecated parts of each other
         from flash_attn.cute import interface
 
-    # Its compiler warns about its own argument, at every kernel.
+    # Its compiler warns about its own argument for every kernel.
     warnings.filterwarnings("ignore", message="Argument aux_data", category=UserWarning)
     return interface

@@ -1,4 +1,4 @@
-"""Block lists of a call in FlashAttention-4's form, kept per mask for all layers that share it."""
+"""Block lists of a call in FlashAttention-4's form, kept per mask for the layers that share it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from swaa.attention.mask import left_bounds
 NEVER = 2**31 - 1
 """A position that no row reaches."""
 KEPT_LISTS = 8
-"""Masks whose block lists are kept; at 131,072 tokens one takes 8 MiB if it has full rows."""
+"""How many masks' block lists are kept; with full rows one takes 8 MiB at 131,072 tokens."""
 
 
 class Lists(NamedTuple):
@@ -29,12 +29,12 @@ class Lists(NamedTuple):
 
 
 def needs_gradient(call: AttentionCall) -> bool:
-    """Whether somebody will ask for gradients."""
+    """Whether gradients will be computed."""
     return torch.is_grad_enabled() and any(x.requires_grad for x in (call.q, call.k, call.v))
 
 
 def some_rows_full(call: AttentionCall) -> bool:
-    """Whether a row may be full: certain for integers, assumed where tensors hide it."""
+    """Whether a row may be full: known from integers, assumed where only tensors say it."""
     if call.full_from is None:
         return False
     if call.packed or not isinstance(call.q_start, int):
@@ -53,7 +53,7 @@ def make_lists(call: AttentionCall) -> Lists:
     """Block lists of a call, kept per mask: by value for integers, by identity for tensors."""
     numbers = (call.full_from, call.full_until, call.q_start, call.left, *_offsets(call))
     tensors = [x for x in numbers if isinstance(x, Tensor)]
-    if any(x.is_inference() for x in tensors):  # whether these changed cannot be told
+    if any(x.is_inference() for x in tensors):  # they do not record whether they changed
         return _build_lists(call)
     key = (
         *(id(x) if isinstance(x, Tensor) else x for x in numbers),
@@ -124,12 +124,12 @@ def _only_slides(call: AttentionCall) -> bool:
     """Whether no query block can see more key blocks than its window and the sinks hold."""
     if call.window is None or call.left is not None or some_rows_full(call):
         return False
-    # Where packed queries have cached keys, a range may span the keys between two sequences.
+    # Where packed sequences have cached keys, a range may span the keys between two sequences.
     return not call.packed or call.cu_seqlens_q is call.cu_seqlens_k
 
 
 def _rows_of(call: AttentionCall) -> Rows:
-    """The mask row by row, ``[batch or 1, rows]``, along the keys as they lie in memory."""
+    """The mask row by row, ``[batch or 1, rows]``, counting keys in memory order."""
     if not call.packed:
         position = call.positions()
         left = call.left_rows(position)
@@ -163,7 +163,7 @@ def _of_token(value: int | Tensor | None, sequence: Tensor) -> int | Tensor | No
 
 
 def _padded(x: Tensor, batch: int) -> Tensor:
-    """A tensor for the mask function, which reads up to one block past the last row."""
+    """A tensor padded for the mask function, which reads up to one block after the last row."""
     x = torch.cat([x, x[:, -1:].expand(-1, 256)], dim=1)
     return x.int().expand(batch, -1).contiguous()
 
@@ -182,5 +182,5 @@ def forward_blocks(head_dim: int) -> tuple[int, int]:
 
 
 def backward_blocks(head_dim: int) -> tuple[int, int]:
-    """As :func:`forward_blocks`, for its backward."""
+    """Like :func:`forward_blocks`, for its backward."""
     return (128, 128) if head_dim <= 128 else (128, 64)

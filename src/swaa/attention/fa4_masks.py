@@ -1,8 +1,8 @@
-"""The rule of the mask in FlashAttention-4's own language, for blocks that are seen in part.
+"""The mask's rule in the language of FlashAttention-4, for blocks that are seen in part.
 
-Imported with FlashAttention-4, never before. What differs between models is compiled in (window,
-sinks); what differs between prompts (positions, full rows) is read from tensors, so that no length
-ever compiles anew. ``j <= i`` and the rest are Python operators on one-element vectors.
+Import this file only with FlashAttention-4. What differs between models is compiled in (window,
+sinks). What differs between prompts (positions, full rows) is read from tensors, so a new length
+does not compile again. ``j <= i`` and the rest are Python operators on one-element vectors.
 """
 
 # pyright: reportOperatorIssue=false, reportMissingImports=false
@@ -21,7 +21,7 @@ Mask = Callable[..., object]
 
 @functools.cache
 def sliding(window: int, sink_tokens: int) -> Mask:
-    """Every row slides and the first row stands at position 0."""
+    """Every row slides, and the first row is at position 0."""
 
     @cute.jit
     def mask(batch, head, i, j, lengths, tensors):  # noqa: ANN001, ANN202
@@ -52,7 +52,7 @@ def with_full_rows(window: int, sink_tokens: int) -> Mask:
 
 @functools.cache
 def by_row(sink_tokens: int) -> Mask:
-    """Every row on its own: ``tensors`` are position, left and start, each ``[batch, rows]``."""
+    """Each row has its own numbers: ``tensors`` are position, left, start, ``[batch, rows]``."""
 
     @cute.jit
     def mask(batch, head, i, j, lengths, tensors):  # noqa: ANN001, ANN202

@@ -19,8 +19,8 @@ With window 4, 1 sink and 8 tokens, the last two of them full::
     row 6   1 1 1 1 1 1 1 .     full
     row 7   1 1 1 1 1 1 1 1     full
 
-A *selected* row sees what a sliding row sees and, besides, older keys that were chosen for it by
-content (``selection.py``): the last clause grows by ``or j is chosen``.
+A *selected* row sees what a sliding row sees, and also older keys that were chosen for it by
+content (``selection.py``): the last clause also has ``or j is chosen``.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def left_bounds(
     full_from: Position | None = None,
     full_until: Position | None = None,
 ) -> Tensor:
-    """Leftmost position, sinks apart, that each query row sees.
+    """Leftmost position that each query row sees, sinks not counted.
 
     Args:
         positions: query positions, integer ``[batch or 1, queries]``.

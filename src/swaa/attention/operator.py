@@ -1,7 +1,7 @@
 """Attention as one opaque operator: what torch.compile calls instead of tracing a backend.
 
-A traced backend would have its kernels, their launch arithmetic and its host decisions rewritten by
-the compiler. Behind an operator they run as they do in eager code, in CUDA graphs too.
+If the compiler traced a backend, it would rewrite its kernels, their launch arithmetic and its host
+decisions. Inside an operator they run as they do in eager code, in CUDA graphs too.
 """
 
 from __future__ import annotations
@@ -61,8 +61,7 @@ def attend_compiled(call: AttentionCall, backend: str) -> Tensor:
     """Serve a dense call from compiled code; output ``[batch, queries, heads, head_dim]``.
 
     Args:
-        call: neither packed nor paged, without ``left``, ``kv_lens`` and a
-            selection, and without gradient.
+        call: neither packed nor paged; without ``left``, ``kv_lens``, a selection or a gradient.
         backend: a name, or ``"auto"``.
     """
     batch, device = call.q.shape[0], call.q.device

@@ -1,4 +1,4 @@
-"""Statistics of the pages of a cache, kept up as keys come; see ``pages.py`` for what they are."""
+"""Statistics of a cache's pages, updated as keys arrive; ``pages.py`` defines them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def fill_statistics(
     new: int,
     kv_start: Position = 0,
 ) -> None:
-    """Write the statistics of the pages that new keys complete; on a GPU without waiting for it.
+    """Write the statistics of the pages that new keys complete; does not wait for a GPU.
 
     Args:
-        keys: ``[batch, slots, kv_heads, head_dim]``, the new ones among them.
-        statistics: ``[batch, pages, kv_heads, 2, head_dim]``, as :func:`page_statistics` has them.
+        keys: ``[batch, slots, kv_heads, head_dim]``, including the new ones.
+        statistics: ``[batch, pages, kv_heads, 2, head_dim]``, as from :func:`page_statistics`.
         first: slot of the first new key, an int or int32 ``[batch]``.
         end: slot after the last one, likewise.
         new: the most new keys of a sequence.

@@ -1,9 +1,9 @@
-"""Which older keys a full row reads in decoding: the definition, its eager form.
+"""Which older keys a full row reads in decoding: the definition, in eager form.
 
-In a call with ``decode_keys=N`` a row at a position from ``decode_from`` on that would see every
-key reads sinks, window, and the ``N`` others that fit it best. They are chosen anew for each row
-and key head, in pages of :data:`PAGE` keys counted from the sequence's first real key, so padding
-moves nothing. Nothing is dropped: what a later row needs is still there.
+In a call with ``decode_keys=N``, a row at or after ``decode_from`` that would see every key reads
+sinks, window, and the ``N`` others that fit it best. They are chosen anew for each row and key
+head, in pages of :data:`PAGE` keys. Pages are counted from the sequence's first real key, so
+padding does not move them. No key is dropped: a later row may still choose it.
 
 The row at ``i`` (counted from the first real key) chooses among the pages that
 
@@ -11,13 +11,14 @@ The row at ``i`` (counted from the first real key) chooses among the pages that
 * begin before ``i + 1 - window``: the row's window lacks part of them;
 * end at or before ``i + 1``: they are complete.
 
-Where these are no more than ``N / PAGE``, the row sees everything: below the budget this is full
-decode. Rows before ``decode_from`` do not choose, and only they can be selected (``selection.py``).
+Where there are at most ``N / PAGE`` of them, the row sees everything: within the budget this is
+full decode. Rows before ``decode_from`` do not choose; only they can be selected
+(``selection.py``).
 
 A page is described by the mean and the standard deviation of its keys, channel by channel. A query
-scores it by ``q . mean + |q| . std``: about the largest product that one of its keys will have. Of
-the scores that the query heads of a key head give, the largest counts; of pages that score alike,
-the first are chosen. (Pages scored by bounds: Quest, arXiv 2406.10774.)
+scores it by ``q . mean + |q| . std``: about the largest product with any of its keys. A page's
+score is the largest among the query heads that share the key head; of pages with equal scores the
+first are chosen. (Pages scored by bounds: Quest, arXiv 2406.10774.)
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def page_statistics(keys: Tensor) -> Tensor:
     """Mean and standard deviation of each complete page, channel by channel.
 
     Args:
-        keys: ``[batch, tokens, kv_heads, head_dim]``, the first of them the sequence's first.
+        keys: ``[batch, tokens, kv_heads, head_dim]``, beginning with the sequence's first key.
 
     Returns:
         ``[batch, tokens // PAGE, kv_heads, 2, head_dim]`` in the dtype of the keys.
@@ -55,14 +56,15 @@ def most_pages(call: AttentionCall) -> int:
 
 
 def candidates(call: AttentionCall, positions: Tensor) -> tuple[int, Tensor]:
-    """The pages that rows may choose from: from the first number up to the second.
+    """The range of pages that rows may choose from.
 
     Args:
         call: dense.
         positions: of the rows, int64 ``[batch or 1, queries]``.
 
     Returns:
-        The first page, and the end for each row ``[batch or 1, queries]``; none where it is less.
+        The first page, and each row's end ``[batch or 1, queries]``; an end that is not greater
+        means no pages.
     """
     assert call.window is not None
     seen = positions + 1 - column(call.kv_start)
@@ -71,7 +73,7 @@ def candidates(call: AttentionCall, positions: Tensor) -> tuple[int, Tensor]:
 
 
 def decoding(call: AttentionCall, positions: Tensor) -> Tensor:
-    """Which rows lie at ``decode_from`` or after it: bool ``[batch or 1, queries]``."""
+    """Which rows are at or after ``decode_from``: bool ``[batch or 1, queries]``."""
     return positions >= column(0 if call.decode_from is None else call.decode_from)
 
 
@@ -87,8 +89,8 @@ def choose(call: AttentionCall) -> Tensor:
     """The pages that each row of a dense call chooses, by the definition.
 
     Returns:
-        int32 ``[batch, kv_heads, queries, decode_keys // PAGE]``, numbers of pages; rows that do
-        not choose hold anything.
+        int32 ``[batch, kv_heads, queries, decode_keys // PAGE]``, page numbers; undefined for rows
+        that do not choose.
     """
     batch, queries, heads, _ = call.q.shape
     kv_heads, most = call.k.shape[2], most_pages(call)
@@ -112,7 +114,7 @@ def choose(call: AttentionCall) -> Tensor:
 
 
 def score_pages(queries: Tensor, statistics: Tensor) -> Tensor:
-    """Score of each page for each row, the largest of its query heads'.
+    """Score of each page for each row: the largest among its query heads.
 
     Args:
         queries: ``[rows, kv_heads, group, head_dim]``.
@@ -136,8 +138,8 @@ def with_pages(call: AttentionCall, pages: Tensor) -> tuple[Tensor, Tensor]:
         pages: from :func:`choose`.
 
     Returns:
-        ``left`` of each row ``[batch, queries]``: that of a sliding row where the row chooses; and
-        the keys chosen, bool ``[batch, kv_heads, queries, keys]``.
+        ``left`` of each row ``[batch, queries]``, that of a sliding row where the row chooses; and
+        the chosen keys, bool ``[batch, kv_heads, queries, keys]``.
     """
     assert call.window is not None
     positions = call.positions()
@@ -158,8 +160,8 @@ def page_mask(call: AttentionCall, pages: Tensor | None = None) -> Tensor:
     """What each row of a dense call without selected rows sees.
 
     Args:
-        call: of any rows.
-        pages: from :func:`choose`; None: to be chosen.
+        call: with rows of any kind.
+        pages: from :func:`choose`; None: choose them now.
 
     Returns:
         bool ``[batch, kv_heads, queries, keys]``.
@@ -178,7 +180,7 @@ def page_mask(call: AttentionCall, pages: Tensor | None = None) -> Tensor:
 
 
 def nothing_to_choose(call: AttentionCall) -> bool:
-    """Whether sizes and integers alone say that no row chooses.
+    """Whether shapes and integers alone show that no row chooses.
 
     Args:
         call: neither packed nor paged.
@@ -199,11 +201,11 @@ def without_pages(call: AttentionCall) -> AttentionCall:
 
 
 def rows_apart(call: AttentionCall) -> tuple[AttentionCall | None, AttentionCall | None] | None:
-    """The rows of a dense call before ``decode_from``, which choose no pages, and the others.
+    """Split a dense call at ``decode_from``: rows before it choose no pages, the others do.
 
     Returns:
-        A call for each, None where there are no such rows; None where the sequences differ. Reads
-        ``decode_from`` on the host where it is a tensor.
+        A call for each part, None for a part without rows; None instead of both where the sequences
+        differ. A ``decode_from`` that is a tensor of one element is read on the host.
     """
     start, begin = call.q_start, 0 if call.decode_from is None else call.decode_from
     if isinstance(begin, Tensor) and len(begin) == 1:

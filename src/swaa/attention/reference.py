@@ -1,4 +1,4 @@
-"""The eager oracle by which every backend is judged: the whole mask, ordinary softmax."""
+"""The eager oracle against which every backend is judged: the whole mask, ordinary softmax."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def refusal(call: AttentionCall) -> str | None:
 def attend(call: AttentionCall) -> AttentionOutput:
     """Attention with an explicit mask in the dtype of the inputs, O(queries x keys) memory.
 
-    With float64 inputs it is the oracle; in any other dtype it is what eager PyTorch computes
-    (softmax in float32), by whose error the other backends are measured.
+    With float64 inputs it is the oracle. In any other dtype it is what eager PyTorch computes
+    (softmax in float32); the other backends' errors are measured against its error.
     """
     if call.packed:
         return attend_apart(call, attend)
@@ -49,9 +49,9 @@ def attend(call: AttentionCall) -> AttentionOutput:
 
 
 def call_mask(call: AttentionCall) -> Tensor:
-    """The mask of a call neither packed nor paged: bool ``[batch, queries, keys]``.
+    """The mask of a call that is neither packed nor paged: bool ``[batch, queries, keys]``.
 
-    Where keys are chosen by content, it has a part for each key head: ``[batch, kv_heads, queries,
+    Where keys are chosen by content, each key head has its own: ``[batch, kv_heads, queries,
     keys]``.
     """
     positions, chosen = call.positions(), None

@@ -1,8 +1,8 @@
-"""PyTorch's scaled_dot_product_attention in linear time: the backend of any device.
+"""PyTorch's scaled_dot_product_attention in linear time: the backend for any device.
 
-Query rows are cut into chunks of one kind. A sliding chunk meets its sinks and the keys of its own
-window, nothing else; full rows (dense tail, full decode, full layers) are a dense pass apart. Where
-rows are selected, a chunk is one block of them and meets, besides, the key blocks chosen for it.
+Query rows are cut into chunks of one kind. A sliding chunk reads the sinks and the keys of its own
+window only; full rows (dense tail, full decode, full layers) are a separate dense pass. Where rows
+are selected, a chunk is one block of them and also reads the key blocks chosen for it.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from swaa.attention.selection import (
 )
 
 CHUNK_ROWS = 256
-"""Query rows per sliding chunk; rows per dense chunk shrink until the mask fits MASK_ENTRIES."""
+"""Query rows per sliding chunk; a dense chunk has fewer where its mask exceeds MASK_ENTRIES."""
 MASK_ENTRIES = 1 << 26
 FEW_ROWS = 16
 """A call of at most this many rows (decoding) is one dense pass: no host decisions, no chunks."""
 
 
 class Chunk(NamedTuple):
-    """Query rows ``[first, end)`` and the keys ``[left, right)`` that they see beside the sinks."""
+    """Query rows ``[first, end)`` and the keys ``[left, right)`` they see, sinks not counted."""
 
     first: int
     end: int
@@ -63,7 +63,7 @@ def attend(call: AttentionCall) -> AttentionOutput:
     if _plain_causal(call):
         return AttentionOutput(_sdpa(call.q, call.k, call.v, None, call.scale, causal=True), None)
     if call.selection is not None and call.q.shape[0] > 1 and call.q.shape[1] > FEW_ROWS:
-        # Blocks of rows begin at other slots in each sequence.
+        # Blocks of rows begin at different slots in each sequence.
         alone = [attend(call.one(n)).output for n in range(call.q.shape[0])]
         return AttentionOutput(torch.cat(alone), None)
     positions = call.positions()
@@ -75,7 +75,7 @@ def attend(call: AttentionCall) -> AttentionOutput:
 
 
 def _by_pages(call: AttentionCall) -> Tensor:
-    """A call in which rows may choose pages: these meet every key under masks of their own."""
+    """A call in which rows may choose pages: those rows read every key, under their own masks."""
     if nothing_to_choose(call):
         return attend(without_pages(call)).output
     apart = rows_apart(call)
@@ -83,7 +83,7 @@ def _by_pages(call: AttentionCall) -> Tensor:
         before, after = apart
         parts = [] if before is None else [attend(before).output]
         return torch.cat([*parts, *([] if after is None else _read_pages(after))], dim=1)
-    if call.selects:  # other rows in each sequence
+    if call.selects:  # selected rows differ between sequences
         return torch.cat([attend(call.one(n)).output for n in range(len(call.q))])
     return torch.cat(_read_pages(call), dim=1)
 
@@ -130,7 +130,7 @@ def plan_chunks(call: AttentionCall, left: Tensor) -> list[Chunk]:
 
 
 def _leftmost(call: AttentionCall, left: Tensor, first: int, end: int) -> int:
-    """Leftmost key of rows of one kind: arithmetic where the call is all integers, else read."""
+    """Leftmost key of rows of one kind: computed where the call is all integers, else read."""
     numbers = (call.q_start, call.kv_start, call.full_from, call.full_until)
     if call.left is not None or any(isinstance(number, Tensor) for number in numbers):
         return max(0, int(left[:, first:end].min()))
@@ -171,7 +171,7 @@ def _chunk(call: AttentionCall, positions: Tensor, left: Tensor, chunk: Chunk) -
 def _chosen_slots(
     call: AttentionCall, selection: Selection, positions: Tensor, left: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Keys chosen for rows of one block of one sequence, and which of them each row lacks.
+    """Keys chosen for the rows of one block of one sequence, and which of them each row lacks.
 
     Returns:
         Slots ``[kv_heads, chosen]``, and bool ``[kv_heads, rows, chosen]``: True where a row sees a
@@ -207,7 +207,7 @@ def _visible(call: AttentionCall, positions: Tensor, keys: Tensor, left: Tensor)
 
 
 def _sinks(call: AttentionCall, before: int) -> tuple[Tensor, Tensor]:
-    """Positions ``[batch or 1, sinks]`` of the sink tokens, and which lie before ``before``."""
+    """Positions ``[batch or 1, sinks]`` of the sink tokens, and which are less than ``before``."""
     count = min(call.sink_tokens, before)
     sinks = torch.arange(count, device=call.q.device)[None] + column(call.kv_start)
     held = sinks < before

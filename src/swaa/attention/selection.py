@@ -1,26 +1,27 @@
-"""Which older keys selected rows see besides sinks and window: the definition, its eager form.
+"""Which older keys selected rows also see: the definition, in eager form.
 
-A row of a call with ``selected_keys=N`` that slides sees, besides, the ``N`` older keys that fit it
-best. Keys are chosen in blocks of :data:`KEY_BLOCK`, for :data:`ROW_BLOCK` rows at once and for all
-query heads that share a key head. Both kinds of blocks are counted from the sequence's first real
-key, so padding moves nothing, and a prompt cut at multiples of :data:`ROW_BLOCK` is given the same
-blocks as a whole one. At other cuts the rows at hand choose for themselves.
+In a call with ``selected_keys=N``, a sliding row also sees the ``N`` older keys that fit it best.
+Keys are chosen in blocks of :data:`KEY_BLOCK`, for :data:`ROW_BLOCK` rows at once and for all query
+heads that share a key head. Both kinds of blocks are counted from the sequence's first real key.
+So padding does not move them, and a prompt cut at multiples of :data:`ROW_BLOCK` gets the same key
+blocks as a whole one. At other cuts the rows of the call choose by themselves.
 
 A block of rows that begins at ``r`` chooses among the blocks of keys that
 
-* end at or before ``r``: every row may see all of it, and it is complete;
-* begin before ``r + ROW_BLOCK - window``: some row lacks part of it;
+* end at or before ``r``: they are complete, and every row may see all of them;
+* begin before ``r + ROW_BLOCK - window``: some row's window lacks part of them;
 * do not end within the sinks.
 
-With window 128, 64 sinks and 512 tokens, key blocks of 64: rows 384 to 511 see ``w`` all or part of
-by their window, ``s`` as sinks, and choose among ``c`` and what of ``b`` lies before their window::
+With window 128, 64 sinks, 512 tokens and key blocks of 64, rows 384 to 511 see ``s`` as sinks and
+``w``, wholly or in part, in their window. They choose among ``c`` and the parts of ``b`` before
+their window::
 
     key block   0 1 2 3 4 5 6 7
     rows 384..  s c c c b b w w
 
 Rows score blocks in groups of :data:`ROW_GROUP`, by the mean of their queries: a quarter of the
-work, and as good a choice. Each group shares itself out to all complete blocks
-(:func:`share_blocks`); of the shares that a block gets from groups and heads, the largest counts.
+work, and as good a choice. Each group's softmax gives every complete block a share
+(:func:`share_blocks`). A block's score is the largest share from any group and head.
 """
 
 from __future__ import annotations
@@ -31,15 +32,15 @@ from torch import Tensor
 from swaa.attention.call import AttentionCall, Selection
 
 ROW_BLOCK = 128
-"""Query rows that share a choice, aligned to multiples of it."""
+"""Query rows that share a choice, aligned to multiples of this number."""
 KEY_BLOCK = 64
-"""Keys that are chosen together, aligned to multiples of it."""
+"""Keys that are chosen together, aligned to multiples of this number."""
 ROW_GROUP = 4
-"""Query rows that score as one, aligned to multiples of it."""
+"""Query rows that score as one, aligned to multiples of this number."""
 
 
 def row_block_count(call: AttentionCall) -> int:
-    """Blocks of rows per sequence of a call: as many as its rows can touch."""
+    """Blocks of rows per sequence: the most that a call's rows can touch."""
     rows = call.q.shape[1]
     aligned = call.q_start == 0 and isinstance(call.kv_start, int) and call.kv_start == 0
     return -(-rows // ROW_BLOCK) + (0 if aligned else 1)
@@ -51,7 +52,7 @@ def most_blocks(call: AttentionCall) -> int:
 
 
 def nothing_to_select(call: AttentionCall) -> bool:
-    """Whether sizes alone say that every row already sees all that it could choose from.
+    """Whether shapes alone show that every row already sees all keys that it could choose.
 
     Args:
         call: neither packed nor paged.
@@ -60,7 +61,7 @@ def nothing_to_select(call: AttentionCall) -> bool:
 
 
 def first_row_block(call: AttentionCall) -> Tensor:
-    """Number of each sequence's first block of rows at hand, int64 ``[batch]``."""
+    """Number of each sequence's first block of rows in the call, int64 ``[batch]``."""
     batch, device = call.q.shape[0], call.q.device
     first = torch.as_tensor(call.q_start, device=device) - torch.as_tensor(
         call.kv_start, device=device
@@ -73,7 +74,7 @@ def chosen_keys(call: AttentionCall, selection: Selection) -> Tensor:
     key_blocks = -(-call.k.shape[1] // KEY_BLOCK)
     most = selection.blocks.shape[-1]
     listed = torch.arange(most, device=call.q.device) < selection.counts[..., None]
-    # Entries that mean nothing land in a block that no key is in.
+    # Undefined entries go to a block without keys.
     blocks = torch.where(listed, selection.blocks.long(), key_blocks).clamp(max=key_blocks)
     named = torch.zeros(
         *blocks.shape[:3], key_blocks + 1, dtype=torch.bool, device=call.q.device
@@ -109,14 +110,14 @@ def best_blocks(call: AttentionCall, shares: Tensor) -> Selection:
 
     Args:
         call: dense.
-        shares: ``[batch, kv_heads, row_blocks, blocks]``; zero: not to choose.
+        shares: ``[batch, kv_heads, row_blocks, blocks]``; a zero is never chosen.
     """
     best = shares.topk(min(most_blocks(call), shares.shape[-1]), dim=-1)
     return Selection(best.indices.int(), (best.values > 0).sum(-1).int())
 
 
 def _share_rows(call: AttentionCall, left: Tensor, r: int, shares: Tensor) -> None:
-    """Write the shares that the ``r``-th block of rows of one sequence gives key blocks."""
+    """Write the shares that the ``r``-th block of rows of one sequence gives to key blocks."""
     assert isinstance(call.q_start, int)
     assert isinstance(call.kv_start, int)
     assert call.window is not None
@@ -141,7 +142,7 @@ def mean_of_groups(q: Tensor, group: Tensor) -> Tensor:
 
     Args:
         q: ``[rows, heads, head_dim]``.
-        group: int64 ``[rows]``, number of each row's group, from 0 on without gaps.
+        group: int64 ``[rows]``, each row's group number, from 0 without gaps.
 
     Returns:
         ``[groups, heads, head_dim]``.
@@ -155,8 +156,8 @@ def share_blocks(q: Tensor, keys: Tensor, scale: float) -> Tensor:
     """Largest share that each block gets, by the bounds of its keys.
 
     A query's score of a block is the largest product that any key within the block's bounds could
-    have with it: ``q . middle + |q| . reach`` (after Quest, arXiv 2406.10774, which scores pages in
-    decoding so). Softmax over the blocks makes shares of its scores, so that queries count alike.
+    have with it: ``q . middle + |q| . reach`` (after Quest, arXiv 2406.10774, which scores pages so
+    in decoding). Softmax over the blocks turns scores into shares, so that all queries count alike.
 
     Args:
         q: ``[queries, heads, head_dim]``.
@@ -180,8 +181,8 @@ def block_bounds(keys: Tensor) -> tuple[Tensor, Tensor]:
         keys: ``[blocks * KEY_BLOCK, kv_heads, head_dim]``.
 
     Returns:
-        Both ``[kv_heads, blocks, head_dim]``: the channel lies within ``middle - reach`` and
-        ``middle + reach`` but for rounding.
+        Both ``[kv_heads, blocks, head_dim]``: the channel is between ``middle - reach`` and
+        ``middle + reach``, up to rounding.
     """
     blocks = keys.unflatten(0, (-1, KEY_BLOCK)).permute(2, 0, 1, 3)
     low, high = torch.aminmax(_widened(blocks), dim=2)

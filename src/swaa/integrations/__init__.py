@@ -1,1 +1,1 @@
-"""The rule of the mask in inference engines, through their own extension points."""
+"""The mask's rule in inference engines, through their own extension points."""

@@ -20,8 +20,8 @@ HEAD_DIM_LIMIT = 256
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 serves_cpu = False
-"""Whether CPU calls run in Triton's interpreter: tests switch it on. It is far too slow for
-``backend="auto"`` to find it by itself, and needs TRITON_INTERPRET=1 before triton's import."""
+"""Whether CPU calls run in Triton's interpreter: tests switch it on. It is far too slow to be
+chosen by ``backend="auto"``, and needs TRITON_INTERPRET=1 before triton is imported."""
 
 
 def refusal(call: AttentionCall) -> str | None:
@@ -41,7 +41,7 @@ def attend(call: AttentionCall) -> AttentionOutput:
     if call.decode_keys:
         return _attend_pages(call)
     if call.selects:
-        # Their lists are those of one sequence: packed ones are served one after the other.
+        # Block lists are per sequence: packed sequences are served one after the other.
         return attend_apart(call, _attend_selected) if call.packed else _attend_selected(call)
     with current_device(call.q):
         if _is_decode(call):
@@ -51,7 +51,7 @@ def attend(call: AttentionCall) -> AttentionOutput:
 
 
 def _attend_selected(call: AttentionCall) -> AttentionOutput:
-    """The sliding pass, then what was chosen, on top of it."""
+    """The sliding pass; the chosen keys are added to its result."""
     if call.paged:
         call = call.gathered()
     output, lse = attend(replace(call, selected_keys=0, selection=None))
@@ -65,9 +65,9 @@ def _attend_selected(call: AttentionCall) -> AttentionOutput:
 
 
 def _attend_pages(call: AttentionCall) -> AttentionOutput:
-    """Rows before ``decode_from`` as ever; the others read pages, one row of a tile each."""
+    """Rows before ``decode_from`` as usual; the others read pages, one row per tile."""
     if call.packed and (call.selects or not call.paged):
-        return attend_apart(call, attend)  # statistics are by sequence, or by page
+        return attend_apart(call, attend)  # statistics are stored per sequence or per cache page
     if not call.paged:
         if nothing_to_choose(call):
             return attend(without_pages(call))
@@ -85,7 +85,7 @@ def _attend_pages(call: AttentionCall) -> AttentionOutput:
 
 
 def _one_by_one(call: AttentionCall) -> AttentionOutput:
-    """A dense call in whose sequences other rows choose: rows differ in kind, not in number."""
+    """Serve each sequence by itself, where each has different rows that choose pages."""
     if call.paged:
         call = call.gathered()
     parts = [attend(call.one(n)) for n in range(len(call.q))]

@@ -1,10 +1,10 @@
-"""The backward, without atomics: two runs give the same bits.
+"""The backward pass, without atomics: two runs give the same bits.
 
-Queries and keys each have a kernel of their own. One program of ``dq_kernel`` owns a query tile and
-walks its keys; one of ``dkdv_kernel`` owns a key tile and walks the rows that see it through their
-window or because they are full, all query heads of the group one after the other. Sinks are seen
-by all later rows: ``sinks_kernel`` sums those rows in slices, the slices are added up, and the key
-tile starts from that sum. Weights are computed anew from the forward's log-sum-exp.
+Queries and keys each have their own kernel. A program of ``dq_kernel`` owns a query tile and loops
+over its keys. A program of ``dkdv_kernel`` owns a key tile and loops over the rows that see it in
+their window or because they are full, for one query head of the group after another. Sinks are
+seen by all later rows: ``sinks_kernel`` sums those rows in slices, the slices are added up, and the
+key tile starts from that sum. Weights are recomputed from the forward pass's log-sum-exp.
 """
 
 # Kernels are typed for Triton's compiler, not for pyright.
@@ -33,7 +33,7 @@ from swaa.attention.triton.sequences import LOG2_E, Numbers
 from swaa.attention.triton.tiles import Tile, tile_for
 
 SLICE_ROWS = 2048
-"""Rows per slice of the sinks' sum, or more where that makes more programs than PROGRAMS."""
+"""Rows per slice of the sinks' sum; more where there would be more programs than PROGRAMS."""
 PROGRAMS = 1024
 
 
@@ -54,13 +54,13 @@ class Tiles(NamedTuple):
 
 
 class DifferentiableAttention(torch.autograd.Function):
-    """The prefill forward with its backward."""
+    """The prefill's forward pass with its backward pass."""
 
     @staticmethod
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, numbers: Numbers, scale: float
     ) -> tuple[Tensor, Tensor]:
-        """Output and lse; keeps what the backward needs."""
+        """Output and lse; keeps what the backward pass needs."""
         output, lse = forward(q, k, v, numbers, scale)
         ctx.save_for_backward(q, k, v, output, lse)
         ctx.numbers = numbers
@@ -136,8 +136,8 @@ class Step:
         v: as ``k``.
         grad_output: gradient of the output.
         lse: float32 ``[batch, heads, queries]``.
-        delta: float32 as ``lse``, each row's dot product of output and gradient; written by the
-            first launch, read by the others.
+        delta: float32, shaped as ``lse``: each row's dot product of output and gradient; written by
+            the first launch, read by the others.
         numbers: the mask and the layout.
         scale: factor of the scores.
     """
@@ -173,7 +173,7 @@ class Step:
         )
 
     def launch_sinks(self, tile: Tile) -> Tensor:
-        """Sum what the sinks get from rows that see them as sinks only.
+        """Sum the sinks' gradients over the rows that see them only as sinks.
 
         Returns:
             float32 ``[2, sequences, kv_heads, sink slots, padded head_dim]``: dK (without the

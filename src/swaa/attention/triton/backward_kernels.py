@@ -1,4 +1,4 @@
-"""The kernels of the backward; ``backward.py`` says how they share the work."""
+"""The kernels of the backward pass; ``backward.py`` explains how they divide the work."""
 
 # Kernels are typed for Triton's compiler, not for pyright.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
@@ -26,12 +26,12 @@ from swaa.attention.triton.sequences import (
 )
 
 GROUP_TILES = tl.constexpr(32)
-"""Row tiles whose declared lefts are looked at together."""
+"""Row tiles whose declared lefts are read together."""
 
 
 @triton.jit
 def load_lse(pointers, mask) -> tl.tensor:
-    """Base 2 log-sum-exp of rows; infinite, so that all weights are 0, where there is none."""
+    """Base 2 log-sum-exp of rows; infinite where there is none, so that all weights are 0."""
     lse = tl.load(pointers, mask=mask, other=float("-inf"))
     return tl.where(lse == float("-inf"), float("inf"), lse * LOG2_E)
 
@@ -177,7 +177,7 @@ def add_rows(
     HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
     TMA: tl.constexpr, CLEAN: tl.constexpr,
 ) -> tuple:  # fmt: skip
-    """Add what the rows ``[token, token + BLOCK_M)``, ``count`` of which exist, send to the keys.
+    """Add the gradients that the keys get from the rows ``[token, token + count)`` of a tile.
 
     ``m_seen`` is ``[BLOCK_N, BLOCK_M]``, or None where every row sees every key.
     """
@@ -263,7 +263,7 @@ def dkdv_kernel(
     TMA: tl.constexpr,
     CLEAN: tl.constexpr,
 ) -> None:
-    """Gradients of one key tile of one kv head: rows that see it other than as a sink, and sums."""
+    """Gradients of one key tile of one kv head: of rows that see it not as a sink, plus sums."""
     KV_HEADS: tl.constexpr = HEADS // GROUP
     pid = tl.program_id(0)
     kv_head = pid % KV_HEADS
@@ -315,7 +315,7 @@ def dkdv_kernel(
     none = (j_last < key) | (j_last < start)
     if p_left is None:
         # Tiles of rows: [row, ..) edge | inner: every row sees every key | [.., row_end) edge,
-        # then the full rows behind them.
+        # then the full rows after them.
         row_end = tl.minimum(q_count, j_last + window - position)
         tiles = tl.where(none, 0, tl.cdiv(tl.maximum(row_end - row, 0), BLOCK_M))
         before = tl.cdiv(tl.maximum(j_last - position - row, 0), BLOCK_M)
@@ -378,7 +378,7 @@ def dkdv_kernel(
                     HEADS, D, BLOCK_D, BLOCK_M, TMA, CLEAN,
                 )  # fmt: skip
 
-    # Keys that no row may see (padding, slots behind the length) took part unmasked: clear them.
+    # Keys that no row may see (padding, slots after the length) were not masked: clear them.
     m_keys = ((j >= start) & (j < k_count))[:, None]
     o_keys = ((b.to(tl.int64) * keys + k_first + j) * KV_HEADS + kv_head) * D
     o_keys = o_keys[:, None] + columns[None, :]
@@ -438,7 +438,7 @@ def sinks_kernel(
     TMA: tl.constexpr,
     CLEAN: tl.constexpr,
 ) -> None:
-    """One slice of the rows that see a block of sinks as sinks: its share of the gradients."""
+    """Gradients of a block of sinks from one slice of the rows that see it as sinks."""
     KV_HEADS: tl.constexpr = HEADS // GROUP
     pid = tl.program_id(0)
     kv_head = pid % KV_HEADS

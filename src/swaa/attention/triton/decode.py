@@ -1,10 +1,9 @@
 """Decode and paged attention: few query rows, keys split over the GPU, pages followed in place.
 
-One program takes a tile of query rows of one key/value head, all query heads of the group packed
-beside them, and walks its share of the key blocks that the tile sees: the sinks, then everything
-from the leftmost visible key on. A second kernel merges the shares. Grid and splits follow from
-shapes alone, every length is read on the device: a captured CUDA graph stays exact while the cache
-grows.
+A program's tile packs query rows with all query heads of one key/value head. The program reads its
+share of the key blocks that the tile sees: the sinks, then everything from the leftmost visible key
+on. A second kernel merges the shares. Grid and splits follow from shapes alone and every length is
+read on the device, so a captured CUDA graph stays exact while the cache grows.
 """
 
 # pyright: reportArgumentType=false, reportCallIssue=false
@@ -37,9 +36,9 @@ LOG2_E = 1.4426950408889634
 LN_2 = tl.constexpr(0.6931471805599453)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 SPLIT_KEYS = 8192
-"""Keys per split of long rows, so that one long sequence does not hold up the others."""
+"""Keys per split of long rows, so that one long sequence does not delay the others."""
 ROOMY_BYTES = 128 << 10
-"""Shared memory of a program from which on tiles are large: data-centre GPUs have it."""
+"""Shared memory per program (bytes) from which tiles are large: data-centre GPUs have it."""
 WORKSPACE_BYTES = 128 << 20
 """Most bytes of unmerged partial outputs."""
 LENGTHS = (
@@ -80,7 +79,7 @@ def attend(call: AttentionCall, chosen: Tensor | None = None) -> AttentionOutput
     lse = torch.empty((batch, heads, rows), dtype=torch.float32, device=q.device)
     if output.numel() == 0:
         return AttentionOutput(output, lse)
-    if call.cu_seqlens_q is not None and len(call.cu_seqlens_q) == 1:  # packed, of no sequence
+    if call.cu_seqlens_q is not None and len(call.cu_seqlens_q) == 1:  # packed, but no sequences
         return AttentionOutput(output.zero_(), lse.fill_(float("-inf")))
     plan = plan_tiles(call)
     if call.decode_keys and chosen is None:
@@ -113,9 +112,10 @@ def attend(call: AttentionCall, chosen: Tensor | None = None) -> AttentionOutput
 
 
 class Parts(NamedTuple):
-    """What the splits leave for the merge, ``[splits, batch * rows, heads(, head_dim)]``.
+    """Results of the splits, for the merge: ``[splits, batch * rows, heads(, head_dim)]``.
 
-    Sums are kept beside their maximum, not folded into a log-sum-exp: merging rounds nothing away.
+    Sums and maxima are kept apart, not folded into a log-sum-exp, so that merging loses nothing by
+    rounding.
     """
 
     sums: Tensor
@@ -127,7 +127,7 @@ class Plan(NamedTuple):
     """How a call is cut: decided from shapes only, never from the contents of a tensor.
 
     ``rows`` query rows times the query heads of a group make the ``block_m`` rows of a tile;
-    ``min_blocks`` key blocks are the least that is worth a split.
+    ``min_blocks`` is the smallest number of key blocks worth a split.
     """
 
     block_m: int
@@ -154,9 +154,9 @@ def plan_tiles(call: AttentionCall) -> Plan:
         most = 32  # query rows of 1 KiB: 64 of them would leave no room for keys
     invariant = batch_invariant()
     if invariant:
-        most = 16  # one tile shape, whatever is beside a row
+        most = 16  # one tile shape, whatever other rows are in the batch
     block_m = max(16, _round_up(group), min(most, _round_up(rows_each * group)))
-    if call.decode_keys:  # each row reads pages of its own
+    if call.decode_keys:  # each row reads its own pages
         block_m = max(16, _round_up(group))
     rows = 1 if call.decode_keys else max(1, block_m // group)
     if call.cu_seqlens_q is None:
@@ -164,7 +164,7 @@ def plan_tiles(call: AttentionCall) -> Plan:
     else:  # sequence n begins at tile cu[n] // rows + n, so some tiles are empty
         tiles = tokens // rows + sequences
         busy_tiles = min(tokens, tiles)
-    # 16 KiB a tile of keys: three stages of keys and values leave room for two programs per SM.
+    # A tile of keys has 16 KiB: three stages of keys and values leave room for two programs per SM.
     block_n = max(16, min(128, 16384 // (block_d * call.q.element_size())))
     keys = _most_keys(call, rows)
     programs, slots = busy_tiles * kv_heads, 2 * _multiprocessors(call.q.device)
@@ -188,14 +188,14 @@ def plan_tiles(call: AttentionCall) -> Plan:
 def batch_invariant() -> bool:
     """Whether a row's bits must not depend on its batch: one tile shape, no splits, far slower.
 
-    vLLM's switch, and the one for all attention kernels of a process: what it promises of a
-    server is worth nothing where one kernel does not hold it.
+    This is vLLM's switch, and it holds for all attention kernels of a process: its promise for a
+    server would fail if one kernel ignored it.
     """
     return os.environ.get("VLLM_BATCH_INVARIANT", "0") not in ("", "0")
 
 
 def _most_keys(call: AttentionCall, rows: int) -> int:
-    """Most keys that a tile of ``rows`` can see, as far as shapes and integers tell."""
+    """Most keys that a tile of ``rows`` can see, as far as shapes and integers show."""
     keys = call.k.shape[1]
     if call.block_table is not None:
         keys *= call.block_table.shape[1]
@@ -376,7 +376,7 @@ def _place_of(
         m_place = by_choice & (place < CHOSEN * EACH)
         page = tl.load(p_chosen + place // EACH, mask=m_place, other=0)
         chosen = kv_start + page * EACH + place % EACH
-        # A page's keys in the window or among the sinks are seen there.
+        # Keys of a page that are in the window or sinks are already seen there.
         m_chosen = m_place & (chosen < lo) & (chosen >= sink_end)
         return tl.where(by_choice, chosen, key), tl.where(by_choice, m_chosen, m_n), by_choice
     else:  # noqa: RET505 (a compile-time branch)
@@ -446,7 +446,7 @@ def _decode(
     BLOCK_D: tl.constexpr,
     OVERLAP: tl.constexpr,
 ) -> None:
-    # Heads first: neighbours in time read neighbours in memory.
+    # Heads first: programs close in time read keys close in memory.
     kv_head = tl.program_id(0) % KV_HEADS
     split = tl.program_id(0) // KV_HEADS
     tile = tl.program_id(1)
@@ -458,7 +458,7 @@ def _decode(
         q_len = tl.load(p_cu_q + n + 1).to(tl.int32) - token
         first_row = (tile - token // ROWS - n) * ROWS
         batch = 0
-        # Rows behind the last sequence are its tiles' too: they see no key and come back as zero.
+        # Its tiles also hold the rows after the last sequence, which see no key and become zero.
         end_row = tl.where(n == sequences - 1, tokens - token, q_len)
     else:
         per_sequence = (rows + ROWS - 1) // ROWS
@@ -521,7 +521,7 @@ def _decode(
     if p_chosen is not None:
         chosen_blocks = tl.where(chooses, (CHOSEN * EACH + BLOCK_N - 1) // BLOCK_N, 0)
     blocks = sink_blocks + chosen_blocks + tl.cdiv(tl.maximum(hi - lo_block, 0), BLOCK_N)
-    # Equal shares, but none under min_blocks: of a short sequence the last splits are idle.
+    # Equal shares of at least min_blocks: the last splits of a short sequence are idle.
     busy = tl.minimum(splits, tl.maximum(blocks // min_blocks, 1))
     first_block = tl.minimum(split * blocks // busy, blocks)
     end_block = tl.minimum((split + 1) * blocks // busy, blocks)
@@ -555,7 +555,7 @@ def _decode(
             o_k = key.to(tl.int64) * s_kt
             o_v = key.to(tl.int64) * s_vt
         if PAGE > 0 or p_chosen is not None:
-            # The next block's pages are looked up now: no load of keys ever waits for them.
+            # The next block's pages are looked up now, so that no load of keys waits for them.
             ahead, m_ahead, ahead_by_choice = _place_of(
                 *(block + 1, sink_blocks, chosen_blocks, sink_block, lo_block, kv_start, lo, hi),
                 *(sink_end, p_chosen, BLOCK_N, CHOSEN, EACH),
@@ -582,7 +582,7 @@ def _decode(
     out_token = (batch * rows + token + row).to(tl.int64)
     o_row = out_token * (KV_HEADS * GROUP) + head
     if p_sums is None:
-        some = total > 0  # a row that saw no key: zero, and -inf
+        some = total > 0  # a row that saw no key gets output zero and lse -inf
         total = tl.where(some, total, 1.0)
         output = acc / total[:, None]
         o_out = o_row[:, None] * HEAD_DIM + o_d[None, :]
@@ -631,7 +631,7 @@ def _merge(
         tops = tl.load(p_tops + o_part, mask=o_s < splits, other=float("-inf"))
         new_top = tl.maximum(top, tl.max(tops, 0))
         base = tl.where(new_top == float("-inf"), 0.0, new_top)
-        m_s = tops > float("-inf")  # a split that saw nothing left its sums unwritten
+        m_s = tops > float("-inf")  # a split that saw no key did not write its sums
         weights = tl.exp2(tops - base)
         decay = tl.exp2(top - base)
         totals = tl.load(p_totals + o_part, mask=m_s, other=0.0)

@@ -1,4 +1,4 @@
-"""Copy keys and values out of pages, for the kernels that read them side by side."""
+"""Copy keys and values out of pages, for the kernels that need them contiguous."""
 
 # Kernels are typed for Triton's compiler, not for pyright.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false

@@ -25,7 +25,7 @@ from swaa.attention.triton.sequences import (
 from swaa.attention.triton.tiles import Tile
 
 LEAST_STAGES = 2
-"""Key blocks that must fit beside each other."""
+"""Fewest key blocks that must fit in shared memory at once."""
 
 
 def serves(q: Tensor, numbers: Numbers) -> bool:
@@ -37,7 +37,7 @@ def serves(q: Tensor, numbers: Numbers) -> bool:
 
 
 def moves_back(numbers: Numbers) -> bool:
-    """Whether keys behind a sequence's end may be other than zero, so that none may be read."""
+    """Whether keys after a sequence's end may be nonzero, so that none may be read."""
     return numbers.packed or isinstance(numbers.kv_lens, Tensor)
 
 
@@ -54,12 +54,12 @@ def launch(
     """Write output and lse of a prefill; all tensors as in ``prefill.forward``.
 
     Raises:
-        ValueError: for a tile of one stage, with which the kernel would wait for ever.
+        ValueError: for a tile of one stage, because the kernel would wait for ever.
     """
     if tile.stages < LEAST_STAGES:
-        # A step asks for the next keys before it lets go of the last ones.
+        # A step waits for the next keys before it frees the last ones.
         raise ValueError(f"{tile}: the Hopper kernel needs at least {LEAST_STAGES} stages")
-    # Gluon's interpreter serves no warp specialization; without a GPU it is never imported.
+    # Gluon's interpreter does not support warp specialization; import Gluon only with a GPU.
     from triton.experimental.gluon import language as gl
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
@@ -102,7 +102,7 @@ def launch(
 
 
 def even(numbers: Numbers) -> bool:
-    """Whether neighbouring tiles cost about the same, so that they can be dealt out beforehand."""
+    """Whether neighbouring tiles cost about the same, so that they can be assigned in advance."""
     no_full_rows = isinstance(numbers.full_from, int) and numbers.full_from == NEVER.value
     return no_full_rows and numbers.p_left is None and not numbers.packed
 
@@ -128,8 +128,8 @@ def plan_tiles(
 
     Returns:
         int32 ``[planned, PLAN]``: batch entry, first token, rows, position of the first row, token
-        of the sequence's key 0, start, first key of the window, blocks of sinks, of the edge, of
-        the interior, blocks in all, end of the sinks, end of the keys; and int32
+        of the sequence's key 0, start, first key of the window, number of blocks of sinks, of the
+        edge, of the interior, and in total, end of the sinks, end of the keys; and int32
         ``[planned, block_m]``, ``left`` of each row.
     """
     planned = numbers.query_slots(tile.block_m) * batch

@@ -1,10 +1,10 @@
 """The prefill forward for Hopper, in Gluon: warps that copy and warps that compute.
 
-One warp brings tiles of q, k and v by the copy engine; each group of four warps owns 64 rows. While
-a group's softmax of one block runs, the tensor cores multiply its weights of the block before by
-their values, and whatever the other group has for them. Programs stay for many tiles, so that
-copies run ahead into the next tile. What a tile must read is planned by a small kernel: this one
-knows block lists and each row's ``left``, nothing else of the mask.
+One warp loads tiles of q, k and v by the copy engine; each group of four warps owns 64 rows. While
+a group computes the softmax of one block, the tensor cores multiply its weights of the previous
+block with their values, and work for the other group. A program computes many tiles in turn, so
+that copies for the next tile start early. A small kernel plans what each tile reads: of the mask,
+this kernel knows only block lists and each row's ``left``.
 """
 
 # Kernels are typed for Triton's compiler, not for pyright.
@@ -26,7 +26,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from swaa.attention.triton.sequences import LN_2, PLAN, ROWS
 
 GROUPS = gl.constexpr(2)
-"""Groups of computing warps; a third brought nothing at head_dim 64, where it fits."""
+"""Groups of computing warps; a third was not faster at head_dim 64, where it fits."""
 
 
 @gluon.jit
@@ -34,10 +34,10 @@ def block_at(
     block, first_row, start, low, sinks, before, inner, sink_end, end, BLOCK_N: gl.constexpr,
     BACK: gl.constexpr,
 ) -> tuple:  # fmt: skip
-    """First key read for a block, range of its keys that count, whether all rows see all of it.
+    """First key read for a block, the range of its keys that count, whether all rows see all of it.
 
-    ``first_row`` is the position of the first row. ``BACK`` moves a block that would pass the end
-    of the keys back to end with them.
+    ``first_row`` is the position of the first row. With ``BACK``, a block that would go beyond the
+    last key is moved back to end with it.
     """
     in_sinks = block < sinks
     first = gl.where(in_sinks, start + block * BLOCK_N, low + (block - sinks) * BLOCK_N)
@@ -56,7 +56,7 @@ def copy_tiles(
     HEADS: gl.constexpr, GROUP: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
     BACK: gl.constexpr,
 ) -> None:  # fmt: skip
-    """The copying warp: rows of each tile once, its key and value blocks as stages fall free."""
+    """The copying warp: loads a tile's rows once, and its key and value blocks as stages free."""
     q_tiles, k_tiles, v_tiles = buffers
     q_full, q_empty, k_full, k_empty, v_full, v_empty = barriers
     step = 0
@@ -98,12 +98,12 @@ def copy_tiles(
                 v, [b, k_first + key, kv_head, 0], v_full.index(stage), v_tiles.index(stage)
             )
             step += 1
-        done += 1  # noqa: SIM113 - Gluon knows no enumerate
+        done += 1  # noqa: SIM113 - Gluon has no enumerate
 
 
 @gluon.jit
 def largest(x, S_LAYOUT: gl.constexpr) -> gl.tensor:
-    """Row maxima, in two chains: one chain through all columns of a thread is all latency."""
+    """Row maxima, in two chains: in one chain each step would wait for the step before."""
     even, odd = x.reshape([x.shape[0], x.shape[1] // 2, 2]).split()
     found = gl.max(gl.maximum(even, odd), 1)
     return gl.convert_layout(found, gl.SliceLayout(1, S_LAYOUT), assert_trivial=True)
@@ -122,7 +122,7 @@ def soften(
     scores, top, positions, lefts, key, from_key, limit, sink_end, whole, scale_log2,
     BLOCK_N: gl.constexpr, S_LAYOUT: gl.constexpr, BACK: gl.constexpr,
 ) -> tuple:  # fmt: skip
-    """Weights of a block of scores, the new row maxima, and by how much older sums shrink."""
+    """Weights of a block of scores, the new row maxima, and the factor for older sums."""
     if not whole:
         j = key + gl.arange(0, BLOCK_N, gl.SliceLayout(0, S_LAYOUT))[None, :]
         seen = (j >= lefts[:, None]) | (j < sink_end)
@@ -215,8 +215,8 @@ def attend_rows(
                 BLOCK_N, S_LAYOUT, BACK,
             )  # fmt: skip
             total = total * shrink + total_of(weights, S_LAYOUT)
-            # Waiting here for the next keys, which nothing needs yet, keeps the assembler from
-            # moving the wait for the product up to where it would overlap with no softmax.
+            # Nothing needs the next keys yet, but waiting for them here keeps the assembler from
+            # moving the wait for the product up, where it would not overlap with the softmax.
             next_step = step + 1
             mbarrier.wait(
                 k_full.index(next_step % STAGES),
@@ -235,7 +235,7 @@ def attend_rows(
         acc = warpgroup_mma_wait(0, deps=[acc])
         mbarrier.arrive(v_empty.index(stage))
         step += 1
-        done += 1  # noqa: SIM113 - Gluon knows no enumerate
+        done += 1  # noqa: SIM113 - Gluon has no enumerate
 
         empty = total == 0.0
         total = gl.where(empty, 1.0, total)
@@ -258,7 +258,7 @@ def hopper_kernel(
     HEADS: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr, BLOCK_D: gl.constexpr,
     BLOCK_N: gl.constexpr, STAGES: gl.constexpr, BACK: gl.constexpr,
 ) -> None:  # fmt: skip
-    """Tiles ``program, program + programs, ..`` of ``tiles``, heads of one query tile in a row."""
+    """Compute tiles ``program, program + programs, ..``; the heads of a query tile are adjacent."""
     q_tiles = gl.allocate_shared_memory(q.dtype, [GROUPS, 1, ROWS, 1, BLOCK_D], q.layout)
     k_tiles = gl.allocate_shared_memory(k.dtype, [STAGES, 1, BLOCK_N, 1, BLOCK_D], k.layout)
     v_tiles = gl.allocate_shared_memory(v.dtype, [STAGES, 1, BLOCK_N, 1, BLOCK_D], v.layout)

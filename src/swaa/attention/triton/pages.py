@@ -1,9 +1,9 @@
 """Pages chosen in decoding: their statistics, their scores, the best of them.
 
-One program scores a tile of pages for the query heads of a key head and one row. Another finds the
-score of the last page that is chosen, bit by bit, and writes the numbers of those above it. Grid
-and tiles follow from shapes alone and positions are read on the device, so a captured CUDA graph
-stays exact while the cache grows.
+One program scores a tile of pages for one row and the query heads of one key head. Another finds,
+bit by bit, the score of the last page to be chosen, and writes the numbers of the pages above it.
+Grid and tiles follow from shapes alone and positions are read on the device, so a captured CUDA
+graph stays exact while the cache grows.
 """
 
 # Kernels are typed for Triton's compiler, not for pyright.
@@ -26,15 +26,15 @@ from swaa.attention.triton.sequences import NEVER
 MOST_CAPACITY = 1 << 16
 """Most pages of a sequence: one program looks at the scores of all of them."""
 SCORE_BYTES = 256 << 20
-"""Most bytes of scores at once; more rows take turns."""
+"""Most bytes of scores at once; rows beyond it are processed in turns."""
 TILE_BYTES = 1 << 15
-"""Bytes of the means that a program reads: 64 pages of channels of 512 bytes, or fewer."""
+"""Most bytes of means that a program reads: 64 pages of 512 bytes, or fewer larger ones."""
 LENGTHS = (
     *("rows", "sequences", "capacity", "window", "sinks", "most"),
     *("q_start", "kv_start", "kv_len", "full_from", "full_until", "decode_from"),
     *("s_left", "s_table"),
 )
-"""Arguments by whose values no kernel may be compiled anew."""
+"""Arguments whose values must not make a kernel compile again."""
 
 
 def refusal(call: AttentionCall) -> str | None:
@@ -45,7 +45,7 @@ def refusal(call: AttentionCall) -> str | None:
 
 
 def statistics_of(call: AttentionCall) -> Tensor:
-    """Statistics of every page of a call that brings none; see ``swaa.attention.pages``."""
+    """Statistics of every page of a call that has none; see ``swaa.attention.pages``."""
     kv_heads, head_dim = call.k.shape[2:]
     if call.paged:
         blocks, size = call.k.shape[:2]
@@ -107,7 +107,7 @@ def choose(call: AttentionCall) -> Tensor:
         call: dense, packed or paged.
 
     Returns:
-        int32 ``[batch * queries, kv_heads, most]``; rows that do not choose hold anything.
+        int32 ``[batch * queries, kv_heads, most]``; undefined for rows that do not choose.
     """
     kv_heads, most, tokens = call.k.shape[2], most_pages(call), call.q.shape[0] * call.q.shape[1]
     pages = torch.empty(tokens, kv_heads, most, dtype=torch.int32, device=call.q.device)
@@ -172,7 +172,7 @@ def _capacity(call: AttentionCall) -> int:
 
 
 def _arguments(call: AttentionCall, capacity: int) -> dict[str, Any]:
-    """What every kernel needs to know where a row stands and whether it chooses."""
+    """Arguments of every kernel that say where a row is and whether it chooses."""
     left, packed = call.left, call.cu_seqlens_q is not None
     sequences = len(call.cu_seqlens_q) - 1 if call.cu_seqlens_q is not None else 1
     numbers = {
@@ -219,7 +219,7 @@ def _of(p_number, number, n) -> tl.tensor:
 
 @triton.jit
 def page_range(seen, window, sinks, EACH: tl.constexpr) -> tuple:
-    """The pages ``[first, end)`` among which a row chooses that sees ``seen`` keys if full."""
+    """The pages ``[first, end)`` among which a row chooses; if full it would see ``seen`` keys."""
     unseen = (tl.maximum(seen - window, 0) + EACH - 1) // EACH
     return sinks // EACH, tl.minimum(unseen, tl.maximum(seen, 0) // EACH)
 
@@ -331,7 +331,7 @@ def score_kernel(
     IN_BLOCK: tl.constexpr,
 ) -> None:
     """Score a tile of pages for one row: the largest score of the query heads."""
-    # Heads first: neighbours in time read neighbours in memory.
+    # Heads first: programs close in time read keys close in memory.
     kv_head = tl.program_id(0) % KV_HEADS
     tile = tl.program_id(0) // KV_HEADS
     index = tl.program_id(1)
@@ -419,7 +419,7 @@ def choose_kernel(
     m_p = (page >= first) & (page < end)
     p_scores += (index * KV_HEADS + kv_head).to(tl.int64) * capacity
     scores = tl.load(p_scores + page, mask=m_p, other=0.0)
-    # As whole numbers that keep the order of the scores; what is no candidate comes last.
+    # Integers in the order of the scores; pages that are not candidates come last.
     bits = scores.to(tl.int32, bitcast=True)
     order = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     order = tl.where(m_p, order, -(2**31))
@@ -473,7 +473,7 @@ def summarise_kernel(
         return
     o_d = tl.arange(0, BLOCK_D)
     key = start + page * EACH + tl.arange(0, EACH)
-    if SIZE > 0:  # the cache's pages hold whole pages of ours
+    if SIZE > 0:  # each page of the cache holds a whole number of our pages
         block = tl.load(p_table + n * s_table + page * EACH // SIZE)
         o_k = block.to(tl.int64) * s_kb + (key % SIZE) * s_kt
         o_out = block.to(tl.int64) * s_b + (page % (SIZE // EACH)) * s_p

@@ -1,8 +1,8 @@
-"""The prefill forward: one program per query tile and head, sinks and window in one pass.
+"""The prefill's forward pass: a program per query tile and head, sinks and window in one pass.
 
-A tile's keys fall into three kinds of blocks: sinks (where they lie apart from the window), edges
-(some rows see a key and others do not) and the interior, which every row sees whole and which
-needs no mask. Keys between the sinks and the window are never loaded.
+A tile's keys fall into three kinds of blocks: sinks (where they are separate from the window),
+edges (some rows see a key and others do not) and the interior, which every row sees wholly and
+which needs no mask. Keys between the sinks and the window are never loaded.
 """
 
 # Kernels are typed for Triton's compiler, not for pyright.
@@ -37,13 +37,13 @@ def refusal(call: AttentionCall) -> str | None:
     if call.paged:
         return "its prefill reads no pages"
     if needs_gradient(call) and call.q.dtype == torch.float32:
-        # Weights made anew from a float32 lse are a few ulp of float32 off.
+        # Weights recomputed from a float32 lse are off by a few ulp of float32.
         return "its gradients are exact to 16 bits, not to float32"
     return None
 
 
 def needs_gradient(call: AttentionCall) -> bool:
-    """Whether somebody may ask for the gradient of this call."""
+    """Whether the gradient of this call may be needed."""
     return torch.is_grad_enabled() and any(x.requires_grad for x in (call.q, call.k, call.v))
 
 
@@ -125,7 +125,7 @@ def compile_options(tile: Tile) -> dict[str, int]:
 
 
 def reachable_by_tma(x: Tensor) -> bool:
-    """Whether the copy engine can address a tensor: 16-byte steps from a 16-byte boundary."""
+    """Whether the copy engine can address a tensor: its start and strides are 16-byte aligned."""
     step = 16 // x.element_size()
     return x.data_ptr() % 16 == 0 and all(
         stride > 0 and stride % step == 0 for stride in x.stride()[:3]
@@ -183,7 +183,7 @@ def prefill_kernel(
     TMA: tl.constexpr,
     CLEAN: tl.constexpr,
 ) -> None:
-    """One query tile of one head; late tiles first, for late rows may be full and see the most."""
+    """One query tile of one head; late tiles first, because their rows may see the most keys."""
     pid = tl.program_id(0)
     head = pid % HEADS
     slot = tl.num_programs(0) // HEADS - 1 - pid // HEADS

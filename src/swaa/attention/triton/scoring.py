@@ -1,9 +1,9 @@
 """Choosing key blocks for selected rows: bounds of each block, mean queries, shares, the best.
 
-What is written is one number per block of rows and block of keys, never one per row and key. The
-mean queries of a block of rows lie together for all heads of a group. A program takes a tile of
-them past the bounds of all blocks twice: once for what their shares must sum to, once for the
-shares, of which the largest counts.
+The kernels write one number per block of rows and block of keys, never one per row and key. The
+mean queries of a block of rows are stored together for all heads of a group. A program compares a
+tile of them with the bounds of all blocks twice: first for the sum that normalises the shares, then
+for the shares, of which the largest counts.
 """
 
 # Kernels are typed for Triton's compiler, not for pyright.
@@ -44,7 +44,7 @@ def select(call: AttentionCall) -> Selection:
 
 
 class MeanQueries(NamedTuple):
-    """The queries by which blocks of rows score.
+    """The queries with which blocks of rows score key blocks.
 
     Attributes:
         values: ``[batch, kv_heads, row_blocks, group * ROW_BLOCK // ROW_GROUP, head_dim]``.
@@ -111,7 +111,7 @@ def block_shares(
 ) -> Tensor:
     """Largest share of each key block, float32 ``[batch, kv_heads, row_blocks, blocks]``.
 
-    Zero where a block of rows cannot choose a block.
+    It is zero where a block of rows cannot choose a key block.
     """
     middle, reach = bounds
     batch, kv_heads, row_blocks, rows, head_dim = queries.values.shape
@@ -174,7 +174,7 @@ def means_kernel(
     ROWS: tl.constexpr,
     EACH: tl.constexpr,
 ) -> None:
-    """Mean queries of one head in one block of rows; the first head says which groups live."""
+    """Mean queries of one head in one block of rows; the first head writes ``alive``."""
     GROUPS: tl.constexpr = ROWS // EACH
     r = tl.program_id(0)
     head = tl.program_id(1)
@@ -229,7 +229,7 @@ def bounds_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ) -> None:
-    """Smallest and largest value of each channel in a block, as middle and half their distance."""
+    """Range of each channel's values in a block, as its middle and half its width."""
     n = tl.program_id(0)
     head = tl.program_id(1)
     b = tl.program_id(2).to(tl.int64)
@@ -250,7 +250,7 @@ def bounds_kernel(
 def load_bounds(
     p_x, first, end, stride_n, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr
 ) -> tl.tensor:
-    """Bounds of the blocks ``[first, first + BLOCK_N)``, ``[BLOCK_N, BLOCK_D]``; zero from end."""
+    """Bounds of blocks ``[first, first + BLOCK_N)``: ``[BLOCK_N, BLOCK_D]``, zero from end on."""
     n = first + tl.arange(0, BLOCK_N)
     columns = tl.arange(0, BLOCK_D)
     m_x = (n < end)[:, None] & (columns < D)[None, :]
@@ -286,7 +286,7 @@ def shares_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ) -> None:
-    """Shares of one tile of mean queries; late rows, which score the most blocks, first."""
+    """Shares of one tile of mean queries; late rows score the most blocks, so they go first."""
     pid = tl.program_id(0)
     tile = pid % TILES
     kv_head = pid // TILES % KV_HEADS

@@ -1,8 +1,8 @@
-"""Attention over chosen key blocks, on top of what a sliding pass left: one program per row tile.
+"""Attention over chosen key blocks, added to the result of a sliding pass: one program per tile.
 
 The sliding pass has computed each row's output and log-sum-exp over sinks and window. From them a
-program takes up the online softmax where it ended, adds the keys that were chosen for its block of
-rows and that neither sinks nor window hold, and writes both back.
+program continues the online softmax with the keys that were chosen for its block of rows and are
+neither sinks nor in the window, and writes both back.
 """
 
 # Kernels are typed for Triton's compiler, not for pyright.
@@ -86,7 +86,7 @@ def add_selected(call: AttentionCall, selection: Selection, output: Tensor, lse:
 def rows_of_block(
     r, first_slot, start, queries, ROWS: tl.constexpr, SUB: tl.constexpr, BLOCK_M: tl.constexpr
 ) -> tuple:
-    """Slots of a tile of rows, their indices in the call, which of them exist, first position.
+    """Slots of a tile of rows, their indices in the call, which of them exist, the first position.
 
     ``r`` counts blocks of ``ROWS`` rows from the one that holds the call's first row; ``SUB`` is
     the tile within it.
@@ -142,7 +142,7 @@ def selected_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ) -> None:
-    """One tile of one head; heads of a group in a row, for they read the same keys."""
+    """One tile of one head; the heads of a group are adjacent, because they read the same keys."""
     pid = tl.program_id(0)
     head = pid % HEADS
     sub = pid // HEADS % (ROWS // BLOCK_M)
@@ -168,7 +168,7 @@ def selected_kernel(
     low, _ = left_range(
         p_left, lefts, m_rows, first, first + BLOCK_M - 1, window, full_first, full_end, start
     )
-    # A chosen key counts where neither the sinks nor the row's window show it.
+    # A chosen key counts only where it is neither a sink nor in the row's window.
     limits = tl.minimum(tl.minimum(lefts, slots + 1), k_count)
     whole_end = tl.minimum(tl.minimum(low, first + 1), k_count)
     sink_end = start + sink_tokens

@@ -1,10 +1,10 @@
-"""Where a kernel's sequences lie: the numbers of a call as kernel arguments, and their reading.
+"""Where sequences are: the numbers of a call as kernel arguments, and how kernels read them.
 
-A position that all sequences share travels as an int, one per sequence as a tensor: nothing is
-copied to the device and no length is read on the host. Packed sequences get their tiles from
-offsets alone: sequence ``s`` owns the tile slots from ``cu[s] // BLOCK + s``, at least as many as
-it has tiles; slots behind its last tile stay idle. Tokens behind the last sequence make one more,
-without keys, so that their rows are written too.
+A position that all sequences share is passed as an int, one per sequence as a tensor: nothing is
+copied to the device and no length is read on the host. The tiles of packed sequences follow from
+offsets alone: sequence ``s`` owns the tile slots from ``cu[s] // BLOCK + s`` on, at least as many
+as it has tiles; slots after its last tile stay idle. Tokens after the last sequence form one more
+sequence, without keys, so that their rows are written too.
 """
 
 # Kernels are typed for Triton's compiler, not for pyright.
@@ -32,7 +32,7 @@ LN_2 = tl.constexpr(0.6931471805599453)
 PLAN = tl.constexpr(16)
 """Numbers per planned tile of the Hopper prefill."""
 ROWS = tl.constexpr(64)
-"""Its rows of one group of four computing warps."""
+"""Rows of one group of four computing warps in the Hopper prefill."""
 
 LENGTHS = (
     "stride_left",
@@ -48,7 +48,7 @@ LENGTHS = (
     "window",
     "sink_tokens",
 )
-"""Arguments by whose values no kernel may be compiled anew."""
+"""Arguments whose values must not make a kernel compile again."""
 
 
 class Numbers(NamedTuple):
@@ -66,7 +66,7 @@ class Numbers(NamedTuple):
         kv_start: position of the first real key.
         kv_lens: keys that exist (not read when packed).
         full_from: first position of the full rows.
-        full_until: position behind the full rows.
+        full_until: position after the full rows.
         window: keys of a sliding row.
         sink_tokens: keys at the start that every row sees.
     """
@@ -135,7 +135,7 @@ def _number(value: Position | None, default: int) -> Position:
 
 @triton.jit
 def number(value, s) -> tl.tensor:
-    """Number of sequence ``s``: shared by all (a scalar) or its own (behind a pointer)."""
+    """A number of sequence ``s``: shared by all (a scalar) or its own (read by a pointer)."""
     if value.dtype.is_ptr():
         return tl.load(value + s).to(tl.int32)
     else:  # noqa: RET505 - decided at compile time: the other branch must not be built
@@ -146,7 +146,7 @@ def number(value, s) -> tl.tensor:
 def tile_of_slot(p_cu, slot, sequences, BLOCK: tl.constexpr) -> tuple:
     """Packed: the sequence that owns a tile slot, and the slot's first token within it.
 
-    The sequence is ``sequences`` for the tokens behind the last one.
+    The sequence is ``sequences`` for the tokens after the last sequence.
     """
     low = 0
     high = sequences
@@ -170,7 +170,7 @@ def span(p_cu, s, sequences, tokens) -> tuple:
 
 @triton.jit
 def place(p_cu_q, p_cu_k, b, s, sequences, queries, keys, q_start, kv_lens) -> tuple:
-    """First token and number of the queries and of the keys of ``s``, position of its row 0."""
+    """First token and number of the queries, then of the keys, of ``s``; position of its row 0."""
     if p_cu_q is not None:
         q_first, q_count = span(p_cu_q, s, sequences, queries)
         k_first, k_count = span(p_cu_k, s, sequences, keys)
@@ -190,7 +190,7 @@ def place(p_cu_q, p_cu_k, b, s, sequences, queries, keys, q_start, kv_lens) -> t
 def query_tile(
     slot, batch, p_cu_q, p_cu_k, sequences, queries, keys, q_start, kv_lens, BLOCK_M: tl.constexpr
 ) -> tuple:
-    """Batch entry, sequence and first row of a tile of query rows, then what :func:`place` says."""
+    """Batch entry, sequence and first row of a query tile, then the values of :func:`place`."""
     if p_cu_q is not None:
         b = tl.full([], 0, tl.int32)
         s, row = tile_of_slot(p_cu_q, slot, sequences, BLOCK_M)
@@ -210,12 +210,12 @@ def tile_mask(
     kv_start, full_from, full_until, window, sink_tokens,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ) -> tuple:  # fmt: skip
-    """Where a tile of query rows lies, and what it sees; ``row`` counts within the sequence.
+    """Where a tile of query rows is, and what it sees; ``row`` counts within the sequence.
 
     Returns:
         The first row's place in the tensor and its position; how many rows exist from there on,
-        and which of the tile's; position of the first real key; ``left`` of each row; and what
-        :func:`key_blocks` says.
+        and which rows of the tile exist; position of the first real key; ``left`` of each row; and
+        the values of :func:`key_blocks`.
     """
     s = tl.minimum(s, sequences - 1)
     start = number(kv_start, s)
@@ -240,10 +240,10 @@ def soften(scores, top, total, scale_log2, SOME: tl.constexpr) -> tuple:
     """One step of the online softmax, in base 2.
 
     ``top`` and ``total`` are the rows' maxima and sums so far; ``SOME`` says that a row may have
-    seen nothing yet.
+    seen no key yet.
 
     Returns:
-        Weights of the scores, the new maxima and sums, and by how much older values shrink.
+        Weights of the scores, the new maxima and sums, and the factor for older values.
     """
     new = tl.maximum(top, tl.max(scores, 1) * scale_log2)
     base = new
@@ -256,7 +256,7 @@ def soften(scores, top, total, scale_log2, SOME: tl.constexpr) -> tuple:
 
 @triton.jit
 def row_lefts(p_left, positions, m_rows, window, full_from, full_until, start) -> tl.tensor:
-    """``left`` of each row: declared (``p_left`` points at the first row's), or made."""
+    """``left`` of each row: declared (``p_left`` points to the first row's), or computed."""
     if p_left is not None:
         rows = tl.arange(0, positions.shape[0])
         return tl.load(p_left + rows, mask=m_rows, other=0).to(tl.int32)
@@ -285,17 +285,17 @@ def left_range(p_left, lefts, m_rows, first, last, window, full_from, full_until
 def key_blocks(low, high, first, last, start, sink_tokens, k_count, BLOCK_N: tl.constexpr) -> tuple:
     """Blocks of keys that the rows at positions ``[first, last]`` see, by kind.
 
-    In keys: ``[start, sink_end)`` sinks, apart from the window | ``[low, ..)`` edge: some rows see
-    a key and others do not | inner: every row sees every key | ``[.., end)`` edge again.
+    In keys: ``[start, sink_end)`` sinks, outside the window | ``[low, ..)`` edge: some rows see a
+    key and others do not | inner: every row sees every key | ``[.., end)`` edge again.
 
     Returns:
-        The first key of the window, sink blocks, edge blocks before and inner blocks, edge blocks
-        after, the end of the sinks and of the keys.
+        The first key of the window; numbers of sink blocks, of edge blocks before the inner ones,
+        of inner blocks, and of edge blocks after them; the end of the sinks and of the keys.
     """
     end = tl.minimum(last + 1, k_count)
     sink_end = start + sink_tokens
     sinks_read = start + tl.cdiv(sink_tokens, BLOCK_N) * BLOCK_N
-    low = tl.where(low <= sinks_read, start, low)  # one contiguous range: no sinks apart
+    low = tl.where(low <= sinks_read, start, low)  # one contiguous range: no separate sinks
     apart = tl.where(low > start, tl.minimum(sink_end, end) - start, 0)
     sinks = tl.cdiv(tl.maximum(apart, 0), BLOCK_N)
     blocks = tl.cdiv(tl.maximum(end - low, 0), BLOCK_N)
@@ -317,7 +317,7 @@ def masked_block(
 
 @triton.jit
 def visible(positions, j, lefts, sink_end, limit) -> tl.tensor:
-    """The rule of the mask for keys ``start <= j``, those from ``limit`` on left out."""
+    """The rule of the mask for keys ``start <= j < limit``."""
     kept = (j >= lefts) | (j < sink_end)
     return kept & (j <= positions) & (j < limit)
 
@@ -340,8 +340,8 @@ def load_tile(
 ) -> tl.tensor:
     """Tokens ``[first, first + BLOCK)`` of one head, ``[BLOCK, BLOCK_D]``; zero from ``count`` on.
 
-    ``TMA`` reads through a descriptor, which stops at the end of the tensor only: rows from
-    ``count`` on then hold whatever lies there. ``WHOLE`` promises that all rows exist.
+    ``TMA`` reads through a descriptor, which stops only at the end of the tensor: rows from
+    ``count`` on then hold whatever is there. ``WHOLE`` promises that all rows exist.
     """
     if TMA:
         b_x = source.load([b, first, head, 0]).reshape(BLOCK, BLOCK_D)

@@ -1,4 +1,4 @@
-"""Which tile sizes a kernel runs with: a table per GPU, measured, shipped as JSON."""
+"""The tile sizes of each kernel: a table per GPU, measured, shipped as JSON."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Tile:
         block_n: keys per program or step.
         warps: warps per program.
         stages: key (or row) blocks in flight.
-        tma: whether tiles come by the copy engine (Hopper and later), not by pointers.
-        registers: most registers per thread, 0 for the compiler's choice.
+        tma: whether the copy engine (Hopper and later) loads tiles, not pointers.
+        registers: most registers per thread; 0: the compiler chooses.
     """
 
     block_m: int
@@ -41,7 +41,7 @@ _forced: dict[str, Tile] = {}
 
 @contextlib.contextmanager
 def forced(kernel: str, tile: Tile) -> Iterator[None]:
-    """Run a kernel with another tile than the table's: for tuning."""
+    """Run a kernel with this tile instead of the table's, for tuning."""
     _forced[kernel] = tile
     try:
         yield
@@ -56,7 +56,7 @@ def tile_for(kernel: str, device: torch.device, dtype: torch.dtype, head_dim: in
         kernel: a key of the tables (``prefill``, ``dq``, ``dkdv``, ``sinks``, ...).
         device: where it runs.
         dtype: of q, k and v.
-        head_dim: channels per head; the entry of the next larger one serves.
+        head_dim: channels per head; the entry of the next larger size serves.
     """
     return _forced.get(kernel) or _tile_of_table(kernel, device, dtype, head_dim)
 
@@ -71,14 +71,14 @@ def _tile_of_table(kernel: str, device: torch.device, dtype: torch.dtype, head_d
 
 
 def table_entries(kernel: str, device: torch.device, dtype: torch.dtype) -> list[dict[str, dict]]:
-    """``{head_dim: tile}`` of a kernel in each table that may hold for a device, best first."""
+    """``{head_dim: tile}`` of a kernel in each table that may apply to a device, best first."""
     size = "32" if dtype == torch.float32 else "16"
     found = [load_table(name).get(kernel, {}).get(size, {}) for name in table_names(device)]
     return [entries for entries in found if entries]
 
 
 def table_names(device: torch.device) -> tuple[str, ...]:
-    """Tables that may hold for a device, best first, without ``.json``."""
+    """Tables that may apply to a device, best first, without ``.json``."""
     if device.type != "cuda":
         return ("interpreter", "default")
     properties = torch.cuda.get_device_properties(device)

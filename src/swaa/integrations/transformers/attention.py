@@ -36,14 +36,14 @@ class Backends:
     """Which backend serves which kind of call of one model.
 
     ``"auto"`` is resolved once per kind (device, dtype, phase) and remembered. Compiled code calls
-    one operator, behind which the choice is made; only gradients are traced, through a backend
-    that was chosen ahead.
+    one operator, which makes the choice inside; only calls with gradients are traced, through a
+    backend that was chosen before.
 
     Attributes:
         requested: a backend's name, or ``"auto"``.
         decode: the name of the backend for passes of few rows.
         traced: serves what compiled code must trace.
-        chosen: what was picked, by kind of call.
+        chosen: the backend picked for each kind of call.
     """
 
     requested: str
@@ -52,7 +52,7 @@ class Backends:
     chosen: dict[Any, Attend] = field(default_factory=dict)
 
     def run(self, call: AttentionCall) -> Tensor:
-        """Serve the call; the output alone, ``[batch, queries, heads, head_dim]``."""
+        """Serve the call; returns only the output, ``[batch, queries, heads, head_dim]``."""
         few = call.q.shape[1] <= FEW_ROWS
         name = self.decode if few else self.requested
         if torch.compiler.is_compiling():
@@ -97,7 +97,7 @@ class LayerAttention:
 
 
 def attach(module: nn.Module, layer: LayerAttention) -> None:
-    """Let a module attend as a layer says, instead of what it carried until now."""
+    """Let a module attend as ``layer`` says; replaces what it carried before."""
     vars(module)["swaa_layer"] = layer
 
 
@@ -121,7 +121,7 @@ def swaa_attention_forward(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of one layer, by the interface of AttentionInterface.
+    """Attention of one layer, with the signature that AttentionInterface asks for.
 
     Args:
         module: the attention module; carries :class:`LayerAttention` as ``swaa_layer``.
@@ -131,7 +131,7 @@ def swaa_attention_forward(
         attention_mask: the :class:`RowInfo` of this forward pass.
         dropout: must be zero.
         scaling: factor of the scores.
-        kwargs: whatever the model passes beside; what would change the result is refused.
+        kwargs: whatever else the model passes; what would change the result is refused.
 
     Returns:
         ``[batch, queries, heads, head_dim]``, and None for the weights.
@@ -172,10 +172,10 @@ def swaa_attention_forward(
 def _out_of_autocast(
     q: Tensor, k: Tensor, v: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, AbstractContextManager[object]]:
-    """Under autocast, cast as PyTorch's own attention does; then it no longer concerns us.
+    """Under autocast, cast as PyTorch's own attention does, then leave autocast.
 
-    Rotary embeddings leave queries and keys in float32 there, beside values in 16 bits. What a
-    backend computes in float32 must stay so: run it inside the context manager returned.
+    There, rotary embeddings leave queries and keys in float32, while values have 16 bits. What a
+    backend computes in float32 must stay so: run it inside the returned context manager.
     """
     device = q.device.type
     if not torch.is_autocast_enabled(device):
@@ -185,6 +185,6 @@ def _out_of_autocast(
     return q, k, v, torch.autocast(device, enabled=False)
 
 
-# Here, so that what carries a LayerAttention (an unpickled model in a new process) finds them.
+# In this file, so that unpickling a model that carries a LayerAttention registers them too.
 AttentionInterface.register(IMPLEMENTATION, swaa_attention_forward)
 AttentionMaskInterface.register(IMPLEMENTATION, swaa_mask)

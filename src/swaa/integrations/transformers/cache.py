@@ -1,4 +1,4 @@
-"""A cache that frees what no row will see: sliding layers keep their sinks and their window."""
+"""A cache that frees what no later row sees: sliding layers keep their sinks and their window."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from swaa.integrations.transformers.mask import RowInfo, last_rows
 class RollingLayer(DynamicLayer):
     """Keys and values of one layer that slides in decoding: first sinks, then the window.
 
-    It holds ``sink_tokens + window`` slots per sequence once that many tokens have come: freed
-    while prefill still runs, or, with a dense tail, once the last prompt row is computed. What it
-    keeps is copied, so that the prompt's tensors go. A sequence shorter than the others (left
-    padding) lies right-aligned: slot ``max(0, start - evicted)`` is its first real token.
+    It holds at most ``sink_tokens + window`` slots per sequence. Other slots are freed while
+    prefill still runs, or, with a dense tail, once the last prompt row is computed. What it keeps
+    is copied, so that the prompt's tensors can be freed. A sequence shorter than the others (left
+    padding) is right-aligned: slot ``max(0, start - evicted)`` is its first real token.
 
     Attributes:
-        evicted: slots dropped so far; what is kept begins that many slots late.
+        evicted: slots dropped so far; the places of kept slots are shifted by as many.
         cumulative_length: tokens seen, padding included.
     """
 
-    is_croppable = True  # as layers of Transformers that slide: once the past is recorded
+    is_croppable = True  # like sliding layers of Transformers: while the past is recorded
 
     def __init__(self, plan: LayerPlan) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class RollingLayer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Append, hand everything to this pass's attention, then free what may go.
+        """Append, return everything for this pass's attention, and free what may be freed.
 
         Args:
             key_states: ``[batch, kv_heads, tokens, head_dim]``.
@@ -71,7 +71,7 @@ class RollingLayer(DynamicLayer):
         keys, values = self._appended(key_states, value_states)
         self.cumulative_length += key_states.shape[-2]
         self._prompt_done = not self.holds_prompt or self._past_prompt(rows)
-        if self.record_past or rows.phase.full:  # a crop or a sliding row follows, which trims
+        if self.record_past or rows.phase.full:  # a later crop or a sliding row trims
             self.keys, self.values = keys, values
         else:
             self._trim(keys, values)
@@ -83,12 +83,12 @@ class RollingLayer(DynamicLayer):
         return self.keys, self.values
 
     def _appended(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
-        """What is stored with the new tokens behind it."""
+        """The stored tokens followed by the new ones."""
         if self.cumulative_length:
             keys, values = self._stored()
             return joined([keys, key_states]), joined([values, value_states])
         if self._trims and key_states.shape[-2] > self.capacity:
-            return key_states, value_states  # what stays of them is copied below
+            return key_states, value_states  # _trim copies what stays
         return joined([key_states]), joined([value_states])
 
     @property
@@ -123,7 +123,7 @@ class RollingLayer(DynamicLayer):
         self.record_past = True
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Take back the last tokens, a negative number, then free what may go."""
+        """Remove the last tokens, given as a negative number, then free what may be freed."""
         count = abs(int(tokens_to_remove))  # a tensor in some versions
         if not self.is_initialized or (not count and not self.record_past):
             return
@@ -142,7 +142,7 @@ class RollingLayer(DynamicLayer):
         return self.cumulative_length - self.evicted + query_length, self.evicted
 
     def get_seq_length(self) -> int:
-        """Tokens seen, those whose keys are gone included."""
+        """Tokens seen, including those whose keys were freed."""
         return self.cumulative_length
 
 
@@ -150,18 +150,18 @@ class PagedLayer(DynamicLayer):
     """Keys and values of one layer whose generated rows choose what they read, by pages.
 
     Attributes:
-        statistics: of the pages, ``[batch, pages, kv_heads, 2, head_dim]``, some of them to come.
+        statistics: of the pages, ``[batch, pages, kv_heads, 2, head_dim]``, with room for more.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.statistics: Tensor | None = None
-        self._described = 0  # slots whose pages are described, where they are complete
+        self._described = 0  # slots whose complete pages have statistics
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Append, and describe the pages that are complete once rows may choose among them."""
+        """Append; once rows may choose, write the statistics of complete pages."""
         keys, values = super().update(key_states, value_states, *args, **kwargs)
         rows = last_rows()
         if rows is not None and rows.may_choose:
@@ -182,12 +182,12 @@ class PagedLayer(DynamicLayer):
         self._described = slots
 
     def crop(self, *args: Any, **kwargs: Any) -> None:
-        """Take back the last tokens; pages that they completed are described anew."""
+        """Remove the last tokens; later tokens rewrite the statistics of pages they complete."""
         super().crop(*args, **kwargs)
         self._described = min(self._described, self.get_seq_length())
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        """Give each beam the keys of another one."""
+        """Give each beam the keys of the beam it continues."""
         super().reorder_cache(beam_idx)
         if self.statistics is not None:
             self.statistics = self.statistics.index_select(0, beam_idx.to(self.statistics.device))
@@ -214,7 +214,7 @@ class PagedLayer(DynamicLayer):
 def roomy(statistics: Tensor | None, keys: Tensor) -> Tensor:
     """Statistics with room for the pages of ``keys`` ``[batch, slots, kv_heads, head_dim]``.
 
-    The room doubles where it is short, so that tokens that come one by one copy little.
+    The room doubles when it is used up, so that adding tokens one by one copies little.
     """
     pages = keys.shape[1] // PAGE
     if statistics is not None and statistics.shape[1] >= pages:
@@ -227,9 +227,9 @@ def roomy(statistics: Tensor | None, keys: Tensor) -> Tensor:
 
 
 class SWAACache(DynamicCache):
-    """The model's own dynamic cache, with a :class:`RollingLayer` where keys may go.
+    """The model's own dynamic cache, with a :class:`RollingLayer` where keys may be freed.
 
-    ``generate`` of an adapted model makes one by itself.
+    ``generate`` of an adapted model makes one itself.
 
     Args:
         config: the model's configuration.
@@ -268,7 +268,7 @@ class SWAACache(DynamicCache):
         return sum(layer_bytes(layer) for layer in self.layers)
 
     def reset(self) -> None:
-        """Forget everything, by new layers: how a layer resets differs between versions."""
+        """Forget everything by making new layers: resetting a layer differs between versions."""
         recording = any(getattr(layer, "record_past", False) for layer in self.layers)
         fresh = SWAACache(*self._made_of)
         if recording:
@@ -277,14 +277,14 @@ class SWAACache(DynamicCache):
         self.peak_kv_bytes = 0
 
     def has_evicted(self) -> bool:
-        """Whether keys that a full row would need are gone."""
+        """Whether keys that a full row would need were freed."""
         return any(isinstance(layer, RollingLayer) and layer.evicted for layer in self.layers)
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:
-    """Tokens side by side, as a copy; ``[batch, kv_heads, tokens, head_dim]``.
+    """Tokens concatenated, as a copy; ``[batch, kv_heads, tokens, head_dim]``.
 
-    In memory the tokens come before the heads, as projections write them: a copy of whole rows.
+    In memory tokens come before heads, as projections write them, so whole rows are copied.
     """
     return torch.cat([part.transpose(1, 2) for part in parts], dim=1).transpose(1, 2)
 
@@ -292,6 +292,6 @@ def joined(parts: Sequence[Tensor]) -> Tensor:
 def layer_bytes(layer: Any) -> int:
     """Bytes that a cache layer holds, statistics included; 0 for layers that hold none."""
     statistics = getattr(layer, "statistics", None)
-    reserved = getattr(layer, "reserved", None)  # what is stored is part of it
+    reserved = getattr(layer, "reserved", None)  # it contains what is stored
     tensors = reserved or (getattr(layer, "keys", None), getattr(layer, "values", None))
     return sum(x.nbytes for x in (*tensors, statistics) if isinstance(x, Tensor))

@@ -17,7 +17,7 @@ NAMES = ("cache", "past_key_values")
 CACHE = next(
     name for name in NAMES if name in {f.name for f in dataclasses.fields(CausalLMOutputWithPast)}
 )
-"""The installed version's name: of the argument of a model, and of the field of what it returns."""
+"""The installed version's name: of a model's argument, and of the field in its output."""
 
 
 def cache_argument(cache: Any) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def cache_argument(cache: Any) -> dict[str, Any]:
 
 
 def cache_in(arguments: Mapping[str, Any]) -> Any:
-    """The cache among keyword arguments, under whichever name; None: there is none.
+    """The cache among keyword arguments, under either name; None: there is none.
 
     Raises:
         ValueError: when both names are given.

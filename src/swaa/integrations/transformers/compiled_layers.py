@@ -1,9 +1,9 @@
-"""Decoder layers through torch.compile: what lies between two attention calls is fused.
+"""Decoder layers through torch.compile: the code between two attention calls is fused.
 
 Without it, a long prompt spends more time on reading and writing intermediate tensors than on
-sliding attention. What is compiled is the code between two attention calls, once for all layers.
-The cache is updated where attention runs, outside: compiled code sees neither how many keys there
-are nor which layer it serves, so that nothing is compiled anew while the cache grows.
+sliding attention. The code between two attention calls is compiled once for all layers. The cache
+is updated outside of it, next to attention: compiled code sees neither the number of keys nor the
+index of its layer, so it is not compiled again while the cache grows.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from swaa.integrations.transformers.mask import swaa_mask
 from swaa.integrations.transformers.support import UnsupportedModelError, attention_modules
 
 MOST_SHAPES = 64
-"""Shapes that are compiled before a layer runs uncompiled instead."""
+"""Most shapes that are compiled; for further ones a layer runs uncompiled."""
 
 
 @contextmanager
@@ -34,10 +34,10 @@ def compiled_layers(
 ) -> Iterator[None]:
     """Compile the decoder layers of an adapted model inside the block, for inference.
 
-    Every new shape of a forward pass (chunk length, batch) compiles once more: keep to few.
+    Every new shape of a forward pass (chunk length, batch) is compiled again: use few shapes.
 
     Args:
-        model: adapted; adapting or restoring it inside the block is an error of the caller.
+        model: adapted; do not adapt or restore it inside the block.
         backend: of torch.compile.
 
     Raises:
@@ -79,7 +79,7 @@ def decoder_layers(model: PreTrainedModel) -> Sequence[nn.Module]:
 
 
 class _NotYet:
-    """Stands in for the cache in compiled code: hands new keys on to where the cache is updated."""
+    """Stands in for the cache in compiled code: passes new keys on to where it is updated."""
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -120,5 +120,5 @@ def _compiled(forward: Callable[..., Any], backend: str | Callable[..., Any]) ->
 
 
 def _without_index(guards: Sequence[Any]) -> list[bool]:
-    """Let one compiled layer serve all: the index of its module is not asked for."""
+    """Let one compiled layer serve all: ignore guards on the index of its module."""
     return [not guard.name.endswith("layer_idx") for guard in guards]

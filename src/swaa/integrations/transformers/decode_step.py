@@ -1,8 +1,9 @@
 """One decoding step of a model, captured once as a CUDA graph and replayed for every token.
 
-A forward pass of one token launches hundreds of small kernels, for which the host needs several
-times as long as the GPU. Everything a step needs lies in tensors that the step itself advances
-(:class:`~swaa.integrations.transformers.static_cache.DecodeRows`), so that a replay is one launch.
+A forward pass of one token launches hundreds of small kernels; the host takes several times as long
+to launch them as the GPU to run them. Everything a step needs is in tensors that the step itself
+advances (:class:`~swaa.integrations.transformers.static_cache.DecodeRows`), so a replay is one
+launch.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from swaa.integrations.transformers.static_cache import StaticSWAACache
 
 
 class DecodeStep:
-    """Computes the next token of every sequence, greedily unless told otherwise.
+    """Computes the next token of every sequence; greedily, unless ``tokens`` is overwritten.
 
     Without a GPU the same step runs without a graph.
 
     Args:
         model: in evaluation mode.
-        cache: holds the prompt.
+        cache: a cache that holds the prompt.
         tokens: int64 ``[batch]``, the first generated tokens.
         starts: int32 ``[batch]``, slot of each prompt's first real token; None: no padding.
 
@@ -53,12 +54,12 @@ class DecodeStep:
         self._graph: torch.cuda.CUDAGraph | None = None
         untyped: Any = model
         with untyped._optimize_model_for_decode():  # generate's own: experts for few tokens
-            self.logits = self._forward()  # loads kernels; the step that follows redoes it
+            self.logits = self._forward()  # loads kernels; the next step repeats this pass
             if tokens.is_cuda:
                 self._capture()
 
     def __call__(self) -> Tensor:
-        """Read ``tokens``, store their keys, choose the next ones.
+        """Read ``tokens``, store their keys, choose the next tokens.
 
         Returns:
             ``tokens`` itself: the next step overwrites it.
@@ -89,8 +90,8 @@ class DecodeStep:
         self._rows.advance()
 
     def _capture(self) -> None:
-        # Capture runs on a stream of its own: once outside a capture, so that nothing that is
-        # made on first use (workspaces, kernels) is made inside it.
+        # Run once on the capture's stream before the capture: what is made on first use
+        # (workspaces, kernels) must not be made inside it.
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):

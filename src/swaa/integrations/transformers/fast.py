@@ -1,8 +1,8 @@
 """Generation as fast as the model allows: chunked prefill, then decoding from a CUDA graph.
 
-For models whose layers all keep keys and values in the ordinary way; others are refused, and
+It serves models whose layers all keep keys and values in the ordinary way; others are refused, and
 ``model.generate`` serves them. ``model.generate(..., custom_generate=graph_sample)`` runs an
-adapted model so, with the processors, stopping criteria and streamers of ``generate``.
+adapted model this way, with the processors, stopping criteria and streamers of ``generate``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CHUNK = 8192
 
 
 def require_fast(model: PreTrainedModel) -> None:
-    """Raise unless every layer is of the kind that a static cache serves.
+    """Raise unless a static cache can serve every layer.
 
     Raises:
         UnsupportedModelError: with the reason.
@@ -64,7 +64,7 @@ def prefill(
     starts: Tensor | None = None,
     on_chunk: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """Compute a prompt; the host waits for nothing.
+    """Compute a prompt; the host does not wait for the device.
 
     Args:
         model: adapted, in evaluation mode.
@@ -72,7 +72,7 @@ def prefill(
         cache: empty.
         chunk: tokens of one forward pass; None: all in one.
         starts: int32 ``[batch]``, slot of each first real token; None: no padding.
-        on_chunk: called after each pass was launched with the tokens launched so far.
+        on_chunk: called after each pass is launched, with the number of tokens launched so far.
 
     Returns:
         Logits of the last row, ``[batch, vocabulary]``.
@@ -172,7 +172,7 @@ def graph_sample(
 
 
 class _Loop:
-    """Chosen tokens, and what ``generate`` was asked to keep of each step."""
+    """The chosen tokens, and what ``generate`` was asked to keep from each step."""
 
     def __init__(
         self, input_ids: Tensor, logits_processor: Any, options: Any, *, pad: bool
@@ -186,7 +186,7 @@ class _Loop:
         self._logits: list[Tensor] = []
 
     def choose(self, logits: Tensor) -> Tensor:
-        """The next tokens ``[batch]`` of logits ``[batch, vocabulary]``; they join ``ids``."""
+        """The next tokens ``[batch]`` for logits ``[batch, vocabulary]``; appended to ``ids``."""
         logits = logits.to(torch.float32, copy=True)
         scores = self._processor(self.ids, logits)
         if self._options.output_logits:
@@ -203,12 +203,12 @@ class _Loop:
         return tokens
 
     def finished(self, stopping_criteria: Any) -> bool:
-        """Whether every sequence has ended; the one time per token that the host waits."""
+        """Whether every sequence has ended; here the host waits, once per token."""
         self._running &= ~stopping_criteria(self.ids, None)
         return not bool(self._running.any())
 
     def output(self, cache: StaticSWAACache) -> GenerateDecoderOnlyOutput:
-        """As ``generate`` returns it with ``return_dict_in_generate``."""
+        """The output that ``generate`` returns with ``return_dict_in_generate``."""
         return GenerateDecoderOnlyOutput(
             sequences=self.ids,  # pyright: ignore[reportArgumentType]
             scores=_tuple(self._scores),

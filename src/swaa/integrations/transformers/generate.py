@@ -1,4 +1,4 @@
-"""``generate`` of an adapted model: ties the prompt's end to the cache, which frees."""
+"""``generate`` of an adapted model: ties the prompt's end to the cache, which frees keys."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ OPTIONS = (
     "prefill_chunk_size",
     "guidance_scale",
 )
-"""Options of ``generate`` that decide about the cache and its first pass."""
+"""Options of ``generate`` that determine the cache and the first pass."""
 
 
 class Generate:
@@ -57,7 +57,7 @@ class Generate:
         plans: the plan of each layer.
 
     Attributes:
-        unsaid: the configuration, until the first call has said whether anything slides there.
+        unsaid: the configuration, until the first call has checked whether anything slides.
     """
 
     def __init__(self, model: PreTrainedModel, plans: Sequence[LayerPlan]) -> None:
@@ -66,7 +66,7 @@ class Generate:
         self.unsaid: SWAAConfig | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the model's own ``generate``; same arguments, same result."""
+        """Run the model's own ``generate``, with the same arguments and result."""
         if not implemented(self.model):
             raise_switched(self.model)
         model: Any = self.model
@@ -90,7 +90,7 @@ class Generate:
         if cache is not None:
             kwargs.update(cache_argument(cache))
         if kwargs.get("custom_generate") is graph_sample and kwargs.get("streamer") is not None:
-            # generate hands the streamer to no method but its own.
+            # generate passes the streamer only to its own methods.
             kwargs["custom_generate"] = partial(graph_sample, streamer=kwargs["streamer"])
         with declare(Phase(full=full)), calling(sequences, cache):
             result = type(model).generate(model, **kwargs)
@@ -105,26 +105,26 @@ class Generate:
             logging.getLogger("swaa").warning("%s (said of the first call only)", line)
 
     def batch(self, *args: Any, **kwargs: Any) -> Any:
-        """Stands in for ``generate_batch``, whose masks know neither sinks nor phases."""
+        """Stands in for ``generate_batch``, whose masks have neither sinks nor phases."""
         raise ValueError(
             "continuous batching (generate_batch) builds masks of its own and cannot serve an"
             " adapted model; use generate, or a serving engine"
         )
 
     def processors(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
-        """Stands in for ``_get_logits_processor``: a negative prompt has a phase of its own."""
+        """Stands in for ``_get_logits_processor``: a negative prompt has its own phase."""
         model: Any = self.model
         made = type(model)._get_logits_processor(model, *args, **kwargs)
         return LogitsProcessorList(_guiding(processor) for processor in made)
 
     def make_cache(self) -> SWAACache | None:
-        """A cache that frees; None where compiled code could not use it."""
+        """A cache that frees keys; None where compiled code could not use it."""
         if compiled_modules(self.model):
             return None
         return SWAACache(self.model.config, self.plans)
 
     def _options(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The generation options that matter here, as ``generate`` resolves them."""
+        """The generation options that this class needs, as ``generate`` resolves them."""
         passed = kwargs.get("generation_config")
         sources = [
             kwargs,
@@ -172,26 +172,26 @@ class Generate:
     def _prompt_length(self, given: Given, options: dict[str, Any]) -> int:
         outer = current_call()
         if options["is_assistant"] and outer is not None:
-            # It drafts inside another generate: what follows that prompt is answer to it too.
+            # An assistant drafts inside another generate: what follows that prompt is answer.
             return min(given.tokens, outer.prompt_length)
         return given.tokens
 
     def _cache_for(self, kwargs: dict[str, Any], options: dict[str, Any]) -> Cache | None:
-        """A cache of ours, unless ``generate`` or PEFT will make another one."""
+        """A swaa cache, unless ``generate`` or PEFT will make another one."""
         if options["cache_implementation"] is not None:
             return None
         if virtual_tokens(self.model) in PREFIX_TYPES:
             return None
         if options["use_cache"] is False and kwargs.get("inputs_embeds") is None:
             refused = options["prefill_chunk_size"] is not None or _drafts(options)
-            return None if refused else NoCache()  # by generate, which says why
+            return None if refused else NoCache()  # generate itself refuses, and says why
         cache = self.make_cache()
-        if options["is_assistant"] and cache is not None:  # its drafts will be taken back
+        if options["is_assistant"] and cache is not None:  # its drafts may be cropped again
             cache.activate_past_recording()
         return cache
 
     def _make_room_for_tail(self, cache: SWAACache, given: Given, prompt_length: int) -> Given:
-        """A later turn's dense tail needs every key: recompute the prompt if some are gone."""
+        """A later turn's dense tail needs every key: recompute the prompt if some were freed."""
         tail = any(plan.dense_tail for plan in self.plans)
         if not (tail and cache.has_evicted() and prompt_length > given.cached):
             return given
@@ -209,7 +209,7 @@ def _drafts(options: dict[str, Any]) -> bool:
 
 
 def _first_end(given: Given, kwargs: dict[str, Any], options: dict[str, Any]) -> int | None:
-    """Slots that are filled behind the first pass; None where ``generate`` alone can know."""
+    """Slots filled after the first pass; None where only ``generate`` can know."""
     if _drafts(options) or kwargs.get("custom_generate") is not None:
         return None
     chunk = options["prefill_chunk_size"]
@@ -217,7 +217,7 @@ def _first_end(given: Given, kwargs: dict[str, Any], options: dict[str, Any]) ->
 
 
 def _guiding(processor: Any) -> Any:
-    """A processor that guides by an adapted model, asking a stand-in; any other as it is."""
+    """A guidance processor that calls a stand-in for the adapted model; others stay unchanged."""
     if not isinstance(processor, UnbatchedClassifierFreeGuidanceLogitsProcessor):
         return processor
     generate = getattr(processor.model, "generate", None)
@@ -229,7 +229,7 @@ def _guiding(processor: Any) -> Any:
 
 
 def _without(cache: NoCache, result: Any) -> Any:
-    """What ``generate`` returned, as it is without a cache."""
+    """The result of ``generate`` as it would be without a cache."""
     if not isinstance(result, ModelOutput):
         return result
     return type(result)(**{name: x for name, x in result.items() if x is not cache})

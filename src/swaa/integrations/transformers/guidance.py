@@ -1,4 +1,4 @@
-"""Classifier-free guidance: the negative prompt is a text of its own, with an end of its own."""
+"""Classifier-free guidance: the negative prompt is a separate text, with its own end."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from swaa.phase import Phase, current_phase, declare
 
 
 class Unconditional:
-    """Stands in for the adapted model that a guidance processor asks.
+    """Stands in for the adapted model that a guidance processor calls.
 
-    The processor's first question is the whole negative prompt; later ones continue it.
+    The processor's first call brings the whole negative prompt; later ones continue it.
 
     Args:
         model: the adapted model.
-        make_cache: makes a cache for the negative prompt, or None for a stock one.
+        make_cache: makes a cache for the negative prompt; it may return None for a stock one.
     """
 
     def __init__(self, model: PreTrainedModel, make_cache: Callable[[], Cache | None]) -> None:
@@ -27,7 +27,7 @@ class Unconditional:
         self.prompt_length: int | None = None
 
     def __call__(self, input_ids: Any, *, use_cache: bool, **kwargs: Any) -> Any:
-        """Answer as the model does, in the phase of the negative prompt."""
+        """Call the model in the phase of the negative prompt."""
         checked, cache = self.prompt_length is not None, cache_in(kwargs)
         if self.prompt_length is None:
             self.prompt_length = input_ids.shape[1]

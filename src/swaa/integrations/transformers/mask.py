@@ -1,7 +1,7 @@
-"""What a model hands to every layer as its ``attention_mask``: the numbers of the rule, no matrix.
+"""What every layer gets as its ``attention_mask``: the numbers of the mask's rule, not a matrix.
 
-Transformers asks a registered mask function once per forward pass and passes whatever it returns
-to each layer. Ours returns a :class:`RowInfo`; each layer's attention makes its arguments of it.
+Transformers calls a registered mask function once per forward pass and passes its result to each
+layer. Ours returns a :class:`RowInfo`, from which each layer's attention makes its arguments.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from swaa.config import LayerPlan
 from swaa.phase import Phase, current_phase
 
 FEW_ROWS = 16
-"""A pass of at most this many rows keeps a tensor offset as it is (static cache decoding)."""
+"""In a pass of at most this many rows, an offset in a tensor stays one (static cache decoding)."""
 
 _LAST: ContextVar[RowInfo | None] = ContextVar("swaa_rows", default=None)
 
@@ -27,24 +27,24 @@ _LAST: ContextVar[RowInfo | None] = ContextVar("swaa_rows", default=None)
 class RowInfo:
     """Slots, padding and phase of one forward pass's query rows.
 
-    Slots count padding and everything ever cached. A layer whose cache has let keys go sees
-    ``total - keys`` slots fewer; :meth:`arguments` shifts the numbers by them.
+    Slots count padding and everything ever cached. A layer whose cache has freed keys sees
+    ``total - keys`` fewer slots; :meth:`arguments` shifts the numbers by as many.
 
     Attributes:
         batch: sequences.
         queries: query rows.
         q_offset: slot of the first row; a tensor with a static cache.
         starts: int32 ``[batch]``, slot of each first real token; None without padding.
-        native_window: window of a layer that slid before it was adapted, which it keeps.
+        native_window: window that a natively sliding layer keeps.
         kv_offset: slots that a natively sliding layer's cache has dropped.
         phase: what is known about the rows.
         may_pack: whether positions that restart begin another sequence, as in training without
             mask and cache.
-        statistics: of the pages of each layer's keys, by layer; left here by the cache for the
-            attention of the same pass.
+        statistics: statistics of the pages of each layer's keys, by layer; the cache puts them here
+            for the attention of the same pass.
     """
 
-    ndim = 4  # Transformers takes a mask of 4 dimensions as ready made
+    ndim = 4  # Transformers takes a mask of 4 dimensions as ready-made
 
     def __init__(
         self,
@@ -72,11 +72,11 @@ class RowInfo:
         self._memo: dict[Any, Any] = {}
 
     def contiguous(self) -> RowInfo:
-        """Itself: generate asks it of a mask made ahead of a compiled forward pass."""
+        """Return self: generate calls this on a mask made before a compiled forward pass."""
         return self
 
     def to(self, device: Any = None, *args: Any, **kwargs: Any) -> RowInfo:
-        """A copy on another device: accelerate moves a layer's arguments so."""
+        """A copy on another device: accelerate moves a layer's arguments by this method."""
         if device is None or isinstance(device, torch.dtype):
             return self
         device = torch.device(device)  # accelerate calls a GPU by its number
@@ -103,7 +103,7 @@ class RowInfo:
 
     @property
     def may_choose(self) -> bool:
-        """Whether some rows may be behind their prompts, so that they choose what they read."""
+        """Whether some rows may be after their prompts, and so choose the keys they read."""
         return self.phase.rows is None and not self.phase.full and not self._within_prompts()
 
     def arguments(
@@ -113,7 +113,7 @@ class RowInfo:
 
         Args:
             plan: what the layer does; ignored by a natively sliding layer.
-            keys: key slots that the layer's cache hands over.
+            keys: number of key slots that the layer's cache returned.
             position_ids: logical positions ``[1 or batch, queries]``; where they restart, packed
                 sequences begin.
 
@@ -154,7 +154,7 @@ class RowInfo:
             full_from, full_until = full_rows(plan, self.phase.prompt_length)
             arguments["full_from"] = _shifted(full_from, gone)
             arguments["full_until"] = _shifted(full_until, gone)
-            if plan.decode_keys:  # such a layer has let nothing go
+            if plan.decode_keys:  # such a layer has freed nothing
                 arguments["window"] = plan.window or plan.decode_window
                 arguments["decode_keys"] = plan.decode_keys
                 arguments["decode_from"] = _int32(self.phase.prompt_length)
@@ -188,7 +188,7 @@ class RowInfo:
         return self.q_offset - gone
 
     def _full_rows(self, plan: LayerPlan, answer: Tensor, documents: Tensor | None) -> Tensor:
-        """Rows that see everything: answers by full decode, and the tail before each answer."""
+        """Rows that see everything: answers under full decode, and the tail before each answer."""
         if answer.shape != (self.batch, self.queries):
             raise ValueError(
                 f"attention_rows got shape {tuple(answer.shape)} for a forward pass of"
@@ -212,7 +212,7 @@ class RowInfo:
         if not self.may_pack or position_ids is None:
             return None
         restarts = torch.diff(position_ids, dim=-1) != 1
-        if torch.compiler.is_compiling():  # cannot branch on what the positions hold
+        if torch.compiler.is_compiling():  # compiled code cannot branch on positions
             message = "torch.compile cannot serve packed sequences"
             torch.ops.aten._assert_async.msg(~restarts.any(), message)
             return None
@@ -302,7 +302,7 @@ def last_rows() -> RowInfo | None:
 
 
 def announce(rows: RowInfo) -> None:
-    """Make rows those of the forward pass to come, for a caller that hands them over ready made."""
+    """Set the rows of the next forward pass, for a caller that passes ready-made ones."""
     _LAST.set(rows)
 
 
@@ -319,22 +319,22 @@ def swaa_mask(
     allow_is_bidirectional_skip: bool | None = None,
     use_vmap: bool = False,
     device: torch.device | str = "cpu",
-    **_: Any,  # dtype, config, ...: the interface passes them, the rule needs none
+    **_: Any,  # dtype, config, ...: passed by the interface, not needed by the rule
 ) -> RowInfo:
     """The mask function that Transformers calls; see AttentionMaskInterface.
 
     Raises:
-        ValueError: for masks with holes, for models that overlay masks of their own, and for
-            attention in both directions.
+        ValueError: for masks with holes, for models that add their own masks, and for attention in
+            both directions.
     """
-    if isinstance(attention_mask, RowInfo):  # made ahead of a compiled forward pass
+    if isinstance(attention_mask, RowInfo):  # made before a compiled forward pass
         return attention_mask
     if use_vmap or getattr(mask_function, "__qualname__", "").startswith("or_masks"):
         raise ValueError("this model overlays a mask of its own, which swaa cannot keep")
-    if allow_is_bidirectional_skip is not None:  # only such masks know the option
+    if allow_is_bidirectional_skip is not None:  # only bidirectional masks have this option
         raise ValueError("this model attends in both directions; swaa adapts causal attention")
     if isinstance(q_offset, Tensor):
-        # A static layer counts in place, before its attention runs: keep the number as it is now.
+        # A static layer counts in place, before its attention runs: keep the present number.
         q_offset = int(q_offset) if q_length > FEW_ROWS else q_offset.clone()
     phase = current_phase()
     starts = None
@@ -351,8 +351,8 @@ def swaa_mask(
         kv_offset=kv_offset,
         phase=phase,
         device=torch.device(device),
-        # Transformers takes positions that restart for packing without mask and cache only, and
-        # then insists on a mask; it does so for one row of a static cache too.
+        # Transformers takes restarting positions as packing only without mask and cache, and then
+        # requires a mask; it also requires one for one row of a static cache.
         may_pack=attention_mask is None and not allow_is_causal_skip and q_length > 1,
     )
     if local_size is None and not torch.compiler.is_compiling():
@@ -365,13 +365,13 @@ def left_padding(mask: Tensor, *, check: bool = True) -> Tensor | None:
 
     Args:
         mask: 1 where a slot is real, ``[batch, slots]``.
-        check: look for holes, and for padding at all, which waits for the device.
+        check: whether to look for holes, and for any padding, which waits for the device.
 
     Returns:
         int32 ``[batch]``, or None where a check found no left padding.
 
     Raises:
-        ValueError: when real slots do not follow one another.
+        ValueError: when real slots are not consecutive.
     """
     real = mask.bool()
     starts = (real.long().cumsum(-1) == 0).sum(-1)
@@ -380,7 +380,7 @@ def left_padding(mask: Tensor, *, check: bool = True) -> Tensor | None:
     ends = mask.shape[-1] - (real.flip(-1).long().cumsum(-1) == 0).sum(-1)
     holes = ((real.long().sum(-1) + starts != ends) & (ends > 0)).any()
     message = "the attention mask has holes; swaa serves left and right padding only"
-    if torch.compiler.is_compiling():  # cannot branch on what the mask holds
+    if torch.compiler.is_compiling():  # compiled code cannot branch on the mask's values
         torch.ops.aten._assert_async.msg(~holes, message)
         return starts.to(torch.int32)
     if bool(holes):
@@ -399,7 +399,7 @@ def _int32(value: Position) -> Position:
 
 
 def _reading_all(plan: LayerPlan) -> LayerPlan:
-    """The plan where no row chooses what it reads: rows within prompts, and rows declared."""
+    """The plan of rows that do not choose what they read: prompt rows, and declared rows."""
     if plan.full:
         return LayerPlan(window=None)
     return replace(plan, decode_keys=0)

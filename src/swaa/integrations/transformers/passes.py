@@ -1,7 +1,7 @@
-"""Each forward pass of an adapted model learns the phase of its own sequences.
+"""Each forward pass of an adapted model gets the phase of its own sequences.
 
-Two hooks on the model say when a pass begins and ends. ``create_masks_for_generate``, which
-Transformers asks the instance for, does so for masks that are made ahead of a compiled pass.
+Two hooks on the model mark where a pass begins and ends. For masks that are made before a compiled
+pass, ``create_masks_for_generate`` does so, which Transformers calls on the instance.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Passes:
         self.model = model
 
     def enter(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Forward pre-hook: find out whose pass it is."""
+        """Forward pre-hook: find the call that the pass belongs to."""
         if torch.compiler.is_compiling():
-            return None  # its masks were made ahead, or know no phase
+            return None  # its masks were made before, or have no phase
         cache = cache_in(kwargs)
         phase = phase_of_pass(self.model, cache, _rows(args, kwargs), kwargs.get("attention_mask"))
         if not implemented(self.model):
@@ -47,7 +47,7 @@ class Passes:
         return args, {name: x for name, x in kwargs.items() if name not in NAMES}
 
     def leave(self, _module: Any, _args: tuple[Any, ...], _output: Any) -> None:
-        """Forward hook, to be called after errors too."""
+        """Forward hook, which must also run after errors."""
         if not torch.compiler.is_compiling():
             end_pass(self)
 

@@ -1,4 +1,4 @@
-"""What a call of ``generate`` was given: how much of the prompt, and how much a cache holds."""
+"""What a call of ``generate`` got: how many tokens of the prompt, and how many a cache holds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from swaa.integrations.transformers.cache_name import CACHE, cache_in
 from swaa.integrations.transformers.mask import left_padding
 
 PREFIX_TYPES = ("PREFIX_TUNING", "CARTRIDGE")
-"""PEFT's methods that bring a cache of their own."""
+"""PEFT's methods that bring their own cache."""
 DRAFTS = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
 """Options of ``generate`` that make it verify drafts."""
 _PROMPT = "swaa_prompt"
@@ -26,7 +26,7 @@ class Given(NamedTuple):
     Attributes:
         tokens: slots of the prompt, as ``generate`` counts them.
         rows: tokens that were passed, as ids or embeddings.
-        cached: slots that the cache holds already.
+        cached: slots that the cache already holds.
     """
 
     tokens: int
@@ -44,7 +44,7 @@ def read_given(kwargs: dict[str, Any]) -> Given:
 
 
 def check_kept_cache(given: Given, *, masked: bool, drafts: bool) -> None:
-    """Refuse what ``generate`` would compute wrongly on a cache that holds something.
+    """Refuse what ``generate`` would compute wrongly on a cache that is not empty.
 
     Args:
         given: counts of the call.
@@ -72,7 +72,7 @@ def check_kept_cache(given: Given, *, masked: bool, drafts: bool) -> None:
 
 
 def remember_prompt(cache: Cache, kwargs: dict[str, Any]) -> None:
-    """Keep the prompt's ids beside its keys, for :func:`check_same_text`."""
+    """Keep the prompt's ids with its keys, for :func:`check_same_text`."""
     ids = _ids(kwargs)
     if ids is not None:
         vars(cache)[_PROMPT] = ids
@@ -81,7 +81,7 @@ def remember_prompt(cache: Cache, kwargs: dict[str, Any]) -> None:
 def check_same_text(given: Given, kwargs: dict[str, Any]) -> None:
     """Refuse a conversation that does not begin as the kept cache does.
 
-    A long message alone would be taken for the whole conversation otherwise.
+    Otherwise a long message alone would be taken for the whole conversation.
 
     Raises:
         ValueError: when the texts differ.
@@ -108,7 +108,7 @@ def check_mask(mask: Any) -> int | None:
     """Refuse what generation cannot continue: holes, and padding between prompt and answer.
 
     Returns:
-        The least that a prompt is padded by on the left; None without a mask.
+        The smallest left padding of any prompt; None without a mask.
     """
     if mask is None:
         return None
@@ -128,9 +128,9 @@ def check_mask(mask: Any) -> int | None:
 
 
 def virtual_tokens(model: PreTrainedModel) -> str | None:
-    """PEFT's method where it will add virtual tokens to what ``generate`` was given; else None.
+    """The PEFT method that will add virtual tokens to what ``generate`` got; else None.
 
-    PEFT puts its own ``prepare_inputs_for_generation`` in the model's place while it generates.
+    While PEFT generates, it puts its own ``prepare_inputs_for_generation`` in the model's place.
     """
     owner: Any = getattr(model.prepare_inputs_for_generation, "__self__", model)
     settings = None if owner is model else getattr(owner, "active_peft_config", None)
@@ -140,15 +140,15 @@ def virtual_tokens(model: PreTrainedModel) -> str | None:
 
 
 def check_virtual_tokens(method: str, **unable: Any) -> None:
-    """Refuse modes in which PEFT drops tokens, or nobody can tell how many slots it has added.
+    """Refuse modes in which PEFT drops tokens, or in which the slots it adds cannot be counted.
 
     Args:
-        method: PEFT's.
-        unable: what was asked for beside it, by name.
+        method: PEFT's method.
+        unable: the modes that were asked for together with it, by name.
 
     Raises:
-        ValueError: when any of them was, or Transformers asks for a newer PEFT: an older one loses
-            the cache, whose name changed.
+        ValueError: when any of them was asked for, or when Transformers needs a newer PEFT: an
+            older one loses the cache, whose name changed.
     """
     try:
         check_peft_version(MIN_PEFT_VERSION)

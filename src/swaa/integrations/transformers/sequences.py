@@ -1,8 +1,9 @@
 """The sequences of one call of ``generate``: their phase is tied to the cache that holds them.
 
-A forward pass belongs to a call when it brings the call's cache, whatever thread, hook or nested
-call it comes from. Any other pass inside the call (a negative prompt, another model, the same model
-asked by a logits processor) brings another cache or none, and is not described by the call.
+A forward pass belongs to a call when it brings the call's cache, from whatever thread, hook or
+nested call it comes. Any other pass inside the call (of a negative prompt, another model, or the
+same model called by a logits processor) brings another cache or none, and the call does not
+describe it.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ _ATTRIBUTE = "swaa_sequences"
 class Sequences:
     """What is known about the sequences of one call.
 
-    Where the prompt ends is read off the first forward pass, because what wraps a model may add
-    slots to what ``generate`` was given (soft prompts, virtual tokens).
+    The end of the prompt is read from the first forward pass, because a wrapper of the model may
+    add slots to what ``generate`` got (soft prompts, virtual tokens).
 
     Args:
         prompt_length: slots of the prompt as ``generate`` counts them.
-        first_end: slots filled by the first pass as ``generate`` counts them; None where that
-            cannot be known ahead (drafts): nothing may be added then.
+        first_end: slots filled by the first pass as ``generate`` counts them; None where that is
+            not known before (drafts): then no slots may be added.
         awaited_by: the model whose first pass will bring a cache that ``generate`` makes itself.
-        padding: the least that a prompt is padded by; None: to be read off the first pass's mask.
+        padding: the smallest left padding of a prompt; None: read it from the first pass's mask.
     """
 
     def __init__(
@@ -50,12 +51,12 @@ class Sequences:
         self._phase: Phase | None = None
 
     def phase(self, cache: Cache, rows: int, mask: Any) -> Phase:
-        """The phase of a pass; the first one settles it.
+        """The phase of a pass; the first pass determines it.
 
         Args:
             cache: of the call.
             rows: query rows of the pass.
-            mask: 1 where a slot is real, ``[batch, slots]``, or anything else for none.
+            mask: 1 where a slot is real, ``[batch, slots]``; anything else means no mask.
         """
         if self._phase is None:
             added = 0
@@ -63,13 +64,13 @@ class Sequences:
                 added = int(cache.get_seq_length()) + rows - self._first_end
             end = self.prompt_length + added
             padding = least_padding(mask) if self._padding is None else self._padding
-            # A mask that was added to is checked again, so nothing counts as checked then.
+            # Where slots were added to the mask, it must be checked again.
             self._phase = Phase(prompt_length=end, generating=not added, longest=end - padding)
         return self._phase
 
 
 def least_padding(mask: Any) -> int:
-    """Slots by which every sequence is padded on the left; ``mask`` as ``attention_mask``."""
+    """Slots of left padding that every sequence has; ``mask`` is an ``attention_mask``."""
     if not isinstance(mask, Tensor) or mask.ndim != 2:
         return 0
     starts = left_padding(mask)
@@ -77,7 +78,7 @@ def least_padding(mask: Any) -> int:
 
 
 class NoCache(Cache):
-    """Ties a call without a cache to its passes; the model itself never gets to see it."""
+    """Ties a call without a cache to its passes; the model itself never gets it."""
 
     def __init__(self) -> None:
         super().__init__(layers=[])
@@ -88,11 +89,11 @@ _CALL: ContextVar[Sequences | None] = ContextVar("swaa_call", default=None)
 
 @contextmanager
 def calling(sequences: Sequences, cache: Cache | None) -> Iterator[None]:
-    """Tie sequences to their cache inside the block: the passes of one ``generate``.
+    """Tie sequences to their cache inside the block, for the passes of one ``generate``.
 
     Args:
-        sequences: of the call.
-        cache: that will hold them; None where ``generate`` will make one.
+        sequences: the call's sequences.
+        cache: the cache that will hold them; None where ``generate`` will make one.
     """
     token = _CALL.set(sequences)
     if cache is not None:
@@ -107,25 +108,25 @@ def calling(sequences: Sequences, cache: Cache | None) -> Iterator[None]:
 
 
 def current_call() -> Sequences | None:
-    """The sequences of the innermost ``generate`` of ours around this code."""
+    """The sequences of the innermost swaa ``generate`` around this code."""
     return _CALL.get()
 
 
 def tie(cache: Cache, sequences: Sequences) -> None:
-    """From now on, passes that bring the cache are of these sequences."""
+    """From now on, passes that bring the cache belong to these sequences."""
     vars(cache)[_ATTRIBUTE] = sequences
 
 
 def tied(cache: Any) -> Sequences | None:
-    """The sequences that a cache holds, where a call said so."""
+    """The sequences that a call tied to a cache, if any."""
     return getattr(cache, _ATTRIBUTE, None)
 
 
 def phase_of_pass(model: PreTrainedModel, cache: Any, rows: int, mask: Any) -> Phase | None:
-    """What the sequences of a forward pass are known by; None where no call describes them.
+    """The phase of the sequences of a forward pass; None where no call describes them.
 
     Args:
-        model: whose pass it is.
+        model: the model of the pass.
         cache: ``past_key_values`` of the pass.
         rows: query rows of the pass.
         mask: ``attention_mask`` of the pass.

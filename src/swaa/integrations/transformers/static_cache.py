@@ -1,12 +1,12 @@
-"""A cache in memory taken once: a prompt is written chunk by chunk, then decoding runs in a graph.
+"""A cache allocated once: a prompt is written chunk by chunk, then decoding runs in a graph.
 
 While the prompt is computed, layers work as in :mod:`~swaa.integrations.transformers.cache`, but
 nothing grows by copying. :meth:`StaticSWAACache.start_decoding` then turns every layer that slides
 in decoding into a ring: the sinks, and ``window`` slots of which the oldest is overwritten. Keys
-carry their positions (RoPE), so their order does not matter, and a ring hides what left the window
-by no longer holding it. So a decoding row sees every slot that is filled, in every layer: which
-slot comes next and how many are filled are tensors, advanced on the device once per token and
-shared by all layers of a kind.
+carry their positions (RoPE), so their order does not matter, and a key that has left the window is
+no longer in the ring. So a decoding row sees every filled slot, in every layer. The next slot and
+the number of filled slots are tensors, advanced on the device once per token and shared by all
+layers of a kind.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from swaa.integrations.transformers.mask import RowInfo, last_rows
 from swaa.phase import Phase
 
 Kind = tuple[int, int] | LayerPlan | None
-"""What tells layers apart in decoding: a ring's sinks and window, a plan that chooses, nothing."""
+"""Kind of a layer in decoding: a ring's sinks and window, a plan that chooses, or None (full)."""
 
 
 class Filled:
     """Which slots of one kind of layer are filled, and which one the next token takes.
 
     Attributes:
-        slot: int64 ``[1]``, or ``[batch]`` where padded sequences differ.
-        kv_lens: int32 ``[batch]``, slots filled once the next token has come.
+        slot: the next token's slot, int64 ``[1]``, or ``[batch]`` where padded sequences differ.
+        kv_lens: int32 ``[batch]``, slots filled once the next token is stored.
         q_start: int32 ``[batch]``, the next token's place among them: the last.
-        kv_start: int32 ``[batch]``, slots of left padding; None without.
+        kv_start: int32 ``[batch]``, slots of left padding; None without padding.
     """
 
     def __init__(self, slot: Tensor, filled: Tensor, *, kv_start: Tensor | None = None) -> None:
@@ -57,13 +57,13 @@ class Filled:
             memory[torch.arange(len(memory), device=memory.device), :, self.slot] = new[:, :, 0]
 
     def advance(self) -> None:
-        """One token has come."""
+        """Move on by one token."""
         self.slot += 1
         self.kv_lens += 1
         self.q_start += 1
 
     def arguments(self) -> dict[str, Any]:
-        """Of :func:`swaa.swaa_attention`: the row sees all that is filled."""
+        """Arguments of :func:`swaa.swaa_attention`: the row sees every filled slot."""
         return {
             "window": None,
             "q_start": self.q_start,
@@ -73,11 +73,11 @@ class Filled:
 
 
 class FilledPages(Filled):
-    """As :class:`Filled`, of layers whose rows choose what they read.
+    """Like :class:`Filled`, for layers whose rows choose what they read.
 
     Args:
-        plan: of such a layer.
-        slot: as :class:`Filled`.
+        plan: the plan of these layers.
+        slot: as in :class:`Filled`.
         filled: likewise.
         kv_start: likewise.
     """
@@ -89,7 +89,7 @@ class FilledPages(Filled):
         self.plan = plan
 
     def arguments(self) -> dict[str, Any]:
-        """Of :func:`swaa.swaa_attention`: every row is full, and chooses."""
+        """Arguments of :func:`swaa.swaa_attention`: every row is full, and chooses."""
         return {
             **super().arguments(),
             "window": self.plan.window or self.plan.decode_window,
@@ -100,7 +100,7 @@ class FilledPages(Filled):
 
 
 class FilledRing(Filled):
-    """As :class:`Filled`, of sinks and a ring behind them; padding is not stored."""
+    """Like :class:`Filled`, for sinks and a ring after them; padding is not stored."""
 
     def __init__(self, seen: Tensor, *, batch: int, sink_tokens: int, window: int) -> None:
         self.sink_tokens = sink_tokens
@@ -109,7 +109,7 @@ class FilledRing(Filled):
         super().__init__(slot, seen.clamp(max=self.capacity - 1).expand(batch))
 
     def advance(self) -> None:
-        """One token has come; behind the last slot, the oldest of the window is next."""
+        """Move on by one token; after the last slot, the oldest of the window is next."""
         self.slot += 1
         self.slot.masked_fill_(self.slot == self.capacity, self.sink_tokens)
         self.kv_lens.add_(1).clamp_(max=self.capacity)
@@ -133,7 +133,7 @@ class StaticFullLayer(DynamicLayer):
         self.statistics: Tensor | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Take the memory, on the first update."""
+        """Allocate the memory, on the first update."""
         self.dtype, self.device = key_states.dtype, key_states.device
         self.keys, self.values = (_room(x, self.capacity) for x in (key_states, value_states))
         self.is_initialized = True
@@ -161,11 +161,11 @@ class StaticFullLayer(DynamicLayer):
         return self.keys[:, :, :end], self.values[:, :, :end]
 
     def start(self, filled: Filled) -> None:
-        """From now on, one token per update goes where ``filled`` says."""
+        """From now on, store one token per update at the slot of ``filled``."""
         assert self.keys is not None
         assert self.values is not None
         for memory in (self.keys, self.values):
-            memory[:, :, self.length :] = 0  # kernels that read these slots find no NaN
+            memory[:, :, self.length :] = 0  # so that kernels that read these slots find no NaN
         self.filled = filled
         if isinstance(filled, FilledPages):
             batch, heads, _, head_dim = self.keys.shape
@@ -197,10 +197,10 @@ class StaticRollingLayer(RollingLayer):
 
     Args:
         plan: of the layer.
-        prompt_tokens: slots to take while a dense tail still needs the whole prompt.
+        prompt_tokens: slots to allocate while a dense tail still needs the whole prompt.
 
     Attributes:
-        reserved: those slots, keys and values, until the prompt is done.
+        reserved: keys and values in those slots, until the prompt is done.
     """
 
     is_croppable = False
@@ -214,11 +214,11 @@ class StaticRollingLayer(RollingLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """As :meth:`RollingLayer.update`; in decoding, overwrite the oldest slot."""
+        """Like :meth:`RollingLayer.update`; in decoding, overwrite the oldest slot."""
         if self.filled is None:
             handed = super().update(key_states, value_states, *args, **kwargs)
             if self._prompt_done:
-                self.reserved = None  # what is handed on lives until its attention is done
+                self.reserved = None  # the caller holds the tensors until its attention is done
             return handed
         keys, values = self._stored()
         self.filled.write(keys, key_states)
@@ -238,13 +238,13 @@ class StaticRollingLayer(RollingLayer):
         return keys[:, :, :end], values[:, :, :end]
 
     def start(self, filled: Filled) -> None:
-        """Become a ring, of which ``filled`` says what comes where."""
+        """Become a ring whose slots ``filled`` describes."""
         self.keys, self.values = (self._ring(x) for x in self._stored())
         self.reserved = None
         self.filled = filled
 
     def _ring(self, x: Tensor) -> Tensor:
-        """Stored tokens from slot 0 on, padding left out; ``[batch, kv_heads, capacity, D]``."""
+        """Stored tokens from slot 0 on, without padding; ``[batch, kv_heads, capacity, D]``."""
         if x.shape[-2] == self.capacity and self._starts is None:
             return x
         slots = torch.arange(self.capacity, device=x.device)[None]
@@ -257,10 +257,10 @@ class StaticRollingLayer(RollingLayer):
 
 
 class DecodeRows(RowInfo):
-    """One decoding row per sequence, of which every layer of a kind asks the same tensors.
+    """One decoding row per sequence; all layers of a kind get the same tensors.
 
     Attributes:
-        kinds: what is filled, by kind of layer.
+        kinds: the filled slots, by kind of layer.
     """
 
     def __init__(self, kinds: dict[Kind, Filled], *, batch: int, device: torch.device) -> None:
@@ -284,7 +284,7 @@ class DecodeRows(RowInfo):
         return self._arguments_of[_kind(plan)]
 
     def to(self, device: Any = None, *args: Any, **kwargs: Any) -> RowInfo:
-        """Refuse to move: the cache advances these very tensors."""
+        """Refuse to move: the cache advances these tensors in place."""
         if device is None or isinstance(device, torch.dtype):
             return self
         if torch.device(device) == self.device:
@@ -292,13 +292,13 @@ class DecodeRows(RowInfo):
         raise ValueError("a static cache serves models on one device; use the ordinary generate")
 
     def advance(self) -> None:
-        """One token has come."""
+        """Move on by one token."""
         for filled in self.kinds.values():
             filled.advance()
 
 
 class StaticSWAACache(SWAACache):
-    """As :class:`SWAACache`, in memory taken once.
+    """Like :class:`SWAACache`, but allocated once.
 
     Args:
         config: the model's configuration.
@@ -332,7 +332,7 @@ class StaticSWAACache(SWAACache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """See :meth:`transformers.Cache.update`; once decoding began, for its own rows only."""
+        """See :meth:`transformers.Cache.update`; after decoding began, only for its own rows."""
         if self._rows is not None and last_rows() is not self._rows:
             raise ValueError(
                 "a static cache serves one prompt and its answer; for another turn, pass the whole"
@@ -341,13 +341,14 @@ class StaticSWAACache(SWAACache):
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
     def start_decoding(self, starts: Tensor | None = None) -> DecodeRows:
-        """End the prompt; every update from now on brings one token per sequence.
+        """End the prompt; every later update brings one token per sequence.
 
         Args:
             starts: int32 ``[batch]``, slot of each sequence's first real token; None: no padding.
 
         Returns:
-            What the layers' attention asks for; advance it after each token.
+            The rows, from which the layers' attention takes its arguments; advance them after each
+            token.
         """
         keys = self.layers[0].keys
         assert keys is not None
@@ -378,7 +379,7 @@ class StaticSWAACache(SWAACache):
 
 def _kind(plan: LayerPlan) -> Kind:
     if plan.keeps_all_keys:
-        # What a row does with the prompt does not matter here.
+        # How prompt rows attend does not matter in decoding.
         return replace(plan, selected_keys=0, dense_tail=0) if plan.decode_keys else None
     assert plan.window is not None
     return plan.sink_tokens, plan.window
@@ -386,4 +387,4 @@ def _kind(plan: LayerPlan) -> Kind:
 
 def _room(x: Tensor, tokens: int) -> Tensor:
     batch, heads, _, head_dim = x.shape
-    return x.new_empty((batch, tokens, heads, head_dim)).transpose(1, 2)  # as ``joined`` lays out
+    return x.new_empty((batch, tokens, heads, head_dim)).transpose(1, 2)  # the layout of ``joined``

@@ -21,9 +21,9 @@ class Layers(NamedTuple):
     """A model's attention layers.
 
     Attributes:
-        depth: decoder layers, whatever they are made of.
+        depth: number of decoder layers of any kind.
         full: index and attention module of each softmax layer with full attention.
-        native: index and module of each layer that slides already; it stays as it is.
+        native: index and module of each layer that already slides; it stays as it is.
     """
 
     depth: int
@@ -32,7 +32,7 @@ class Layers(NamedTuple):
 
 
 class HeadShape(NamedTuple):
-    """What an attention call of a layer looks like, but for its tokens."""
+    """The shape of a layer's attention call, except its tokens."""
 
     heads: int
     kv_heads: int
@@ -79,7 +79,7 @@ def find_layers(model: PreTrainedModel) -> Layers:
 
 
 def layer_configs(config: PreTrainedConfig) -> list[Any]:
-    """What each layer is made by: the configuration itself, unless its layers differ."""
+    """The configuration of each layer: the model's own, unless its layers differ."""
     if getattr(config, "is_heterogeneous", False):
         return list(config.per_layer_config)
     return [config] * config.num_hidden_layers
@@ -106,7 +106,7 @@ def require_model(model: object) -> None:
 
 
 def attention_modules(model: PreTrainedModel) -> dict[int, nn.Module]:
-    """Softmax attention modules by layer index: those that their code sends to the interface."""
+    """Softmax attention modules by layer index: those whose code calls the attention interface."""
     found: dict[int, nn.Module] = {}
     for name, module in model.named_modules():
         index = getattr(module, "layer_idx", None)
@@ -161,7 +161,7 @@ def refuse_unsupported(model: PreTrainedModel) -> None:
 
 
 def execution_device(model: PreTrainedModel) -> torch.device:
-    """Where attention computes; weights that accelerate has offloaded lie elsewhere."""
+    """The device on which attention runs; weights that accelerate offloaded are elsewhere."""
     for attention in attention_modules(model).values():
         for module in attention.modules():
             device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
@@ -201,7 +201,7 @@ def attention_modules_exist(model: PreTrainedModel) -> bool:
 
 
 def _looks_back(module: nn.Module) -> bool:
-    """Whether a module is no attention in both directions (BERT without ``is_decoder``)."""
+    """Whether a module does not attend in both directions (as BERT without ``is_decoder`` does)."""
     return getattr(module, "is_causal", True) is not False or not _dispatches(type(module))
 
 
@@ -215,7 +215,7 @@ def _dispatches(cls: type) -> bool:
         return False
 
 
-@functools.cache  # reading source takes milliseconds, and every module of a model is asked
+@functools.cache  # reading source takes milliseconds, and it is read for every module of a model
 def _asks_the_interface(forward: Callable[..., Any]) -> bool:
     return "ALL_ATTENTION_FUNCTIONS.get_interface(" in inspect.getsource(forward)
 

@@ -1,8 +1,8 @@
 """A few tokens through an adapted model, before anybody relies on it.
 
-Whether a model's code can live with what swaa hands to it (a mask that is no tensor, a cache of
-another class) stands nowhere: models slice the mask, ask its dtype, bring a cache of their own. So
-it is tried: two short prompts, one of them padded, and one further token, through the model itself.
+Nothing declares whether a model's code works with what swaa passes to it (a mask that is not a
+tensor, a cache of another class): models slice the mask, ask its dtype, bring their own cache. So
+it is tried with the model itself: two short prompts, one of them padded, and one further token.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ from swaa.integrations.transformers.attention import Backends, LayerAttention, a
 from swaa.integrations.transformers.support import UnsupportedModelError, execution_device
 
 TOKENS, PADDING = 6, 2
-"""Of the longer prompt; and how many of them the other lacks."""
+"""Tokens of the longer prompt; how many fewer the other one has."""
 
 
 def refuse_what_fails(model: PreTrainedModel, error: Exception | None) -> None:
-    """Turn what :func:`try_out` found into the reason of a refusal.
+    """Refuse a model for the error that :func:`try_out` found.
 
     Args:
-        model: not adapted any more.
-        error: what the adapted model ended with; None: nothing.
+        model: no longer adapted.
+        error: the error of the adapted model; None: it ran.
 
     Raises:
-        UnsupportedModelError: unless the model fails without swaa too, which says nothing of it.
+        UnsupportedModelError: unless the model also fails without swaa: then the error does not
+            come from swaa.
     """
     if error is None or try_out(model) is not None:
         return
@@ -46,14 +47,14 @@ def refuse_what_fails(model: PreTrainedModel, error: Exception | None) -> None:
 
 
 def try_out(model: PreTrainedModel, adapted: Mapping[int, nn.Module] | None = None) -> Any:
-    """Generate two tokens after short prompts, and forget them.
+    """Generate two tokens after short prompts, and discard them.
 
     Args:
-        model: whose weights are used as they are: no copy is made.
+        model: the model itself; its weights are not copied.
         adapted: its adapted attention modules by layer; None: it runs as it is.
 
     Returns:
-        The exception that it ended with; None: it ran.
+        The exception that was raised; None: it ran.
     """
     ids = torch.arange(1, 2 * TOKENS + 1, device=execution_device(model)).view(2, TOKENS)
     mask = torch.ones_like(ids)
@@ -72,14 +73,14 @@ def try_out(model: PreTrainedModel, adapted: Mapping[int, nn.Module] | None = No
             )
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # models raise what they like
+        except Exception as error:  # models raise exceptions of any kind
             return error
     return None
 
 
 @contextmanager
 def _as_trial(model: PreTrainedModel, adapted: Mapping[int, nn.Module]) -> Iterator[None]:
-    """No training, nothing compiled; windows so short that keys are hidden and freed."""
+    """Turn training and compilation off; make windows so short that keys are hidden and freed."""
     plans = _plans(model.config.num_hidden_layers)
     reference = Backends("reference", "reference", traced=load_backend("reference").attend)
     carried = {module: attached(module) for module in adapted.values()}
@@ -108,13 +109,13 @@ def _as_trial(model: PreTrainedModel, adapted: Mapping[int, nn.Module]) -> Itera
 
 
 def _uncompiled() -> AbstractContextManager[object]:
-    # Importing the compiler takes seconds; where nobody did, nothing is compiled.
+    # Importing the compiler takes seconds; while it is not imported, nothing is compiled.
     imported = "torch._dynamo" in sys.modules
     return torch.compiler.set_stance("force_eager") if imported else nullcontext()
 
 
 def _plans(layers: int) -> tuple[LayerPlan, ...]:
-    """Every kind of row and of cache, whatever the model is adapted to in the end."""
+    """Plans with every kind of row and of cache, whatever the model is adapted to afterwards."""
     config = SWAAConfig(
         window=2, sink_tokens=1, dense_tail=1, full_decode=tuple(range(0, layers, 2))
     )

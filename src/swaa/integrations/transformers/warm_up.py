@@ -1,4 +1,4 @@
-"""Compile what a model will run before its first prompt."""
+"""Compile a model's kernels before its first prompt."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from swaa.config import LayerPlan
 from swaa.integrations.transformers.support import execution_device
 
 ROOM = 256
-"""Tokens behind the window, so that some keys are hidden: other kernels than a short prompt's."""
+"""Tokens beyond the window, so that keys are hidden: short prompts take other kernels."""
 
 
 def warm_up(model: PreTrainedModel, plans: Sequence[LayerPlan]) -> float:
-    """Generate two tokens after a prompt longer than every window, and forget them.
+    """Generate two tokens after a prompt longer than every window, and discard them.
 
     Kernels are compiled at their first call, which takes seconds for Triton and up to a minute for
-    FlashAttention-4 (kept on disk for the next start). Random numbers are left as they are.
+    FlashAttention-4 (kept on disk for the next start). The state of random numbers is kept.
 
     Args:
         model: adapted.

@@ -1,4 +1,4 @@
-"""Where a `vllm serve` will listen, found from its arguments, and whether it answers there."""
+"""Where a `vllm serve` will listen, according to its arguments, and whether it answers there."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from typing import Any
 
 TIMEOUT_S = 5.0
 _FLAGS = ("host", "port", "uds", "ssl-certfile", "headless", "config", "additional-config")
-"""Those that say where a server answers and what it is asked for."""
+"""Flags that say where a server answers and what it is asked for."""
 
 HERE = "127.0.0.1"
-"""Where a server listens that was not told otherwise."""
+"""Where a server listens unless told otherwise."""
 
 EVERYWHERE = ("", "0.0.0.0", "::")
-"""Hosts that stand for all of a machine's addresses."""
+"""Hosts that mean all of a machine's addresses."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Address:
-    """Of a server on this machine.
+    """Address of a server on this machine.
 
     Attributes:
         host: name or number.
-        port: of TCP.
-        tls: whether it speaks HTTPS; whose certificate it shows does not matter here.
+        port: TCP port.
+        tls: whether it uses HTTPS; its certificate is not checked.
         uds: the socket file that it listens on instead, or None.
     """
 
@@ -52,18 +52,18 @@ class Address:
         return True
 
     def answers(self) -> bool:
-        """Whether a server is up: it says so, or that it will not tell us."""
+        """Whether a server is up: it says so, or refuses to tell."""
         try:
             with contextlib.closing(self._connection()) as connection:
                 connection.request("GET", "/health")
                 return connection.getresponse().status != http.HTTPStatus.SERVICE_UNAVAILABLE
         except ssl.SSLError:
-            return True  # it wants a certificate of ours, perhaps
+            return True  # it may want a client certificate
         except (OSError, http.client.HTTPException):
             return False
 
     def _connection(self) -> http.client.HTTPConnection:
-        # By a socket of our own: a proxy's answer would say nothing of the server.
+        # Over our own socket: a proxy's answer would say nothing about the server.
         made = http.client.HTTPConnection("localhost", timeout=TIMEOUT_S)
         made.sock = self._socket()
         if self.tls:
@@ -90,12 +90,12 @@ def find_address(arguments: Sequence[str]) -> Address | None:
     """Where ``vllm serve`` with these arguments answers; None: nowhere, or without workers here.
 
     Args:
-        arguments: of ``vllm serve``; a ``--config`` file among them is read, too.
+        arguments: of ``vllm serve``; a ``--config`` file among them is also read.
 
     Raises:
-        ValueError: for an ``--additional-config`` among them, which would take the place of the
-            one that ``swaa serve`` hands over; for a file that cannot be read; for a flag cut
-            short, or a port that is not known before the server starts.
+        ValueError: for an ``--additional-config`` among them, which would replace the one from
+            ``swaa serve``; for a file that cannot be read; for a flag cut short, or a port that is
+            not known before the server starts.
     """
     values = read_flags(arguments)
     if "additional-config" in values:
@@ -119,9 +119,9 @@ def find_address(arguments: Sequence[str]) -> Address | None:
 
 
 def kept_to_this_machine(arguments: Sequence[str]) -> list[str]:
-    """Arguments of ``vllm serve`` with a ``--host`` of this machine, where they name none.
+    """Arguments of ``vllm serve``, with a ``--host`` of this machine where they name none.
 
-    Left alone, vLLM listens on every address, for whoever reaches the machine.
+    By default vLLM listens on every address, so that anybody who reaches the machine can connect.
     """
     flags = read_flags(arguments)
     named = flags.keys() & {"host", "uds"} or flags.get("headless", False) is not False
@@ -129,14 +129,14 @@ def kept_to_this_machine(arguments: Sequence[str]) -> list[str]:
 
 
 def read_flags(arguments: Sequence[str]) -> dict[str, Any]:
-    """What follows each flag, as vLLM reads it: ``--a-b c``, ``--a_b=c``, ``--a.x c``, or a file.
+    """Each flag's value, as vLLM reads it: ``--a-b c``, ``--a_b=c``, ``--a.x c``, or a file.
 
     Args:
         arguments: of ``vllm serve``.
 
     Raises:
-        ValueError: for a ``--config`` file that cannot be read, and for a flag that matters here
-            and is cut short.
+        ValueError: for a ``--config`` file that cannot be read, and for a flag of interest that is
+            cut short.
     """
     found: dict[str, Any] = {}
     for word, following in itertools.pairwise([*arguments, ""]):

@@ -1,7 +1,7 @@
 """A sliding layer's attention inside vLLM: paged :func:`swaa.swaa_attention`, and the cache write.
 
-vLLM's cache of a layer is ``[blocks, kv_heads, block_size, keys | values]``; both halves are handed
-on as views, nothing is copied.
+vLLM's cache of a layer is ``[blocks, kv_heads, block_size, keys | values]``; both halves are passed
+on as views, without a copy.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from swaa.integrations.vllm.support import UnsupportedError
 
 
 class SlidingAttention(AttentionImpl[SlidingMetadata]):
-    """Attention of one plan; classes derived from it name plan, kernels and platform."""
+    """Attention of one plan; derived classes set plan, kernels and platform."""
 
     plan: ClassVar[LayerPlan]
     kernels: ClassVar[str]
@@ -45,7 +45,7 @@ class SlidingAttention(AttentionImpl[SlidingMetadata]):
         attn_type: str = "decoder",
         kv_sharing_target_layer_name: str | None = None,
     ) -> None:
-        # What these arguments ask for beyond plain attention was refused before (support.py).
+        # support.py has already refused arguments that ask for more than plain attention.
         self.num_heads = num_heads
         self.head_size = head_size
         self.scale = float(scale)
@@ -75,7 +75,7 @@ class SlidingAttention(AttentionImpl[SlidingMetadata]):
         raise NotImplementedError
 
     def gather(self, kv_cache: Tensor, slots: Tensor) -> Tensor:
-        """Keys beside values ``[slots, kv_heads, 2 * head_size]`` of the slots given."""
+        """Keys and values ``[slots, kv_heads, 2 * head_size]`` of the given slots."""
         raise NotImplementedError
 
     def forward(
@@ -90,7 +90,7 @@ class SlidingAttention(AttentionImpl[SlidingMetadata]):
         output_scale: Tensor | None = None,
         output_block_scale: Tensor | None = None,
     ) -> Tensor:
-        """Attention of the batch's rows ``[rows, heads, head_size]`` into ``output``."""
+        """Write the attention of the batch's rows ``[rows, heads, head_size]`` to ``output``."""
         if attn_metadata is None:  # vLLM measures memory: there is no cache yet
             self._claim_memory(key)
             return output.zero_()
@@ -126,7 +126,7 @@ class SlidingAttention(AttentionImpl[SlidingMetadata]):
         requests: int | None,
         rows: int | None,
     ) -> None:
-        """The first requests of a batch (None: all), over pages."""
+        """Attention of the first requests of a batch (None: all), over pages."""
         keys, values = self._pages(kv_cache)
         rows = numbers.num_actual_tokens if rows is None else rows
         last = None if requests is None else requests + 1
@@ -149,7 +149,7 @@ class SlidingAttention(AttentionImpl[SlidingMetadata]):
         output[:rows].copy_(result.output[0])
 
     def _gathered(self, query: Tensor, kv_cache: Tensor, chunks: Chunks, output: Tensor) -> None:
-        """The last requests of a batch, over keys side by side."""
+        """Attention of the last requests of a batch, over gathered keys."""
         keys, values = self.gather(kv_cache, chunks.slots).split(self.head_size, dim=-1)
         layout = chunks.layout
         rows = slice(layout.row, layout.row + sum(layout.rows))
@@ -171,7 +171,7 @@ class SlidingAttention(AttentionImpl[SlidingMetadata]):
     def _selected(
         self, query: Tensor, kv_cache: Tensor, output: Tensor, rows: PromptRows, slots: Tensor
     ) -> None:
-        """Rows of one request, those of its prompt selected."""
+        """Attention of the rows of one request, whose prompt rows are selected."""
         keys, values = self.gather(kv_cache, slots).split(self.head_size, dim=-1)
         result = swaa_attention(
             query[None, rows.first : rows.end],
@@ -197,7 +197,7 @@ class SlidingAttention(AttentionImpl[SlidingMetadata]):
         output: Tensor,
         rows: FullRows,
     ) -> None:
-        """Rows of one request that see everything."""
+        """Attention of the rows of one request that see everything."""
         keys, values = self._pages(kv_cache)
         result = swaa_attention(
             query[None, rows.first : rows.end],
@@ -215,7 +215,7 @@ class SlidingAttention(AttentionImpl[SlidingMetadata]):
     def _choosing(
         self, kv_cache: Tensor, prompt_lengths: Tensor | None, requests: int | None
     ) -> dict[str, Any]:
-        """What generated rows that choose among pages need, of the first requests (None: all)."""
+        """Arguments for generated rows that choose pages, of the first requests (None: all)."""
         if prompt_lengths is None:
             return {}
         return {
@@ -230,11 +230,11 @@ class SlidingAttention(AttentionImpl[SlidingMetadata]):
         self.summarise(keys, page_statistics(kv_cache), numbers)
 
     def summarise(self, keys: Tensor, statistics: Tensor, numbers: SlidingMetadata) -> None:
-        """Describe pages; ``keys`` and ``statistics`` by the cache's blocks."""
+        """Write statistics of pages; ``keys`` and ``statistics`` are laid out by cache blocks."""
         raise NotImplementedError
 
     def _claim_memory(self, key: Tensor) -> None:
-        """Allocate what gathering takes at most, for vLLM to see."""
+        """Allocate the most that gathering needs, so that vLLM counts it."""
         shape = (self.most_gathered, self.num_kv_heads, 2 * self.head_size)
         torch.empty(shape, dtype=key.dtype, device=key.device)
 
@@ -244,7 +244,7 @@ class SlidingAttention(AttentionImpl[SlidingMetadata]):
 
 
 def page_statistics(kv_cache: Tensor) -> Tensor:
-    """Where a block holds the statistics of its keys: behind them.
+    """The part of each block that holds the statistics of its keys, after the keys.
 
     Args:
         kv_cache: ``[blocks, kv_heads, block_size, keys | values]``.
@@ -282,7 +282,7 @@ class CPUAttention(SlidingAttention):
         values[block, offset] = value[:rows][real]
 
     def summarise(self, keys: Tensor, statistics: Tensor, numbers: SlidingMetadata) -> None:
-        """Request by request."""
+        """Write statistics request by request."""
         size = keys.shape[1]
         before, after = numbers.new_from, numbers.seq_lens
         assert before is not None
@@ -294,13 +294,13 @@ class CPUAttention(SlidingAttention):
                 statistics[block, page % (size // PAGE)] = described[0, 0]
 
     def gather(self, kv_cache: Tensor, slots: Tensor) -> Tensor:
-        """By indexing."""
+        """Gather by indexing."""
         page = kv_cache.shape[2]
         return kv_cache.transpose(1, 2)[slots // page, slots % page]
 
 
 class GPUAttention(SlidingAttention):
-    """The ``triton`` backend: shapes decide every launch, so the forward pass can be captured."""
+    """The ``triton`` backend: launches depend only on shapes, so graphs can capture the pass."""
 
     kernels = "triton"
     min_rows = 128
@@ -339,7 +339,7 @@ class GPUAttention(SlidingAttention):
         )
 
     def summarise(self, keys: Tensor, statistics: Tensor, numbers: SlidingMetadata) -> None:
-        """By a kernel of our own."""
+        """Write statistics by our own kernel."""
         from swaa.attention.triton.pages import summarise
 
         assert numbers.new_from is not None
@@ -353,7 +353,7 @@ class GPUAttention(SlidingAttention):
         )
 
     def gather(self, kv_cache: Tensor, slots: Tensor) -> Tensor:
-        """By a kernel of our own."""
+        """Gather by our own kernel."""
         from swaa.attention.triton.gather import gather
 
         return gather(kv_cache, slots)

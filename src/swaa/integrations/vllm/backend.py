@@ -1,9 +1,9 @@
 """Backend classes for vLLM: one per kind of layer, derived from the platform's own.
 
 vLLM groups layers by backend class and cache spec, and asks the class for everything else. So each
-plan gets a class of its own, named after its numbers. Full layers, all of a draft model among them,
-keep their stock backend and kernels; only their cache spec is ours, and prompt lengths are kept
-from them, which stock kernels would take for a mask of their own.
+plan gets its own class, named after its numbers. Full layers, including all layers of a draft
+model, keep their stock backend and kernels. Only their cache spec is ours, and prompt lengths are
+hidden from them, because stock kernels would derive a mask from these.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from swaa.integrations.vllm.support import UnsupportedError
 
 
 def platform_attention() -> tuple[type[Any], type[SlidingAttention]]:
-    """The stock backend whose cache layout a sliding layer shares here, and its attention.
+    """The stock backend whose cache layout sliding layers use on this platform, and their class.
 
     Raises:
         UnsupportedError: on a platform without either.
@@ -58,7 +58,7 @@ def sliding_backend(memory: Memory) -> type[Any]:
             "get_impl_cls": staticmethod(lambda: mine),
             "get_builder_cls": staticmethod(lambda: builder),
             "forward_includes_kv_cache_update": False,
-            # Else vLLM hands its own options to our attention.
+            # Otherwise vLLM passes its own options to our attention.
             "supports_alibi_sqrt": classmethod(lambda cls: False),
         },
     )
@@ -66,7 +66,7 @@ def sliding_backend(memory: Memory) -> type[Any]:
 
 @functools.cache
 def full_backend(stock: type[Any], memory: Memory) -> type[Any]:
-    """The backend class of a full layer: the stock one, blind to prompt lengths."""
+    """The backend class of a full layer: the stock one, which does not see prompt lengths."""
     stock_builder = stock.get_builder_cls()
 
     def build(

@@ -1,9 +1,9 @@
-"""Long chunks of prompts: which keys each sees, laid side by side for the prefill kernels.
+"""Long chunks of prompts: the keys that each sees, gathered for the prefill kernels.
 
 A chunk's rows see the sinks, a window and their own keys. The keys between sinks and window are
-left out, and all positions behind move down by that gap: what then stands there is again a
-sequence under the same rule. Rows that see everything (dense tail, generated tokens computed
-again) keep their request whole where that is cheap; else they are left to the paged kernel.
+left out, and all later positions move down by that gap: the result is again a sequence under the
+same rule. A request with rows that see everything (dense tail, generated tokens computed again) is
+gathered whole where that is cheap; otherwise those rows are left to the paged kernel.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class FullRows:
     Attributes:
         request: index in the batch.
         first: index of the first row in the batch.
-        end: index behind the last row.
+        end: index after the last row.
         position: of the first row.
     """
 
@@ -46,9 +46,9 @@ class Layout:
         row: index of its first query row.
         rows: query rows of each request.
         kept: keys of each request that are gathered.
-        gaps: keys of each request that are left out, behind the sinks.
-        full: positions, among the kept keys, where full rows begin and end, for each request.
-        apart: full rows that are computed by themselves, over what the others left.
+        gaps: keys of each request that are left out, after the sinks.
+        full: for each request, the positions among the kept keys where full rows begin and end.
+        apart: full rows that are computed by themselves afterwards, replacing their first result.
     """
 
     first: int
@@ -76,7 +76,7 @@ def lay_out(
         offsets: ``[requests + 1]``, of each request's query rows.
         lengths: ``[requests]``, keys of each.
         prompts: ``[requests]``, prompt lengths; None for a plan without phases.
-        min_rows: fewest rows of a request for which this pays.
+        min_rows: fewest rows of a request for which gathering is worth it.
         max_keys: most keys gathered in all.
 
     Returns:
@@ -91,7 +91,7 @@ def lay_out(
         if rows < min_rows:
             break
         if plan.decode_keys and prompts and lengths[n] > prompts[n]:
-            break  # generated rows, computed again, which choose what they read
+            break  # generated rows are computed again, and choose what they read
         start = lengths[n] - rows
         gap = max(0, start - (plan.window - 1) - plan.sink_tokens)
         full_from, full_until = (
@@ -132,12 +132,12 @@ class Chunks:
     """A layout on the device.
 
     Attributes:
-        layout: what the host knows of it.
+        layout: the layout on the host.
         cu_rows: int32 ``[requests + 1]``, offsets of query rows, from 0.
         cu_keys: int32 ``[requests + 1]``, offsets of gathered keys.
         full_from: int32 ``[requests]``, or None when no row is full.
         full_until: as ``full_from``.
-        slots: int64 ``[keys]``, where each lies: block number times block size plus offset.
+        slots: int64 ``[keys]``, each key's slot: block number times block size plus offset.
     """
 
     layout: Layout
@@ -155,7 +155,7 @@ def place(layout: Layout, block_table: Tensor, sinks: int, page: int) -> Chunks:
         layout: from :func:`lay_out`.
         block_table: int32 ``[requests of the batch, blocks]``.
         sinks: keys kept before each gap.
-        page: keys of a block.
+        page: keys per block.
     """
     device = block_table.device
     requests = len(layout.rows)
@@ -163,7 +163,7 @@ def place(layout: Layout, block_table: Tensor, sinks: int, page: int) -> Chunks:
     numbers += [*(pair[0] for pair in layout.full), *(pair[1] for pair in layout.full)]
     host = torch.tensor(numbers, dtype=torch.int32)
     if device.type == "cuda":
-        host = host.pin_memory()  # else the copy would wait for the device
+        host = host.pin_memory()  # otherwise the copy would wait for the device
     sizes = [requests + 1, requests + 1, requests, requests, requests]
     cu_rows, cu_keys, gaps, full_from, full_until = host.to(device, non_blocking=True).split(sizes)
     key = torch.arange(sum(layout.kept), device=device)

@@ -1,17 +1,17 @@
-"""The seven places where vLLM is told of swaa, and the check that each still fits.
+"""The seven functions of vLLM that swaa wraps, and the check that each still fits.
 
 1. ``EngineArgs.create_engine_config``: read, check and resolve the configuration (front end).
-2. ``Attention.__init__``: hand each layer its backend class (worker); vLLM's own choice never
-   learns which layer it chooses for.
-3. ``WorkerWrapperBase.initialize_from_config``: turn prompt lengths on, then look at what the
-   engine really holds, refuse to start unless it is what the configuration says, and compile our
-   kernels (worker).
+2. ``Attention.__init__``: give each layer its backend class (worker); vLLM's own choice does not
+   know the layer that it chooses for.
+3. ``WorkerWrapperBase.initialize_from_config``: turn prompt lengths on, check that the engine
+   really has what the configuration says, refuse to start otherwise, and compile our kernels
+   (worker).
 4. ``KVCacheManager.get_computed_blocks``: end prefix-cache reuse before the dense tail (engine
    core).
 5. ``get_kv_cache_groups``: keep a draft model's layers in one group of the cache, the first (engine
    core, and workers that try the cache out).
 6. ``beam_search`` of the offline and of the online front end: refuse it where rows have phases.
-7. ``InputProcessor.process_inputs``: refuse streamed sessions under a dense tail (front end).
+7. ``InputProcessor.process_inputs``: refuse streamed sessions with a dense tail (front end).
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _wrap(module: str, path: str, wrapper: Callable[..., Any], arguments: tuple[
 
 
 def _grouping_module() -> str:
-    """Where vLLM groups layers by their cache: 0.33 has a module of its own for it."""
+    """The module in which vLLM groups layers by their cache: 0.33 has a separate one."""
     newer = "vllm.v1.core.kv_cache_planning"
     return newer if importlib.util.find_spec(newer) else "vllm.v1.core.kv_cache_utils"
 
@@ -106,7 +106,7 @@ def _configuring(original: Callable[..., Any]) -> Callable[..., Any]:
             support.check_engine(made)
             fitted = found.fitted(drafts.served_model(made).get_total_num_hidden_layers())
             settings.write_back(made, fitted)
-            # Here, and not at once: workers have no use for the front end's modules.
+            # Here, not on installation: workers do not need the front end's modules.
             for module, path, wrapper, arguments in _FRONT_END:
                 _wrap(module, path, wrapper, arguments)
         return made
@@ -150,7 +150,7 @@ def _activating(original: Callable[..., Any]) -> Callable[..., Any]:
         if active is None:
             report.say_full_attention(self)
             return original(self, kv_cache_configs)
-        # Only now: kernels of full layers were chosen without it, as they should be.
+        # Only now: the kernels of full layers had to be chosen without it.
         self.vllm_config.model_config.model_arch_config.rswa_window = active.prompt_length_switch
         made = original(self, kv_cache_configs)
         runner, config = self.worker.model_runner, self.vllm_config

@@ -1,6 +1,6 @@
 """KV memory: which blocks a layer keeps, which enter the prefix cache, which prompts may reuse.
 
-Three kinds of layers, as specs that vLLM's hybrid cache manager groups by:
+There are three kinds of layers, as specs by which vLLM's hybrid cache manager groups them:
 
 * all keys stay (full layers, full decode): :class:`AllKeysSpec`;
 * sinks and window stay, the gap is freed while the prompt is still computed:
@@ -8,13 +8,13 @@ Three kinds of layers, as specs that vLLM's hybrid cache manager groups by:
 * the same with a dense tail, whose rows see every key: all keys stay until the last prompt row is
   computed, then the gap is freed: :class:`TailSpec`.
 
-Keys of rows from ``prompt_length - dense_tail`` on were computed in a phase of their own, which a
-later prompt holding the same tokens would not compute. Blocks with such rows are not published,
-and no prompt reuses a block that holds rows of its own tail. The prompt that counts is the one that
-a request came with: vLLM's streamed sessions (resumable requests) turn generated tokens into prompt
-later, whose keys stay those of generated tokens.
+Keys of rows from ``prompt_length - dense_tail`` on have a phase of their own: a later prompt with
+the same tokens would compute them differently. So blocks with such rows are not published, and no
+prompt reuses a block that holds rows of its own tail. The original prompt of a request counts:
+vLLM's streamed sessions (resumable requests) later turn generated tokens into prompt, but their
+keys stay those of generated tokens.
 
-Specs travel from workers to the engine core, so this module must be importable there.
+Workers send specs to the engine core, so this module must be importable there.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ _hit_limit: ContextVar[int | None] = ContextVar("swaa_hit_limit", default=None)
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """What the cache needs to know of a layer.
+    """What the cache needs to know about a layer.
 
     Attributes:
         plan: of the layer.
         frees: whether blocks may be freed at all (vLLM's hybrid cache manager is on).
         prompt_only: publish only blocks wholly before the dense tail.
         dense_tail: of the model, prompt tokens.
-        pages: whether the cache's pages hold statistics of their keys, too: in every layer of the
-            model, since vLLM's pages are all of one size.
+        pages: whether the cache's pages also hold statistics of their keys: in every layer of the
+            model, because all of vLLM's pages have one size.
         draft: whether it is a layer of the draft model. Its limits are those of the model that it
-            drafts for, so that the layers of both that keep all keys share a group.
+            drafts for, so that layers of both models that keep all keys share a group.
     """
 
     plan: LayerPlan
@@ -62,7 +62,7 @@ class Memory:
     pages: bool = False
 
     def spec(self, stock: Any) -> Any:
-        """The layer's spec, made of the one that vLLM made for full attention."""
+        """The layer's spec, made from the one that vLLM made for full attention."""
         common = {
             field.name: getattr(stock, field.name)
             for field in dataclasses.fields(stock)
@@ -78,15 +78,15 @@ class Memory:
         if plan.dense_tail:
             return TailSpec(**common | mask, **limits)
         for name in ("attention_chunk_size", "non_causal"):
-            common.pop(name, None)  # of full attention only
+            common.pop(name, None)  # fields that only full attention has
         return SinkWindowSpec(**common | mask, **limits)
 
 
 def padded_page_bytes(spec: Any) -> int:
-    """Bytes of a block that also holds a mean and a deviation of every 16 keys and each head.
+    """Bytes of a block that also holds a mean and a deviation per 16 keys and head.
 
     Raises:
-        UnsupportedError: for blocks that hold no whole number of our pages.
+        UnsupportedError: for blocks that do not hold a whole number of our pages.
     """
     if spec.block_size % PAGE:
         raise UnsupportedError(
@@ -108,9 +108,9 @@ def reusable_up_to(tokens: int | None) -> Iterator[None]:
 
 
 def reuse_limit(managers: Any, request: Any) -> int | None:
-    """Tokens of a request's prompt that cached blocks may stand for, in a cache of these managers.
+    """How many tokens of a request's prompt may come from cached blocks, with these managers.
 
-    A session that was preempted is computed anew, all of it as the prompt that it has become.
+    A session that was preempted is computed again, entirely as the prompt that it has become.
     """
     specs = [getattr(manager, "kv_cache_spec", None) for manager in managers]
     ours = [spec for spec in specs if isinstance(spec, (AllKeysSpec, TailSpec, SinkWindowSpec))]
@@ -121,16 +121,16 @@ def reuse_limit(managers: Any, request: Any) -> int | None:
 
 
 def first_prompt_length(request: Any) -> int:
-    """Tokens of the prompt that a request came with, which vLLM lengthens in streamed sessions.
+    """Tokens of a request's original prompt, which vLLM lengthens in streamed sessions.
 
-    Remembered at the first call, which is before any token is generated: both its callers, lookup
-    and publication, take part in scheduling a request for the first time.
+    The number is remembered at the first call, before any token is generated: both callers, lookup
+    and publication, take part when a request is first scheduled.
     """
     return vars(request).setdefault("swaa_first_prompt_length", request.num_prompt_tokens)
 
 
 class _OneKind:
-    """What the specs of full attention share: a group holds layers of one kind only."""
+    """Shared by the specs derived from full attention: a group holds layers of one kind only."""
 
     @classmethod
     def merge(cls, specs: list[Any]) -> Any:
@@ -167,7 +167,7 @@ class SinkWindowSpec(SlidingWindowSpec):
 
     @property
     def num_retained_tokens(self) -> int:
-        """0: the worker must not null the head of a block table, where the sinks are."""
+        """0: the worker must not null the block table's head, which holds the sinks."""
         return 0
 
     def max_admission_blocks_per_request(
@@ -191,7 +191,7 @@ class SinkWindowSpec(SlidingWindowSpec):
 
 
 class _PromptBound:
-    """What the managers share: publication and reuse end where the prompt's own phase begins."""
+    """Shared by the managers: publication and reuse end before the dense tail and the answer."""
 
     kv_cache_spec: Any
 
@@ -200,7 +200,7 @@ class _PromptBound:
         super().__init__(kv_cache_spec, *args, **kwargs)  # pyright: ignore
 
     def cache_blocks(self, request: Any, num_tokens: int, *args: Any, **kwargs: Any) -> None:
-        """Publish blocks, those wholly before the dense tail only."""
+        """Publish only blocks wholly before the dense tail."""
         spec = self.kv_cache_spec
         if spec.prompt_only:
             num_tokens = min(num_tokens, max(0, first_prompt_length(request) - spec.dense_tail))
@@ -210,7 +210,7 @@ class _PromptBound:
     def find_longest_cache_hit(
         cls, block_hashes: Any, max_length: int, *args: Any, **kwargs: Any
     ) -> Any:
-        """Cached blocks for a prompt, no further than the limit of the lookup."""
+        """Cached blocks for a prompt, up to the limit of the lookup."""
         limit = _hit_limit.get()
         max_length = max_length if limit is None else min(max_length, limit)
         return super().find_longest_cache_hit(  # pyright: ignore
@@ -235,7 +235,7 @@ class TailManager(_PromptBound, FullAttentionManager):
         if num_prompt_tokens is None or processed_computed_tokens < num_prompt_tokens:
             return
         spec = self.kv_cache_spec
-        left = processed_computed_tokens - spec.sliding_window + 1  # of the next row
+        left = processed_computed_tokens - spec.sliding_window + 1  # the next row's left
         self._remove_blocks_in_range(
             request_id, cdiv(spec.sink_tokens, self.block_size), left // self.block_size
         )
@@ -245,7 +245,7 @@ class SinkWindowManager(_PromptBound, SlidingWindowManager):
     """Frees the gap between sinks and window while the prompt is computed."""
 
     def get_num_skipped_tokens(self, num_computed_tokens: int) -> int:
-        """0: vLLM asks this to trim a request's head, and the head holds the sinks."""
+        """0: vLLM calls this to trim a request's head, and the head holds the sinks."""
         return 0
 
     def remove_skipped_blocks(
@@ -266,7 +266,7 @@ class SinkWindowManager(_PromptBound, SlidingWindowManager):
     def find_longest_cache_hit(
         cls, block_hashes: Any, max_length: int, kv_cache_group_ids: Any, **kwargs: Any
     ) -> Any:
-        """A hit needs the window's blocks and, besides, those of the sinks."""
+        """Like vLLM's, but a hit also needs the blocks of the sinks."""
         blocks, length = super().find_longest_cache_hit(
             block_hashes, max_length, kv_cache_group_ids=kv_cache_group_ids, **kwargs
         )
@@ -290,7 +290,7 @@ class SinkWindowManager(_PromptBound, SlidingWindowManager):
     def reachable_block_mask(
         cls, start_block: int, end_block: int, *args: Any, **kwargs: Any
     ) -> list[bool] | None:
-        """Which blocks are worth publishing: those that vLLM says, and the sinks' always."""
+        """Which blocks are worth publishing: those that vLLM names, and always the sinks'."""
         mask = super().reachable_block_mask(start_block, end_block, *args, **kwargs)
         if mask is None:
             return None
@@ -311,8 +311,8 @@ def _require_lookup_hook() -> None:
 
 
 def register_specs() -> None:
-    """Make the specs known to vLLM; once per process, again does nothing."""
-    # vLLM registers its own specs only while nobody has registered any.
+    """Make the specs known to vLLM; a second call in a process does nothing."""
+    # vLLM registers its own specs only as long as no spec is registered.
     KVCacheSpecRegistry._ensure_registered()
     for spec, manager in (
         (AllKeysSpec, AllKeysManager),

@@ -1,8 +1,8 @@
-"""Start ``vllm serve`` and end it unless every worker says that swaa is active.
+"""Start ``vllm serve``, and end it unless every worker reports that swaa is active.
 
-vLLM goes on with full attention when a plugin is missing or filtered out. So the workers report
-(``report.py``) into a folder that only this server knows, and the server is ended when it answers
-requests without those reports.
+When a plugin is missing or filtered out, vLLM goes on with full attention. So the workers write
+reports (``report.py``) to a folder that only this server uses, and a server that answers requests
+without those reports is ended.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ NOT_ACTIVE = 3
 """Exit code of a server that was ended because swaa was not active."""
 POLL_SECONDS = 0.5
 END_SECONDS = 30
-"""Longest wait for a server that was asked to end while it started, before it is killed."""
+"""Longest wait before a server that was asked to end during start-up is killed (seconds)."""
 RAY_COPIES = "VLLM_RAY_EXTRA_ENV_VARS_TO_COPY"
-"""vLLM's variable that names what Ray's workers get of this process's environment."""
+"""vLLM's variable that names the environment variables to pass on to Ray's workers."""
 
 
 def serve(arguments: Sequence[str], settings: Settings) -> int:
@@ -42,15 +42,15 @@ def serve(arguments: Sequence[str], settings: Settings) -> int:
 
     Args:
         arguments: of ``vllm serve``, the model first.
-        settings: what is asked of the plugin.
+        settings: what the plugin must do.
 
     Returns:
-        Its exit code; 3 when it was ended because swaa was not active, 1 when it ended well though
-        nobody had asked it to, as vLLM does when its engine dies, and 128 + N after signal N.
+        Its exit code. 3: it was ended because swaa was not active. 1: it ended with code 0 though
+        nobody had asked it to, as vLLM does when its engine dies. 128 + N: after signal N.
 
     Raises:
-        ValueError: for arguments that bring a configuration of their own, or name an address that
-            is taken.
+        ValueError: for arguments that hold their own configuration, or name an address that is
+            taken.
     """
     address = find_address(arguments)
     if address is not None and address.is_taken():
@@ -100,9 +100,9 @@ def check_installed() -> None:
 
 
 def end_with_parent() -> None:
-    """In a server, before it starts: not even a kill of this process leaves it behind.
+    """Called in a server's process before it starts: it ends even if this process is killed.
 
-    By SIGINT, since vLLM loses a SIGTERM that comes while it starts (0.32, 0.33).
+    It gets a SIGINT, because vLLM loses a SIGTERM that comes while it starts (0.32, 0.33).
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)  # shells' background jobs ignore it
     if sys.platform == "linux":
@@ -116,12 +116,12 @@ def _watch(
     address: Address | None,
     asked_to_end: Sequence[float],
 ) -> int:
-    """Wait for the end; meanwhile, once the server answers, look for the reports."""
+    """Wait for the server's end; meanwhile, once it answers, look for the reports."""
     confirmed = False
     while server.poll() is None:
         time.sleep(POLL_SECONDS)
         if confirmed:
-            continue  # it ends in its own time, which --shutdown-timeout sets
+            continue  # --shutdown-timeout says how long it may take to end
         if asked_to_end and time.monotonic() - asked_to_end[0] > END_SECONDS:
             _end(server)
         elif address is None or address.answers():
@@ -137,7 +137,7 @@ def _watch(
 
 
 def _missing(reports: Path) -> str | None:
-    """What the reports lack, or None when all ranks of this machine wrote theirs."""
+    """What is missing from the reports, or None when all ranks of this machine wrote theirs."""
     found: list[dict[str, Any]] = [json.loads(path.read_text()) for path in reports.glob("*.json")]
     if not found:
         return "no worker says that swaa is active"
@@ -148,7 +148,7 @@ def _missing(reports: Path) -> str | None:
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:
-    """End a server and every process that it left behind: it leads a group of its own."""
+    """End a server and every process that it left running: they are in its process group."""
     if server.poll() is None:
         server.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):

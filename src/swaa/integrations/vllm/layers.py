@@ -1,4 +1,4 @@
-"""What is active in an engine: the plan of each layer, found from the configuration."""
+"""What is active in an engine: the plan of each layer, resolved from the configuration."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Active:
     """A configuration in force in an engine.
 
     Attributes:
-        settings: what was asked.
-        plans: of every decoder layer of the model.
+        settings: what was asked for.
+        plans: the plan of every decoder layer of the model.
         frees: whether vLLM's cache manager can free what a layer no longer needs.
-        draft: whether the layers that are being built are those of the draft model.
+        draft: whether the layers being built are those of the draft model.
     """
 
     settings: settings.Settings
@@ -29,12 +29,12 @@ class Active:
 
     @property
     def prompt_length_switch(self) -> int | None:
-        """What ``rswa_window`` is set to: any number makes vLLM pass the prompt lengths on."""
+        """The value for ``rswa_window``: any number makes vLLM pass the prompt lengths on."""
         needed = any(plan.needs_prompt_length for plan in self.plans)
         return self.settings.config.window if needed else None
 
     def memory(self, attention_class: type[Any], given: Mapping[str, Any]) -> Memory:
-        """What a layer does, from the arguments that it is made with.
+        """What a layer does, from the arguments of its constructor.
 
         Raises:
             UnsupportedError: for a layer that cannot be adapted.
@@ -61,13 +61,13 @@ class Active:
 
 
 _resolved: tuple[tuple[Any, ...], Active | None] | None = None
-"""The configuration asked of last, and what came of it."""
+"""The last configuration that was resolved, and the result."""
 
 
 def active(vllm_config: Any) -> Active | None:
-    """What is in force for an engine, or None: nobody asked, or every layer stays full.
+    """What is active in an engine, or None: swaa was not asked for, or every layer stays full.
 
-    Found once per configuration, though every layer and every request asks.
+    It is resolved once per configuration, though every layer and every request asks for it.
 
     Raises:
         UnsupportedError: for a model or an option that cannot be served.

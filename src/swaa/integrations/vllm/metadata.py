@@ -1,9 +1,9 @@
 """Per-batch numbers of a sliding layer: where each request's full rows begin and end.
 
 The prompt lengths come from the scheduler (``CommonAttentionMetadata.rswa_prefix_lens``), so one
-batch may mix prompts, chunks of prompts, decoding and verification: each row follows its own
-position. Nothing is read on the host. The numbers live in buffers that never move, so a captured
-CUDA graph reads the values of the batch that replays it.
+batch may mix prompts, chunks of prompts, decoding and verification: each row's position decides
+what it sees. Nothing is read on the host. The numbers are in buffers that never move, so a
+captured CUDA graph reads the values of the batch that replays it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from swaa.integrations.vllm.selected import Selected
 
 @dataclass
 class SlidingMetadata:
-    """What one forward pass hands to a sliding layer.
+    """The numbers of one forward pass for a sliding layer.
 
     Attributes:
         num_actual_tokens: query rows, padding of captured graphs included.
@@ -36,8 +36,8 @@ class SlidingMetadata:
         full_from: int32 ``[requests]``, rows from this position on see everything, or None.
         full_until: int32 ``[requests]``, the end of those rows, or None: no end.
         chunks: the last requests, if their keys are gathered, or None.
-        selected: the requests with prompt rows, where those are selected, or None.
-        prompt_lengths: int32 ``[requests]``, where rows choose what they read, or None.
+        selected: the requests with prompt rows, if those are selected, or None.
+        prompt_lengths: int32 ``[requests]``, if rows choose what they read, or None.
         new_from: int32 ``[requests]``, position of each request's first new key, likewise.
     """
 
@@ -57,10 +57,10 @@ class SlidingMetadata:
 
 
 class SlidingMetadataBuilder(AttentionMetadataBuilder[SlidingMetadata]):
-    """Makes :class:`SlidingMetadata` for the layers of one plan, V1 and V2 model runner alike."""
+    """Makes :class:`SlidingMetadata` for the layers of one plan, with the V1 or V2 model runner."""
 
-    # Decode and verification batches replay exactly: our kernels take their grid from shapes, and
-    # read every length on the device. Mixed batches are not declared before a GPU has shown them.
+    # Decode and verification batches replay exactly: our kernels take their grid from shapes and
+    # read every length on the device. Mixed batches are not declared until tried on a GPU.
     _cudagraph_support: ClassVar[AttentionCGSupport] = AttentionCGSupport.UNIFORM_BATCH
     plan: ClassVar[LayerPlan]
     min_rows: int
@@ -76,12 +76,12 @@ class SlidingMetadataBuilder(AttentionMetadataBuilder[SlidingMetadata]):
             vllm_config.scheduler_config.max_num_seqs,
             vllm_config.compilation_config.max_cudagraph_capture_size or 0,
         )
-        # Zero makes every row full: what a warm-up batch, which has no prompts, may as well see.
+        # Zero makes every row full, which suits a warm-up batch: it has no prompts.
         self._full_from, self._full_until, self._new_from = (
             torch.zeros(requests, dtype=torch.int32, device=device) for _ in range(3)
         )
         self._max_keys = most_gathered(vllm_config, self.plan)
-        # Where drafts are verified, the host knows a request's length only at most.
+        # Where drafts are verified, the host knows only an upper bound of a request's length.
         speculative = vllm_config.speculative_config
         if speculative is not None:
             self.min_rows = max(self.min_rows, speculative.num_speculative_tokens + 2)
@@ -119,7 +119,7 @@ class SlidingMetadataBuilder(AttentionMetadataBuilder[SlidingMetadata]):
         )
 
     def _selected(self, batch: Any) -> Selected | None:
-        """The requests with prompt rows, if any; of lengths that the host knows anyway."""
+        """The requests with prompt rows, if any, from lengths that the host already knows."""
         lengths, prompts = batch.seq_lens_cpu_upper_bound, self._prompt_lengths(batch)
         if lengths is None or prompts is None or len(prompts) < batch.num_reqs:
             return None  # a warm-up or a padded batch
@@ -132,7 +132,7 @@ class SlidingMetadataBuilder(AttentionMetadataBuilder[SlidingMetadata]):
         return selected.place(rows, offsets, batch.block_table_tensor, page)
 
     def _chunks(self, batch: Any) -> Chunks | None:
-        """Long chunks of prompts, if any; of lengths that the host knows anyway."""
+        """Long chunks of prompts, if any, from lengths that the host already knows."""
         lengths = batch.seq_lens_cpu_upper_bound
         if batch.max_query_len < self.min_rows or lengths is None:
             return None
@@ -160,7 +160,7 @@ class SlidingMetadataBuilder(AttentionMetadataBuilder[SlidingMetadata]):
             return None
         if known.device.type == "cpu":
             return known.tolist()
-        # The V2 runner's are on the device; reading them there would wait for it.
+        # The V2 runner's are on the device; reading them would wait for it.
         if self.prompt_lengths is None or batch.req_idx is None:
             return None
         return self.prompt_lengths[batch.req_idx].tolist()
@@ -172,7 +172,7 @@ class SlidingMetadataBuilder(AttentionMetadataBuilder[SlidingMetadata]):
 
     def _stage(self, prompt_lengths: Tensor | None) -> None:
         if prompt_lengths is None:
-            # The V2 runner has none for warm-up and capture, whose output nobody reads.
+            # The V2 runner has none for warm-up and capture, whose output is not used.
             if self.vllm_config.use_v2_model_runner:
                 return
             raise RuntimeError(
@@ -187,7 +187,7 @@ class SlidingMetadataBuilder(AttentionMetadataBuilder[SlidingMetadata]):
 
 
 def most_gathered(vllm_config: Any, plan: LayerPlan) -> int:
-    """Most keys that one forward pass gathers: enough for any single chunk, or whole request."""
+    """Most keys that one forward pass gathers: enough for any one chunk, or for a whole request."""
     if plan.selected_keys:
         return vllm_config.model_config.max_model_len
     rows = vllm_config.scheduler_config.max_num_batched_tokens

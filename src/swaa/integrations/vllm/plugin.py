@@ -1,8 +1,8 @@
 """The entry point of vLLM's ``vllm.general_plugins``: install the hooks, or refuse to serve.
 
-vLLM logs a plugin that fails to load and goes on with full attention. So this module imports
+When a plugin fails to load, vLLM logs that and goes on with full attention. So this module imports
 nothing that could fail, and when the hooks cannot be installed it leaves a guard that refuses every
-engine whose configuration asks for swaa. Engines that do not ask are left alone.
+engine whose configuration asks for swaa. Other engines are left alone.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def register() -> None:
 
 
 def _guard(reason: str) -> bool:
-    """Refuse configured engines where their configuration is made; False when that fails too."""
+    """Make configured engines fail while their configuration is made; False if that fails too."""
     try:
         arguments = importlib.import_module("vllm.engine.arg_utils").EngineArgs
         original = arguments.create_engine_config
@@ -49,7 +49,7 @@ def _guard(reason: str) -> bool:
 
 
 def is_configured(vllm_config: Any) -> bool:
-    """Whether command line or checkpoint ask for swaa."""
+    """Whether the command line or the checkpoint asks for swaa."""
     additional = getattr(vllm_config, "additional_config", None)
     if isinstance(additional, dict) and additional.get("swaa") is not None:
         return True

@@ -1,4 +1,4 @@
-"""After start-up: refuse an engine that does not hold what was asked, and say what is active."""
+"""After start-up: refuse an engine that is not what was asked for, and log what is active."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from swaa.integrations.vllm.metadata import SlidingMetadataBuilder
 
 
 class NotActiveError(RuntimeError):
-    """The engine would not compute what the configuration says."""
+    """The engine would not compute what the configuration asks for."""
 
 
 def verify(wrapper: Any, active: Active, kv_cache: Any) -> None:
@@ -27,7 +27,7 @@ def verify(wrapper: Any, active: Active, kv_cache: Any) -> None:
 
     Args:
         wrapper: vLLM's ``WorkerWrapperBase`` of this rank.
-        active: what was asked.
+        active: what was asked for.
         kv_cache: the rank's ``KVCacheConfig``.
 
     Raises:
@@ -59,7 +59,7 @@ def verify(wrapper: Any, active: Active, kv_cache: Any) -> None:
 
 
 def say_full_attention(wrapper: Any) -> None:
-    """Log one line where full attention is what was asked for, so that no engine is silent."""
+    """Log one line where full attention was asked for, so that every engine logs something."""
     if settings.find(wrapper.vllm_config) is not None:
         logging.getLogger("vllm.swaa").info(
             "rank %d: swaa adapted no layer: full attention, as the configuration says",
@@ -68,7 +68,7 @@ def say_full_attention(wrapper: Any) -> None:
 
 
 def summary(active: Active, layers: dict[str, Any], kv_cache: Any, vllm_config: Any) -> str:
-    """One line: what slides, by which kernels, and what memory that leaves."""
+    """One line: what slides, by which kernels, and how many tokens the KV cache then holds."""
     served = [layer for layer in layers.values() if not layer.swaa.draft]
     sliding = [layer for layer in served if not layer.swaa.plan.full]
     roles = Counter(_role(layer.swaa.plan) for layer in served)
@@ -89,7 +89,7 @@ def summary(active: Active, layers: dict[str, Any], kv_cache: Any, vllm_config: 
 
 
 def capacity(kv_cache: Any, vllm_config: Any) -> tuple[int, int]:
-    """Tokens of requests of the longest context that fit: under this cache, and all layers full."""
+    """Tokens that fit in requests of the longest context: in this cache, and with full layers."""
     longest = vllm_config.model_config.max_model_len
     ours = stock = 0
     width = max(len(group.layer_names) for group in kv_cache.kv_cache_groups)
@@ -158,7 +158,7 @@ def _check_drafts(runner: Any, layers: dict[str, Any], kv_cache: Any, draft: Any
     expected = draft.get_total_num_hidden_layers()
     _check_count(list(drafts), expected, "layers of the draft model were found")
     homes = {n for n, group in enumerate(kv_cache.kv_cache_groups) if drafts & {*group.layer_names}}
-    if hasattr(runner, "drafter") and homes != {0}:  # the V2 runner asks each layer's group
+    if hasattr(runner, "drafter") and homes != {0}:  # the V2 runner uses each layer's own group
         raise NotActiveError(
             "swaa is not active: the draft model's layers are not in the first group of the cache,"
             " and vLLM would let them write where other layers keep their keys"
@@ -166,7 +166,7 @@ def _check_drafts(runner: Any, layers: dict[str, Any], kv_cache: Any, draft: Any
 
 
 def _stock(spec: Any) -> Any:
-    """A full-attention spec of the same sizes, to make the expected one of."""
+    """A full-attention spec of the same sizes, from which the expected spec is made."""
     from vllm.v1.kv_cache_interface import AttentionSpec, FullAttentionSpec
 
     names = AttentionSpec.__dataclass_fields__
@@ -176,7 +176,7 @@ def _stock(spec: Any) -> Any:
 
 
 def attention_groups(runner: Any) -> list[Any]:
-    """Layers that share metadata, as vLLM's model runner groups them."""
+    """The groups of layers that share metadata, from vLLM's model runner."""
     return [group for groups in runner.attn_groups for group in groups]
 
 
@@ -190,7 +190,7 @@ def _check_group(group: Any, layers: dict[str, Any]) -> None:
 
 def share_prompt_lengths(runner: Any) -> None:
     """Let the metadata builders read the V2 runner's prompt lengths on the host."""
-    states = getattr(runner, "req_states", None)  # the V1 runner passes them on by itself
+    states = getattr(runner, "req_states", None)  # the V1 runner itself passes them on
     if states is None:
         return
     for group in attention_groups(runner):

@@ -1,7 +1,7 @@
 """Requests with prompt rows in layers whose prompt rows are selected: each is computed by itself.
 
-Its keys are laid side by side from its first one on, for any of them may be chosen. Requests of
-generated tokens only see every key, and stay paged.
+Its keys are gathered from the first one on, because any of them may be chosen. Requests that have
+only generated rows see every key, and stay paged.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from swaa.config import LayerPlan
 
 @dataclass(frozen=True, kw_only=True)
 class PromptRows:
-    """The rows of one request in a batch, some of them of its prompt.
+    """The rows of one request in a batch, at least one of them from its prompt.
 
     Attributes:
         request: index in the batch.
         first: index of the first row in the batch.
-        end: index behind the last row.
+        end: index after the last row.
         position: of the first row.
-        full_from: position from which on the request's rows see everything.
+        full_from: position from which the request's rows see everything.
         prompt: tokens of the prompt.
     """
 
@@ -37,7 +37,7 @@ class PromptRows:
 
     @property
     def keys(self) -> int:
-        """Keys that exist once the rows are stored."""
+        """Number of keys once the rows are stored."""
         return self.position + self.end - self.first
 
 
@@ -46,11 +46,11 @@ class Selected:
     """The requests of one batch that have prompt rows, on the device.
 
     Attributes:
-        rows: of each such request.
-        paged: the first requests of the batch, which are computed over pages; a request among
-            them that has prompt rows is computed again.
+        rows: the rows of each such request.
+        paged: how many of the first requests of the batch are computed over pages; those among
+            them with prompt rows are computed again.
         paged_rows: how many rows those requests have.
-        slots: for each of ``rows``, int64 ``[keys]``: where its keys lie, block number times block
+        slots: for each of ``rows``, int64 ``[keys]``: where its keys are, block number times block
             size plus offset.
     """
 
@@ -68,7 +68,7 @@ def prompt_rows(
     Args:
         plan: of the layers; has selected keys.
         offsets: ``[requests + 1]``, of each request's query rows.
-        lengths: ``[requests]``, keys of each; of a request that generates, at most.
+        lengths: ``[requests]``, keys of each; an upper bound for a request that generates.
         prompts: ``[requests]``, prompt lengths.
     """
     found = []
@@ -99,7 +99,7 @@ def place(
         rows: from :func:`prompt_rows`, at least one.
         offsets: ``[requests + 1]``, of each request's query rows.
         block_table: int32 ``[requests, blocks]``.
-        page: keys of a block.
+        page: keys per block.
     """
     paged = len(offsets) - 1
     listed = {one.request for one in rows}

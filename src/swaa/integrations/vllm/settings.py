@@ -1,4 +1,4 @@
-"""What the user asked of a vLLM engine: read once, written back in one form that travels."""
+"""What the user asked of a vLLM engine: read once, written back in one form for all workers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KEY = "swaa"
 
 _KNOBS = tuple(field.name for field in dataclasses.fields(SWAAConfig))
 _MISPLACED = ("recipe", "publish_generated", "swaa_config", *_KNOBS, *AUTHORS_KEYS)
-"""What means swaa where it stands outside ``"swaa"``, and would not be read there."""
+"""Keys that belong under ``"swaa"``: elsewhere they would not be read."""
 _FORMS = "a recipe name, {'recipe': ...} with knobs on top, or the knobs of SWAAConfig"
 
 
@@ -29,9 +29,9 @@ class Settings:
 
     Attributes:
         config: the knobs.
-        publish_generated: let the dense tail's and generated tokens' keys into the prefix cache.
-            They were computed in their own phase: a later prompt that reuses them gets an answer
-            that depends on what was served before, and a faster first token.
+        publish_generated: let keys of the dense tail and of generated tokens into the prefix cache.
+            They were computed in their own phase: a later prompt that reuses them has a shorter
+            time to first token, but its answer depends on what was served before.
     """
 
     config: SWAAConfig
@@ -42,14 +42,14 @@ class Settings:
             raise ValueError("publish_generated would do nothing: every layer is full")
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values; :func:`parse` reads them."""
+        """As JSON values, which :func:`parse` reads."""
         return {"recipe": self.config.to_dict(), "publish_generated": self.publish_generated}
 
     def fitted(self, layers: int) -> Settings:
-        """The same for a model of so many layers: listed ones that it lacks are logged and go.
+        """The same settings for a model of so many layers: others are logged and dropped.
 
         Raises:
-            ValueError: for a list of which the model has no layer.
+            ValueError: for a list with no layer of the model.
         """
         config = self.config.within(layers)
         for name in ("full_layers", "full_decode", "selected_layers"):
@@ -68,7 +68,7 @@ class Settings:
         return dataclasses.replace(self, config=config)
 
     def plans(self, layers: int) -> tuple[LayerPlan, ...]:
-        """The plan of each decoder layer; with ``decode_keys`` a full layer is one long tail."""
+        """The plan of each decoder layer; with ``decode_keys`` a full layer is all dense tail."""
         return tuple(
             _as_tail(plan) if plan.full and plan.decode_keys else plan
             for plan in self.config.layers(layers)
@@ -76,7 +76,7 @@ class Settings:
 
 
 def _as_tail(plan: LayerPlan) -> LayerPlan:
-    """A full layer whose generated rows choose what they read, as one that slides nowhere."""
+    """A full layer whose generated rows choose what they read, as a sliding layer of full rows."""
     return LayerPlan(
         window=plan.decode_window,
         sink_tokens=plan.sink_tokens,
@@ -87,7 +87,7 @@ def _as_tail(plan: LayerPlan) -> LayerPlan:
 
 
 def parse(value: object) -> Settings:
-    """Read what stands under ``"swaa"``.
+    """Read the value of the key ``"swaa"``.
 
     >>> parse({"window": 2048, "sink_tokens": 64}).config.describe()
     'window 2048, 64 sinks'
@@ -124,7 +124,7 @@ def find(vllm_config: Any) -> Settings | None:
 
     Raises:
         TypeError: for a value of the wrong type.
-        ValueError: for a configuration that cannot be read, or a key that is nearly ours.
+        ValueError: for a configuration that cannot be read, or a misspelt or misplaced swaa key.
     """
     additional = vllm_config.additional_config
     asked = additional if isinstance(additional, dict) else {}
@@ -144,7 +144,7 @@ def _read(source: str, value: object) -> Settings:
 
 
 def _refuse_misplaced(asked: Mapping[str, Any]) -> None:
-    """Refuse keys that were meant for us and that nobody would read."""
+    """Refuse keys that were meant for swaa but would not be read."""
     for key in asked:
         if key == KEY:
             continue
@@ -164,7 +164,7 @@ def carried_by(model_config: Any) -> object:
 
 
 def write_back(vllm_config: Any, settings: Settings) -> None:
-    """Store the resolved settings where workers on other machines find them without the file."""
+    """Store the resolved settings where workers on other machines find them without a file."""
     additional = vllm_config.additional_config
     base = additional if isinstance(additional, dict) else {}
     vllm_config.additional_config = {**base, KEY: settings.to_dict()}

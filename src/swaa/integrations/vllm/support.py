@@ -1,4 +1,4 @@
-"""What is refused, and why: versions, models and features under which the mask would not hold."""
+"""What is refused, and why: versions, models and features with which the mask would be wrong."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from swaa.integrations.vllm.environment import REQUIRED
 from swaa.integrations.vllm.settings import KEY, Settings, carried_by
 
 OLDEST, NEWEST = (0, 32), (0, 33)
-"""First and last vLLM release that the hooks were written against."""
+"""First and last vLLM release that the hooks were written for."""
 ANY_VERSION = "SWAA_VLLM_ANY_VERSION"
-"""Environment variable that lets another version try."""
+"""Environment variable that allows other versions."""
 
 DRAFTERS = ("ngram", "ngram_gpu", "suffix", "draft_model")
-"""Speculative methods whose proposals need nothing of the model that they are for."""
+"""Speculative methods whose proposals need nothing from the model that verifies them."""
 
 _KNOWN_ARGUMENTS = frozenset(
     (
@@ -28,11 +28,11 @@ _KNOWN_ARGUMENTS = frozenset(
         *("kv_sharing_target_layer_name", "mm_prefix_clamp_sliding_window"),
     )
 )
-"""What a layer may be made with: harmless, or refused for a reason of its own."""
+"""Arguments that a layer may have: harmless, or refused by a check of their own."""
 
 
 class UnsupportedError(ValueError):
-    """A vLLM, a model or an option with which swaa cannot be applied; the message says why."""
+    """A vLLM, a model or an option with which swaa does not work; the message says why."""
 
 
 def check_version(version: str) -> None:
@@ -62,10 +62,10 @@ def check_engine(vllm_config: Any) -> None:
 
 
 def check_required(found: Settings | None) -> None:
-    """Under ``swaa serve``: refuse an engine that is configured otherwise than was asked.
+    """Under ``swaa serve``: refuse an engine with another configuration than was asked for.
 
-    vLLM joins ``--additional-config`` with its dotted forms and with ``--config`` files, and the
-    last of them wins.
+    vLLM merges ``--additional-config`` with its dotted forms and with ``--config`` files, and the
+    last one wins.
 
     Raises:
         UnsupportedError: with both configurations.
@@ -80,7 +80,7 @@ def check_required(found: Settings | None) -> None:
 
 
 def check_draft(vllm_config: Any) -> None:
-    """Refuse a draft model that asks for what it would not get, whatever the served model asks.
+    """Refuse a draft model that asks for swaa: drafts run with full attention, whatever is served.
 
     Raises:
         UnsupportedError: when the draft's checkpoint carries a configuration.
@@ -108,7 +108,7 @@ def _model_reasons(model: Any) -> Iterator[str]:
 
 
 def _type_of(model: Any) -> str:
-    """Of a model's keys, as vLLM's flags name it."""
+    """The type of a model's keys, as vLLM's flags name it."""
     return str(model.dtype).removeprefix("torch.")
 
 
@@ -134,7 +134,7 @@ def _engine_reasons(vllm_config: Any) -> Iterator[str]:
 
 
 def _other_cache(model: Any) -> str:
-    """The flag that brings the model's own type; ``auto`` does not where a checkpoint asks."""
+    """The flag for the model's own type; ``auto`` fails where the checkpoint asks for another."""
     from vllm.utils.torch_utils import resolve_kv_cache_dtype_string
 
     if resolve_kv_cache_dtype_string("auto", model) == "auto":
@@ -143,10 +143,10 @@ def _other_cache(model: Any) -> str:
 
 
 def _unchosen_reasons(vllm_config: Any) -> Iterator[str]:
-    """What vLLM asks of backends that it chooses itself, and so never of ours.
+    """What vLLM checks for backends that it chooses itself, and so never for ours.
 
-    ``AttentionBackend.validate_configuration`` holds the list; docs/reference/vllm.md says of each
-    entry where it is honoured or refused, and a test knows all of them.
+    ``AttentionBackend.validate_configuration`` holds the list; docs/reference/vllm.md says for each
+    entry where it is honoured or refused, and a test covers all of them.
     """
     from vllm.envs import VLLM_BATCH_INVARIANT
 
@@ -166,10 +166,10 @@ def _unchosen_reasons(vllm_config: Any) -> Iterator[str]:
 
 
 def check_prefix_window(vllm_config: Any) -> None:
-    """Refuse vLLM's own window behind a full prompt (R-SWA), whose switch swaa turns itself.
+    """Refuse vLLM's own window after a full prompt (R-SWA), because swaa uses its switch.
 
     Raises:
-        UnsupportedError: when model or ``--hf-overrides`` ask for it.
+        UnsupportedError: when the model or ``--hf-overrides`` asks for it.
     """
     if getattr(served_model(vllm_config), "rswa_window", None) is not None:
         raise UnsupportedError(
@@ -202,7 +202,7 @@ def _speculation_reasons(vllm_config: Any) -> Iterator[str]:
     scheduler = vllm_config.scheduler_config
     step, requests = scheduler.max_num_batched_tokens, scheduler.max_num_seqs
     if vllm_config.use_v2_model_runner and step < 2 * requests:
-        # GPUModelRunner._dummy_run: one row per request goes to the draft, and one must be left.
+        # GPUModelRunner._dummy_run: each request gives one row to the draft and keeps at least one.
         yield (
             f"{requests:,} requests beside a draft model need steps of {2 * requests:,} tokens to"
             f" start vLLM's V2 runner, and a step has {step:,}; lower --max-num-seqs or raise"
@@ -216,11 +216,11 @@ def _speculation_reasons(vllm_config: Any) -> Iterator[str]:
 
 
 def check_layer(layer: str, exact_class: bool, given: Mapping[str, Any]) -> None:
-    """Refuse an attention layer by the arguments that it is made with.
+    """Refuse an attention layer for the arguments of its constructor.
 
     Args:
         layer: its name.
-        exact_class: whether it is vLLM's ``Attention`` itself, no class derived from it.
+        exact_class: whether it is vLLM's ``Attention`` itself, not a class derived from it.
         given: arguments of its constructor by name.
 
     Raises:

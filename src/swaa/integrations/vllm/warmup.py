@@ -1,7 +1,7 @@
-"""Compile the kernels for long prompts while the engine starts, not while the first one waits.
+"""Compile the kernels for long prompts while the engine starts, not at the first long prompt.
 
-vLLM warms up on batches without a cache, and captures graphs of decoding: neither meets the kernels
-that read gathered keys. So each kind of sliding layer answers a few made-up batches.
+vLLM warms up on batches without a cache and captures graphs of decoding; neither runs the kernels
+that read gathered keys. So each kind of sliding layer computes a few made-up batches.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from swaa.integrations.vllm.metadata import SlidingMetadataBuilder
 
 
 def warm_up(groups: list[Any], layers: dict[str, Any], longest: int) -> None:
-    """Run one layer of each group; its cache is read, never written.
+    """Run one layer of each group; the cache is read, never written.
 
     Args:
         groups: vLLM's attention groups.
@@ -34,7 +34,7 @@ def warm_up(groups: list[Any], layers: dict[str, Any], longest: int) -> None:
 def _batches(
     builder: SlidingMetadataBuilder, device: torch.device, longest: int
 ) -> Iterator[SimpleNamespace]:
-    """A chunk far into a prompt, one at its start, and a short last one, as vLLM describes them."""
+    """Batches in vLLM's form: a chunk far into a prompt, one at its start, and a short last one."""
     plan, rows = builder.plan, 2 * builder.min_rows
     assert plan.window is not None
     far = plan.window + plan.sink_tokens + 2 * rows
@@ -52,7 +52,7 @@ def _batches(
             query_start_loc_cpu=offsets.int(),
             seq_lens=lengths.int().to(device),
             seq_lens_cpu_upper_bound=lengths.int(),
-            # Block 0, which vLLM gives to nobody.
+            # Block 0, which vLLM gives to no request.
             block_table_tensor=torch.zeros(
                 1, -(-longest // page), dtype=torch.int32, device=device
             ),
