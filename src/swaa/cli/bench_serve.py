@@ -180,7 +180,7 @@ def _workload(args: argparse.Namespace) -> Workload:
 
 
 def _check_vocabulary(model: str, tokens: int) -> None:
-    """Refuse token ids that the model lacks, which can end a server; vLLM checks hub models."""
+    """Refuse token ids that the model lacks, which can end a server; for hub models, vLLM knows."""
     path = Path(model).expanduser() / "config.json"
     if not path.is_file():
         return

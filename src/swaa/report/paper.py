@@ -68,7 +68,7 @@ def _answers(table: Table, row: Row, column: str, accuracy: float, seconds: floa
 
 
 def _speed(times: Mapping[str, Any], config: SWAAConfig) -> float | None:
-    """Throughput of a setting (thousand tokens/s); with other sinks where Table 5 has only those."""
+    """Thousand tokens/s of a setting; with other sinks where Table 5 has only those."""
     layers = config.layers(times["layers"])
     setting = {
         "window": config.window,
