@@ -98,7 +98,7 @@ class _Run:
         self.say = say or (lambda _line: None)
         self.able = tuple(sorted(find_layers(loaded.model).full))
         self.depth = loaded.model.config.num_hidden_layers
-        # Layers that the recipe leaves full decode as it says of all once they slide.
+        # Once a layer that the recipe leaves full slides, it decodes like every sliding layer.
         bare = dataclasses.replace(tuning.base, full_layers=())
         self.base = Candidate.of(bare, self.able, self.depth)
         given = tuning.budgets or [Budget.parse(text) for text in LADDER]

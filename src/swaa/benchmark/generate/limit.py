@@ -33,9 +33,9 @@ def attention_seconds(
 ) -> float:
     """Seconds of all calls of a pass, each kind timed alone on random numbers.
 
-    run: serves a call.
+    Args:
+        run: serves a call.
         calls: how many there were of each kind, as counted by :class:`Recorder`.
-        calls: how many there were of each kind, as :class:`Recorder` counts them.
         dtype: of q, k and v.
         device: where to run.
     """
