@@ -44,7 +44,7 @@ TINY = QWEN3_4B | {
 }
 GIB = 1 << 30
 CACHE_SHARE = {"stock_window": 0.35, "sliding": 0.35, "sliding_quarter": 0.5}
-"""Cache size of engines that do not keep all keys, next to that of engines that do."""
+"""Cache of engines that do not keep all keys, as a share of that of engines that do."""
 
 
 @dataclass(frozen=True, kw_only=True)
