@@ -66,7 +66,7 @@ class GivenSamples:
         return list(self.given)
 
     def score(self, sample: Sample, answer: str | None) -> Score:
-        """As the task scores."""
+        """The task's score."""
         return self.task.score(sample, answer)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from swaa.results import write_whole
 
 _LOGGED = ("loss", "sft", "kl", "accuracy", "answer_tokens", "learning_rate", "grad_norm", "epoch")
-"""Of a step: the objective, its parts (nats per token), share of right answer tokens."""
+"""A step's numbers: the objective, its parts (nats per token), share of right answer tokens."""
 
 
 def curve(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -32,7 +32,7 @@ class Haystack:
 
 @functools.cache
 def read_filler() -> str:
-    """The public-domain text that ships with the package, one paragraph a line."""
+    """The public-domain text that ships with the package, one paragraph per line."""
     raw = importlib.resources.files("swaa.demo").joinpath("persuasion.txt").read_text("utf-8")
     return "\n".join(" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", raw))
 
