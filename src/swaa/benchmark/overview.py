@@ -26,7 +26,7 @@ TASKS = {
     "multiquery:2": "two numbers at once",
     "variable_tracking": "chains of assignments",
 }
-"""What is asked, in the words of the README."""
+"""The tasks, in the README's words."""
 
 HEADS = {"multikey": "number", "multiquery:2": "pair", "variable_tracking": "chain"}
 """The same, for columns."""
@@ -35,10 +35,10 @@ RECIPES = ("full", "selected", "quality", "balanced", "fast")
 """The rows of the table of answers."""
 
 TIMED = ("generate/qwen3-4b-c078e24f.json", "generate/qwen3-4b-783a8f22.json")
-"""Files of times to the first token; each recipe is taken from the first that has it."""
+"""Files with times to first token; each recipe is taken from the first file that has it."""
 
 LONGEST = 131_072
-"""Prompt tokens of the table of times."""
+"""Prompt tokens in the table of times."""
 
 SETTINGS = {
     "stock": "full attention, fastest stock kernels",
@@ -112,7 +112,7 @@ def times_table(folder: str | Path) -> str:
 
 
 def draw(folder: str | Path, path: str | Path) -> None:
-    """Write the picture: a panel for each task, and one of times to the first token.
+    """Write the picture: a panel for each task, and one for times to first token.
 
     Raises:
         ValueError: when matplotlib is missing.
@@ -158,7 +158,7 @@ def _draw_times(axis: Any, times: Mapping[str, Mapping[int, Row]]) -> None:
 
 
 def fingerprint(folder: str | Path) -> str:
-    """Of what is drawn; the picture's file carries it."""
+    """Fingerprint of what is drawn; the picture's file carries it."""
     drawn = {
         "answers": [
             (key, [(name, rows[name]["accuracy"]) for name in RECIPES])
@@ -174,7 +174,7 @@ def fingerprint(folder: str | Path) -> str:
 
 
 def fill(document: str, folder: str | Path) -> str:
-    """A document with the tables between its marks ``<!-- answers -->`` and ``<!-- times -->``."""
+    """A document with its tables written between ``<!-- answers -->`` and ``<!-- times -->``."""
     for name, table in (("answers", answers_table), ("times", times_table)):
         marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         text = f"\n{table(folder)}\n\n"

@@ -60,7 +60,7 @@ def write_page(
 
 
 def make_page(folder: str | Path) -> str:
-    """The page's text: end to end first, then kernels; a section a file, the fullest first."""
+    """The page's text: end to end first, then kernels; a section per file, the longest first."""
     parts = [INTRODUCTION]
     for introduction, kind, section in (
         (END_TO_END, "generate", _generate_section),

@@ -1,4 +1,4 @@
-"""Time GPU work by CUDA events, and the ceilings of the same GPU in the same run."""
+"""Time GPU work by CUDA events, and measure the same GPU's ceilings in the same run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Work = Callable[[], object]
 
 
 def time_work(work: Work, *, seconds: float = 0.5, samples: int = 10) -> Percentiles:
-    """Seconds of work as it is launched, for kernels that run far longer than a launch takes.
+    """Seconds of work as launched, for kernels that run far longer than a launch takes.
 
     Args:
         work: launches it.
@@ -31,7 +31,7 @@ def time_graph(works: Sequence[Work], *, seconds: float = 0.3) -> Percentiles:
 
     Args:
         works: the same work on different inputs, run one after another. Together the inputs must
-            exceed the L2 cache several times, or the cache is measured.
+            exceed the L2 cache several times; otherwise the cache is measured.
         seconds: about how long to measure.
     """
     for work in works:
@@ -46,7 +46,7 @@ def time_graph(works: Sequence[Work], *, seconds: float = 0.3) -> Percentiles:
 
 
 def copy_rate() -> float:
-    """Bytes per second of a large device copy, read and write both counted."""
+    """Bytes per second of a large device copy; read and write both count."""
     source = torch.randn(1 << 29, device="cuda")
     target = torch.empty_like(source)
     times = time_work(lambda: target.copy_(source))
@@ -54,13 +54,13 @@ def copy_rate() -> float:
 
 
 def matmul_rate(dtype: torch.dtype) -> float:
-    """FLOP per second of a matrix product of 8192 rows and columns of random numbers."""
+    """FLOP per second of a product of two 8192 x 8192 matrices of random numbers."""
     a, b = torch.randn((2, 8192, 8192), dtype=dtype, device="cuda").unbind()
     return 2 * 8192**3 / time_work(lambda: a @ b).p50
 
 
 def _run(work: Work, count: int) -> list[float]:
-    """Seconds of each of several runs, launched ahead so that launching is not what is measured."""
+    """Seconds of each of several runs, launched ahead so that launching is not measured."""
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
     marks[0].record()
     for mark in marks[1:]:

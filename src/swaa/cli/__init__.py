@@ -40,7 +40,7 @@ class Parser(argparse.ArgumentParser):
 
     Args:
         args: of :class:`argparse.ArgumentParser`.
-        passes_on: whether arguments that it does not know are somebody else's, not mistakes.
+        passes_on: accept unknown arguments and leave them to the caller.
         options: of :class:`argparse.ArgumentParser`.
     """
 
@@ -53,7 +53,7 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, args: Any = None, namespace: Any = None
     ) -> Any:
-        """As argparse does it; what is not known is refused here, where its neighbours are known.
+        """Like argparse's, but unknown arguments are refused here, where the known ones are listed.
 
         Args:
             args: words; ``None``: those of the process.
@@ -65,7 +65,7 @@ class Parser(argparse.ArgumentParser):
         return found, unknown
 
     def _meant(self, unknown: Sequence[str]) -> str:
-        """``; did you mean --window?``, of the first flag among them."""
+        """``; did you mean --window?``, for the first unknown flag."""
         flag = next((word.partition("=")[0] for word in unknown if word.startswith("-")), None)
         if flag is None:
             return ""
@@ -75,7 +75,7 @@ class Parser(argparse.ArgumentParser):
         return f"; did you mean {near[0]}?" if near else ""
 
     def error(self, message: str) -> NoReturn:
-        """Print one line on stderr and leave with code 2."""
+        """Print one line on stderr and exit with code 2."""
         self.exit(MISTAKE, f"{self.prog}: {message} (see '{self.prog} --help')\n")
 
 
@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _say(_heading(words, verb), "interrupted", 130)
     except BrokenPipeError:
-        # The reader (`| head`) left; Python must not fail again when it flushes at exit.
+        # The reader (`| head`) has gone; Python must not fail again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (ValueError, TypeError, OSError, ImportError) as error:
@@ -135,12 +135,12 @@ def _run(words: list[str], verb: str | None) -> int:
 
 
 def _show_warning(message: Warning | str, *_context: object) -> None:
-    # Python's own form names a source file and prints its line: noise to who types a command.
+    # Python's own form shows a source file and its line: noise for a user of the command line.
     print(f"swaa: warning: {_one_line(message)}", file=sys.stderr)
 
 
 def _heading(words: list[str], verb: str | None) -> str:
-    """``swaa bench generate``: the verb, and which of its own where it has several."""
+    """``swaa bench generate``: the verb, with its sub-verb where it has one."""
     if verb not in VERBS:
         return "swaa"
     behind = words[words.index(verb) + 1 :][:1] if verb == "bench" else []

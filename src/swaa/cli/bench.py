@@ -1,6 +1,6 @@
-"""`swaa bench`: measure on this GPU, against the best that others ship.
+"""`swaa bench`: measure on this GPU, against the best stock implementations.
 
-Each thing to measure is a module ``swaa.cli.bench_<name>`` beside this file: its
+Each thing to measure is a module ``swaa.cli.bench_<name>`` next to this file: its
 ``register(subparsers)`` adds the sub-verb and sets the default ``bench`` to the function that runs
 it, ``(args) -> exit code``.
 """

@@ -1,4 +1,4 @@
-"""`swaa bench generate`: a prompt and an answer, against the same model with stock attention."""
+"""`swaa bench generate`: time a prompt and an answer, against the same model's stock attention."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def _measure(args: argparse.Namespace) -> Result:
     else:
 
         def keep(result: Result) -> None:
-            # A finished run is only replaced by another.
+            # A finished result is only replaced by another finished one.
             if not (finished and not_begun(result.rows)):
                 results.save(result, folder=args.results)
 
@@ -151,7 +151,7 @@ def _plot(result: Result, path: Path) -> None:
     try:
         title = f"{result.provenance.model}, {result.provenance.device}"
         plot_generate(result.rows, path.with_suffix(".png"), title=title)
-    except ValueError as error:  # the numbers are there all the same
+    except ValueError as error:  # the numbers are kept all the same
         print(f"no plot: {error}")
 
 
@@ -189,7 +189,7 @@ def _options(args: argparse.Namespace) -> Options:
 
 
 def _specs(text: str) -> list[str]:
-    """Recipes with their knobs, split at commas; but a number goes on with the list before it."""
+    """Recipes with their knobs, split at commas; a number after a comma belongs to its list."""
     specs: list[str] = []
     for part in text.split(","):
         if specs and re.match(r"\s*-?\d+(\s|$)", part):
@@ -201,7 +201,7 @@ def _specs(text: str) -> list[str]:
 
 
 def _config(spec: str) -> SWAAConfig:
-    """``fast full_decode=none window=4096``: a recipe, and knobs on top of it."""
+    """``fast full_decode=none window=4096``: a recipe and the knobs that change it."""
     knobs = [field.name for field in dataclasses.fields(SWAAConfig)]
     recipe, *changes = spec.split() or [""]
     values: dict[str, str | None] = dict.fromkeys(knobs)

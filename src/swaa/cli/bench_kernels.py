@@ -1,4 +1,4 @@
-"""`swaa bench kernels`: attention kernels on this GPU, against the best that others ship."""
+"""`swaa bench kernels`: attention kernels on this GPU, against the best stock kernels."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def _measure(args: argparse.Namespace) -> Result:
     try:
         title = f"{result.provenance.device}, torch {result.provenance.versions['torch']}"
         plot_kernels(result.rows, path.with_suffix(".png"), title=title)
-    except ValueError as error:  # the numbers are there all the same
+    except ValueError as error:  # the numbers are kept all the same
         print(f"no plot: {error}")
     print(f"kept in {path}")
     return result

@@ -1,4 +1,4 @@
-"""`swaa bench serve`: recipes behind a server, all under the same workload."""
+"""`swaa bench serve`: serve several recipes under the same workload."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def _add_server_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what is not done yet and print what there is."""
+    """Do the runs that are not done yet, and print all results."""
     runs = _runs(args)
 
     from swaa.benchmark.serve import measure as serve
@@ -147,7 +147,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _runs(args: argparse.Namespace) -> list[ServeRun]:
-    """What is to be done; whatever can be wrong with it is found here."""
+    """The runs to do; mistakes in any of them are found here."""
     from swaa.benchmark.serve.measure import ServeRun
     from swaa.recipes import resolve
 
@@ -180,7 +180,7 @@ def _workload(args: argparse.Namespace) -> Workload:
 
 
 def _check_vocabulary(model: str, tokens: int) -> None:
-    """Token ids that a model does not have can end its server; of a hub's model, vLLM knows."""
+    """Refuse token ids that the model lacks, which can end a server; for hub models, vLLM knows."""
     path = Path(model).expanduser() / "config.json"
     if not path.is_file():
         return

@@ -1,4 +1,4 @@
-"""`swaa bench tune-kernels`: the tile sizes of our Triton kernels for this GPU."""
+"""`swaa bench tune-kernels`: find the tile sizes of our Triton kernels for this GPU."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def register(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Tune, print what was tried, and keep the table."""
+    """Tune, print what was tried, and save the table."""
     import importlib.util
 
     if importlib.util.find_spec("triton") is None:

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     """Talk until the input ends."""
     if args.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens {args.max_new_tokens}: expected at least 1 tokens")
-    config_from(args)  # a mistake shows before minutes go into loading a model
+    config_from(args)  # find mistakes before minutes are spent on loading a model
 
     from swaa.adaptation import adapt
     from swaa.chat import Conversation
@@ -94,7 +94,7 @@ def _talk(conversation: Conversation) -> None:
 
 
 def _answer(conversation: Conversation, text: str) -> None:
-    """Print an answer as it comes; what goes wrong ends the turn, not the conversation."""
+    """Print an answer as it comes; an error ends the turn, not the conversation."""
     try:
         conversation.ask(text, _print_piece)
     except ValueError as error:
@@ -110,10 +110,10 @@ def _print_piece(text: str) -> None:
 
 
 def _lines() -> Iterator[str]:
-    """The lines of the input without spaces around them; a terminal is asked for each."""
+    """The input's lines, without spaces around them; on a terminal each has a prompt."""
     terminal = sys.stdin.isatty()
     if terminal:
-        with contextlib.suppress(ImportError):  # Windows has none
+        with contextlib.suppress(ImportError):  # not on Windows
             import readline  # noqa: F401 # arrow keys and history for input()
     while True:
         try:

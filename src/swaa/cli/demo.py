@@ -134,7 +134,7 @@ def _result(loaded: LoadedModel, options: DemoOptions, outcome: DemoOutcome) -> 
     from swaa.results import Result, record_provenance
 
     settings = {name: config.to_dict() for name, config in demo_settings(options.window).items()}
-    # File names take lower-case letters, digits and a few signs.
+    # File names allow lower-case letters, digits and a few signs.
     name = re.sub(r"[^a-z0-9._-]+", "-", loaded.name.lower()).strip("-._")
     return Result(
         kind="demo",

@@ -90,8 +90,8 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draw what is not drawn yet, filter, write, and say how much came of it."""
-    # What needs no model is checked before minutes go into loading one.
+    """Draw what is not drawn yet, filter, write, and print how many answers were kept."""
+    # What needs no model is checked before minutes are spent on loading one.
     local = {"batch_size": 1, "dtype": "auto", "device": "auto"}
     refuse_unused(args, local=local)
 
@@ -134,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _engine(args: argparse.Namespace, sampling: Sampling) -> tuple[Engine, Prompt, str]:
-    """What draws, how questions are put to it, and which model it is."""
+    """The engine that draws, how it is asked, and the model's name."""
     from swaa.config import SWAAConfig
     from swaa.evaluation.engines.openai import OpenAIEngine
     from swaa.evaluation.engines.transformers import TransformersEngine
@@ -160,7 +160,7 @@ def _engine(args: argparse.Namespace, sampling: Sampling) -> tuple[Engine, Promp
 
 
 def _asked(question: Sample) -> Sample:
-    """With what a judge is told of the question."""
+    """The question, together with what a judge is told about it."""
     return dataclasses.replace(question, tags={**question.tags, "asked": question.question})
 
 

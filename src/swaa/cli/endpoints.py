@@ -18,7 +18,7 @@ def add_endpoint_options(parser: argparse.ArgumentParser, *, note: str = "") -> 
 
     Args:
         parser: of a verb.
-        note: what else the help of ``--endpoint`` says.
+        note: an addition to the help of ``--endpoint``.
     """
     group = parser.add_argument_group(
         "served models", "keys are read from the environment, never from the command line"
@@ -67,7 +67,7 @@ def add_endpoint_options(parser: argparse.ArgumentParser, *, note: str = "") -> 
 
 
 def add_key_over_http(parser: Any) -> None:
-    """Add ``--key-over-http``, of a verb that asks a server, or a group of its flags."""
+    """Add ``--key-over-http`` to a verb that asks a server, or to a group of its flags."""
     add_switch(
         parser, "--key-over-http", "let keys go to other machines over plain HTTP", said="refused"
     )
@@ -87,7 +87,7 @@ def endpoint_from(args: argparse.Namespace) -> Endpoint:
 
 
 def judge_from(args: argparse.Namespace) -> Judge | None:
-    """The server that judges; ``None``: none is named.
+    """The server that judges; ``None``: none was given.
 
     Raises:
         ValueError: when only one of its two flags is given.
@@ -112,11 +112,11 @@ def judge_from(args: argparse.Namespace) -> Judge | None:
 
 
 def refuse_unused(args: argparse.Namespace, *, local: dict[str, object]) -> None:
-    """A flag that would do nothing is a mistake.
+    """Refuse flags that would do nothing.
 
     Args:
         args: parsed arguments.
-        local: flags that only a model loaded here heeds, with their defaults.
+        local: flags that only a model loaded here uses, with their defaults.
 
     Raises:
         ValueError: naming the flag.
@@ -126,7 +126,7 @@ def refuse_unused(args: argparse.Namespace, *, local: dict[str, object]) -> None
         "api": "completions",
         "key_variable": "OPENAI_API_KEY",
     }
-    if not args.judge_endpoint:  # a judge is a server, too
+    if not args.judge_endpoint:  # a judge is also a server
         served |= {"concurrency": 8, "timeout": 600.0, "key_over_http": False}
     unused, where = (served, "without") if args.endpoint is None else (local, "with")
     for name, default in unused.items():

@@ -12,7 +12,7 @@ PACKAGES = (
     *("swaa", "torch", "transformers", "triton", "flash-attn-4", "nvidia-cutlass-dsl"),
     *("vllm", "trl", "matplotlib"),
 )
-"""Whose versions matter."""
+"""Packages whose versions are shown."""
 
 
 def register(subparsers: Any) -> None:
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def describe() -> dict[str, Any]:
-    """Versions, device, and per backend and kind of call the reason why not, or None."""
+    """Versions, device, and per backend and kind of call why it cannot be served, or None."""
     import importlib.metadata
     import platform
 

@@ -1,4 +1,4 @@
-"""`swaa eval`: measure recipes on tasks, side by side and on the same samples."""
+"""`swaa eval`: measure recipes on tasks, side by side, on the same samples."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def _add_local_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what is not done yet and print what there is."""
+    """Do the runs that are not done yet, and print all results."""
     from swaa.processes import is_first
 
     if not is_first():
@@ -143,7 +143,7 @@ def run(args: argparse.Namespace) -> int:
 
         return show_paper(args)
     check_processes(args)
-    # What needs no model is checked before minutes go into loading one.
+    # What needs no model is checked before minutes are spent on loading one.
     settings = _settings(args)
     lengths = _lengths(args.lengths)
     for name in ("samples", "batch_size", "chunk"):
@@ -187,7 +187,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _settings(args: argparse.Namespace) -> list[tuple[str, SWAAConfig]]:
-    """Name and configuration of each recipe; the knobs are turned on all but full attention."""
+    """Name and configuration of each recipe; the knobs change all but full attention."""
     from swaa.evaluation.gathered import require_different_names
 
     settings = settings_from(args, args.recipes or args.recipe or DEFAULT_RECIPES)
@@ -197,7 +197,7 @@ def _settings(args: argparse.Namespace) -> list[tuple[str, SWAAConfig]]:
 
 
 def check_columns(tasks: Sequence[Task]) -> None:
-    """Tell a file of questions from one of whole prompts, before a model is loaded.
+    """Refuse a file of whole prompts where questions are expected, before a model is loaded.
 
     Raises:
         ValueError: naming file, line, and the columns expected.

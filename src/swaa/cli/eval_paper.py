@@ -1,4 +1,4 @@
-"""`swaa eval --paper-table`: the paper's numbers, and beside them what our runs found."""
+"""`swaa eval --paper-table`: the paper's numbers next to the results of our runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MEANT = ("paper_table", "model", "thinking", "results", "json", "verb", "traceb
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the list of runs and print what there is beside the paper's numbers."""
+    """Write the list of runs, and print the results so far next to the paper's numbers."""
     from swaa.evaluation.paper import find_runs, read_table, write_runs
 
     for name, default in args.defaults.items():
@@ -59,7 +59,7 @@ def _print(table: Table, found: Mapping[tuple[str, str], Found], model: str) -> 
 
 
 def _here(found: Mapping[tuple[str, str], Found], row: Row, task: str) -> Found | None:
-    # A run of ours is of the model as it came.
+    # Our runs are of the model without training.
     return None if row.trained else found.get((row.name, task))
 
 

@@ -27,7 +27,7 @@ _LOCAL = {
     "device": "auto",
     "device_map": None,
 }
-"""Flags that only a model loaded here heeds, with their defaults."""
+"""Flags that only a model loaded here uses, with their defaults."""
 
 
 @contextmanager
@@ -70,7 +70,7 @@ def _local_source(args: argparse.Namespace) -> Iterator[tuple[Source, Prompt]]:
 
 
 def follow(args: argparse.Namespace) -> int:
-    """In all processes of `accelerate launch` but the first, which says what is wrong."""
+    """Run in the processes of `accelerate launch` other than the first, which reports errors."""
     from swaa.evaluation import replicas
 
     try:

@@ -83,7 +83,7 @@ def _cells(outcome: Outcome, pair: Mapping[str, Any]) -> tuple[Cell, ...]:
 
 
 def label(outcome: Outcome) -> str:
-    """A recipe's name, and the knobs that were turned on it: ``naive sink_tokens=64``."""
+    """A recipe's name with the knobs that change it: ``naive sink_tokens=64``."""
     from swaa.recipes import list_recipes
 
     name, config = outcome.run.setting, outcome.run.config.to_dict()

@@ -1,4 +1,4 @@
-"""`swaa generate`: answer a question about a document under a recipe, and say what it cost."""
+"""`swaa generate`: answer a question about a document under a recipe, and print its cost."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 STDIN = "-"
-"""Stands for standard input where a file is named."""
+"""Stands for standard input where a file name is expected."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     """Answer, print, and return the exit code."""
     from swaa.recipes import resolve
 
-    # What needs no model is checked before minutes go into loading one.
+    # What needs no model is checked before minutes are spent on loading one.
     document = read_document(args.file)
     _check(args)
     setting, config = name_from(args), config_from(args)
@@ -116,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def read_document(path: str) -> str:
-    """The text of a document: of a file, or of ``-``, standard input.
+    """The text of a document: from a file, or from standard input for ``-``.
 
     Raises:
         FileNotFoundError: when there is no such file.
@@ -156,7 +156,7 @@ def _answer(
     from swaa.adaptation import adapt, restore
     from swaa.generation import generate_answer
 
-    # Without a window the model stays as it is, with the attention that its makers chose.
+    # Without a window the model is unchanged, with its own choice of attention.
     adapted = config.window is not None
     summary = "full attention, the model as it is"
     if adapted:
@@ -198,14 +198,14 @@ def _print(runs: list[_Run]) -> None:
 
 
 def _print_savings(loaded: LoadedModel, settings: list[tuple[str, SWAAConfig]]) -> None:
-    """From which lengths on each recipe is worth it on this model, by arithmetic."""
+    """The prompt lengths from which each recipe saves a tenth and half of the FLOPs, computed."""
     from swaa.savings import saves_from
     from swaa.shapes import shape_of
 
     try:
         shape = shape_of(loaded.model.config)
     except ValueError:
-        return  # a model without a price
+        return  # a model that cannot be priced
     sliding = [item for item in settings if item[1].window is not None]
     for name, config in sliding:
         tenth, half = (saves_from(shape, config, share) for share in (0.1, 0.5))

@@ -6,7 +6,7 @@ import argparse
 import re
 
 UNITS = {"": 1, "k": 1024, "m": 1024**2}
-"""What a number's last letter multiplies it by: a prompt of 32k tokens has 32,768."""
+"""Factors by the last letter of a number: a prompt of 32k tokens has 32,768."""
 
 _DTYPES = {
     **{"bf16": "bfloat16", "fp16": "float16", "half": "float16"},
@@ -29,7 +29,7 @@ def whole_number(text: str) -> int:
 
 
 def dtype_name(text: str) -> str:
-    """A type by the name that torch gives it: ``bfloat16`` for ``bf16``; others as they are."""
+    """A type by its name in torch: ``bfloat16`` for ``bf16``; other names are unchanged."""
     return _DTYPES.get(text.lower(), text.lower())
 
 

@@ -1,4 +1,4 @@
-"""Flags that several verbs share, and the configuration that those of a recipe make."""
+"""Flags that several verbs share, and the configuration that the recipe flags give."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from swaa.models import LoadedModel
 
 DEFAULT_RECIPE = "balanced"
-"""The recipe of a command that was given none."""
+"""The recipe of a command without ``--recipe``."""
 
 OUTPUT = ("-o", "--output")
-"""What every verb calls where it writes to."""
+"""Names of the flag for where a verb writes."""
 
 KNOBS = (
     "window",
@@ -31,7 +31,7 @@ KNOBS = (
     "selected_keys",
     "decode_keys",
 )
-"""What the flags on top of a recipe are called in parsed arguments."""
+"""Names, in parsed arguments, of the flags that change a recipe."""
 
 
 def add_flag(
@@ -49,10 +49,10 @@ def add_flag(
     Args:
         parser: of a verb, or a group of its flags.
         name: with its dashes.
-        text: of the help, before the default.
+        text: help text, before the default.
         default: the value without the flag.
-        said: of the default in the help.
-        kind: reads the value; ``None``: as the default is, where that is a number.
+        said: the default as the help shows it.
+        kind: reads the value; ``None``: the type of the default, where that is a number.
         metavar: of the value in the help.
     """
     if kind is None and isinstance(default, (int, float)):
@@ -62,7 +62,7 @@ def add_flag(
 
 
 def add_switch(parser: Any, name: str, text: str, *, said: str = "off") -> None:
-    """Add a flag that is there or not; arguments as for :func:`add_flag`."""
+    """Add a flag without a value; arguments as for :func:`add_flag`."""
     parser.add_argument(name, action="store_true", help=f"{text} (default: {said})")
 
 
@@ -73,7 +73,7 @@ def add_config_options(
 
     Args:
         parser: of a verb; its parsed arguments go to :func:`config_from`.
-        default: the recipe that the help names; ``None``: the flag says nothing of a default.
+        default: the recipe that the help names; ``None``: the help names no default.
     """
     group = parser.add_argument_group("configuration", "a recipe, and knobs on top of it")
     said = f" (default: {default})" if default else ""
@@ -156,15 +156,15 @@ def config_from(
 
 
 def settings_from(args: argparse.Namespace, names: str) -> list[tuple[str, SWAAConfig]]:
-    """Name and configuration of several recipes; the knobs are turned on all but full attention.
+    """Name and configuration of several recipes; the knobs change all but full attention.
 
     Args:
         args: parsed arguments, with those of :func:`add_config_options` and ``recipes``.
-        names: of the recipes, with commas between them.
+        names: of the recipes, separated by commas.
 
     Raises:
-        ValueError: for ``--recipe`` beside ``--recipes``; for a recipe that is unknown or there
-            twice; for knobs that would do nothing.
+        ValueError: for ``--recipe`` together with ``--recipes``; for a recipe that is unknown or
+            named twice; for knobs that would do nothing.
     """
     from swaa.recipes import resolve
 
@@ -195,14 +195,14 @@ def name_from(args: argparse.Namespace, *, default: str = DEFAULT_RECIPE) -> str
 
 
 def words(text: str, flag: str) -> tuple[str, ...]:
-    """The parts of a flag that takes several with commas, spaces around them or not.
+    """The parts of a flag that takes several values, separated by commas and optional spaces.
 
     Args:
-        text: what was given.
+        text: the flag's value.
         flag: for the message.
 
     Raises:
-        ValueError: naming the flag, when one is empty or is there twice.
+        ValueError: naming the flag, when a part is empty or appears twice.
     """
     parts = tuple(part.strip() for part in text.split(","))
     if not all(parts):
@@ -227,10 +227,10 @@ def refuse_twice(parts: Sequence[str], given: str) -> None:
 
 
 def whole_numbers(text: str, flag: str, *, least: int = 1) -> tuple[int, ...]:
-    """The numbers of a flag that takes several with commas: ``8192,32k``.
+    """The numbers of a flag that takes several, separated by commas: ``8192,32k``.
 
     Args:
-        text: what was given.
+        text: the flag's value.
         flag: for the message.
         least: smallest number allowed.
 
@@ -247,11 +247,11 @@ def whole_numbers(text: str, flag: str, *, least: int = 1) -> tuple[int, ...]:
 
 
 def add_backend_option(parser: Any, *, names: str = "fa4, triton, sdpa or reference") -> None:
-    """Add ``--backend``, of the attention of a model that is loaded here.
+    """Add ``--backend``, for the attention of a model that is loaded here.
 
     Args:
         parser: of a verb, or a group of its flags.
-        names: of the backends that serve there, for the help.
+        names: of the backends that can be chosen, for the help.
     """
     said = f"attention: auto, {names} (default: %(default)s)"
     parser.add_argument("--backend", default="auto", metavar="B", help=said)
@@ -262,7 +262,7 @@ def add_model_options(parser: Any, *, auto: str = "the checkpoint's own") -> Non
 
     Args:
         parser: of a verb, or a group of its flags.
-        auto: what ``--dtype auto`` means there, for the help.
+        auto: what ``--dtype auto`` means for this verb, for the help.
     """
     parser.add_argument(
         "--dtype",
@@ -291,7 +291,7 @@ def load_from(args: argparse.Namespace, **options: Any) -> LoadedModel:
 
 
 def add_measured_options(parser: argparse.ArgumentParser) -> None:
-    """Add ``--again`` and ``--output``, of a verb that keeps what it measured."""
+    """Add ``--again`` and ``--output`` to a verb that keeps its measurements."""
     add_switch(parser, "--again", "measure what is measured already", said="show it")
     add_results_option(parser)
     add_switch(parser, "--json", "print the result as JSON alone", said="tables")
@@ -299,7 +299,7 @@ def add_measured_options(parser: argparse.ArgumentParser) -> None:
 
 @contextlib.contextmanager
 def tables_aside(args: argparse.Namespace) -> Iterator[None]:
-    """With ``--json``, print on stderr what is for people, so that stdout holds JSON alone."""
+    """With ``--json``, print tables on stderr, so that stdout holds JSON alone."""
     with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
         yield
 

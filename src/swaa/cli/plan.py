@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     from swaa.plan import price
     from swaa.shapes import read_shape
 
-    # The flags first: a mistake in them should not wait for the model.
+    # The flags first: a mistake in them should not wait until the model is read.
     if args.gpu_memory is not None and not args.gpu_memory > 0:
         raise ValueError(f"--gpu-memory {args.gpu_memory}: expected GiB, a number above 0")
     several = args.recipes is not None
@@ -104,9 +104,9 @@ def _values(price: Price, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _spare(price: Price, args: argparse.Namespace) -> float:
-    """Bytes of the GPU that weights and KV leave; below 0: they do not fit."""
+    """Bytes of GPU memory left after weights and KV; below 0: they do not fit."""
     needed = price.needed_bytes()
-    assert needed is not None  # a shape that was read has its weights counted
+    assert needed is not None  # a shape that was read has a count of weights
     return args.gpu_memory * 2**30 - needed
 
 
@@ -196,7 +196,7 @@ def _totals(price: Price) -> str:
 
 
 def _groups(layers: tuple[LayerCost, ...]) -> list[list[LayerCost]]:
-    """Layers that cost the same, together, in order of the first of each."""
+    """Groups of layers that cost the same, ordered by each group's first layer."""
     groups: dict[Any, list[LayerCost]] = {}
     for layer in layers:
         key = (layer.role, layer.kv_bytes, layer.prefill_flops, layer.decode_flops)
@@ -205,7 +205,7 @@ def _groups(layers: tuple[LayerCost, ...]) -> list[list[LayerCost]]:
 
 
 def _indices(group: list[LayerCost]) -> str:
-    """Layer indices, runs shortened: ``0-8,12,27-35``."""
+    """Layer indices with runs shortened: ``0-8,12,27-35``."""
     runs = []
     for _, run_of in itertools.groupby(enumerate(group), lambda pair: pair[1].index - pair[0]):
         indices = [layer.index for _, layer in run_of]

@@ -14,7 +14,7 @@ _LOOK: dict[str, Any] = {"bar_format": _BAR, "ascii": ".#"}
 
 
 class ProgressBar:
-    """One line that is redrawn; where there is no terminal, a new line every tenth of the work.
+    """One line that is redrawn; without a terminal, a new line after every tenth of the work.
 
     Args:
         total: units of work.
@@ -52,7 +52,7 @@ class ProgressBar:
             self._bar.set_description_str(self._label)
             return
         tenths = int(_LINES * done / self._total) if self._total else _LINES
-        if tenths > self._shown:  # a log would get a line for each redrawing
+        if tenths > self._shown:  # otherwise a log would get a line for every update
             self._shown = tenths
             elapsed = time.perf_counter() - self._started
             self.say(tqdm.format_meter(done, self._total, elapsed, prefix=self._label, **_LOOK))

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from swaa.shapes import ModelShape
 
 PROMPT = 32_768
-"""Prompt tokens that the costs are given for."""
+"""Prompt tokens for which costs are given."""
 
 START = (
     "Start with 'selected', the nearest to full attention. It was not run in vLLM on a GPU yet:",
     "take 'balanced' there, or 'quality' where facts must be combined. 'fast' is for one or two",
     "facts in a long text, where speed counts most. Prompts under 8,192 tokens gain little.",
 )
-"""Which recipe to start with, as the README says it; the list begins so."""
+"""Which recipe to start with, in the README's words; the list begins with it."""
 
 _WIDTH = 96
 
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def reference_shape() -> ModelShape:
-    """A model of Qwen3-4B's sizes, which the paper uses most."""
+    """A model of Qwen3-4B's sizes, the one that the paper uses most."""
     from swaa.shapes import LayerShape, ModelShape
 
     width, heads, kv_heads, head_dim, inner = 2560, 32, 8, 128, 9728
@@ -115,7 +115,7 @@ def _one(recipe: Recipe) -> str:
 
 
 def _title(recipe: Recipe) -> str:
-    """Name and first sentence, which says what it is for."""
+    """Name and first sentence, which says what the recipe is for."""
     sentence, _, _ = recipe.description.partition(". ")
     return textwrap.fill(f"{recipe.name}: {sentence.rstrip('.')}. Keeps:", _WIDTH)
 
@@ -126,7 +126,7 @@ def _measured(recipe: Recipe) -> str:
 
 
 def _kept(kept: tuple[Kept, ...]) -> list[str]:
-    """One line a model, length and window: right answers of all, full attention's behind."""
+    """One line per model, length and window: right answers, then full attention's."""
     groups: dict[str, list[str]] = {}
     for one in kept:
         window = "" if one.window is None else f", window {one.window:,}"
@@ -136,9 +136,9 @@ def _kept(kept: tuple[Kept, ...]) -> list[str]:
 
 
 def _answers(kept: Kept) -> str:
-    """``needle 91 of 100 (full 94)``; the mean scores too where answers may be right in part.
+    """``needle 91 of 100 (full 94)``; with mean scores where answers may be right in part.
 
-    Full attention's own line has nothing behind it.
+    Full attention's own line has no comparison.
     """
     said = f"{kept.task} {kept.right} of {kept.of}"
     full = "" if kept.window is None else f"full {kept.full_right}"

@@ -1,4 +1,4 @@
-"""`swaa serve`: `vllm serve` under a recipe, ended at once if the workers do not confirm it."""
+"""`swaa serve`: `vllm serve` under a recipe; ends at once if the workers do not confirm it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def register(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until the server ends; its exit code."""
+    """Serve until the server ends; returns its exit code."""
     from swaa.integrations.vllm.address import kept_to_this_machine
     from swaa.integrations.vllm.launch import check_installed, serve
     from swaa.integrations.vllm.settings import Settings
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _carried(model: str, arguments: Sequence[str]) -> Settings | None:
-    """What a checkpoint's config.json asks for, or None; of a hub's model, if it is reachable."""
+    """What a checkpoint's config.json asks for, or None; a hub model's, if it can be reached."""
     from transformers import PreTrainedConfig
 
     from swaa.integrations.vllm.address import read_flags
@@ -74,7 +74,7 @@ def _carried(model: str, arguments: Sequence[str]) -> Settings | None:
     try:
         values, _ = PreTrainedConfig.get_config_dict(where, revision=flags.get("revision"))
     except (OSError, ValueError):
-        return None  # vLLM knows more places to load from, and says what is wrong
+        return None  # vLLM can load from more places, and reports what is wrong
     return None if values.get(KEY) is None else parse(values[KEY])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 Cell = str | int | float | None
-"""Text goes left, numbers go right; ``None`` is shown as ``-``."""
+"""Text is aligned left, numbers right; ``None`` is shown as ``-``."""
 
 
 def format_table(headers: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
@@ -21,7 +21,7 @@ def format_table(headers: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
 
     Args:
         headers: one title per column.
-        rows: cells; round floats before, they are printed as they are.
+        rows: cells; round floats first, they are printed unchanged.
     """
     texts = [["-" if cell is None else str(cell) for cell in row] for row in rows]
     columns = [[row[index] for row in texts] for index in range(len(headers))]
@@ -41,7 +41,7 @@ def format_table(headers: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
 
 
 def format_bytes(count: float) -> str:
-    """Bytes for people: ``288.0 MiB``."""
+    """Bytes in readable units: ``288.0 MiB``."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
@@ -50,7 +50,7 @@ def format_bytes(count: float) -> str:
 
 
 def format_flops(count: float) -> str:
-    """Floating-point operations for people: ``4.83 TFLOP``."""
+    """Floating-point operations in readable units: ``4.83 TFLOP``."""
     for unit in ("", "K", "M", "G", "T"):
         if count < 1000:
             return f"{count:.3g} {unit}FLOP"

@@ -139,11 +139,11 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train and say what came of it."""
-    # TRL and PEFT use a name that Transformers 5.17 knows and 5.23 has renamed.
+    """Train, and print the result."""
+    # TRL and PEFT use a name that Transformers 5.17 has and 5.23 has renamed.
     renamed = "`(is_)?gradient_checkpointing` is deprecated"
     warnings.filterwarnings("ignore", message=renamed, category=FutureWarning)
-    # What needs no model is checked before minutes go into loading one.
+    # What needs no model is checked before minutes are spent on loading one.
     config, settings = config_from(args), _settings(args)
     _require_packages(settings.tracker)
 
@@ -215,7 +215,7 @@ def _require_packages(tracker: str) -> None:
 
 
 def _device(asked: str) -> str:
-    """Each process of `accelerate launch` has a GPU of its own; FSDP shards from the CPU."""
+    """Each process of `accelerate launch` has its own GPU; FSDP shards from the CPU."""
     rank = os.environ.get("LOCAL_RANK")
     if asked != "auto" or rank is None:
         return asked
@@ -232,7 +232,7 @@ def _computes_on_cpu(device: str) -> bool:
 
 
 def _dtype(asked: str, device: str) -> torch.dtype:
-    """Of the weights and of what is computed."""
+    """The dtype of weights and computation."""
     from swaa.models import DTYPES
 
     if asked == "auto":

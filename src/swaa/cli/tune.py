@@ -1,4 +1,4 @@
-"""`swaa tune`: find which layers stay full, prove it on samples held out, write the recipe."""
+"""`swaa tune`: find which layers stay full, test it on held-out samples, write the recipe."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from swaa.evaluation.tasks import Task
 
 DEFAULT_RECIPE = "fast"
-"""Where a search begins: everything slides in the prompt, generated tokens see everything."""
+"""Where a search begins: the whole prompt slides, generated tokens see everything."""
 
 DEFAULT_LENGTH = 4096
-"""Tokens of prompts that are made to a length."""
+"""Tokens of prompts, for tasks that make prompts of a given length."""
 
 _TRIES = ("window", "sink_tokens", "dense_tail")
 
@@ -166,7 +166,7 @@ def _add_local_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Tune, print, write the recipe, and return the exit code."""
-    # What needs no model is checked before a minute goes into loading one.
+    # What needs no model is checked before minutes are spent on loading one.
     _check_numbers(args)
     base = config_from(args, default=DEFAULT_RECIPE)
     tries = _tries(args.tries)
@@ -182,7 +182,7 @@ def run(args: argparse.Namespace) -> int:
     check_method(args.method)
     baselines = words(args.baselines, "--baselines") if args.baselines else []
     check_baselines(baselines)
-    # Of other tasks that are reported on, any number will do.
+    # For other tasks that are reported on, any number will do.
     require_counts(args.samples, None if args.report else args.held_out)
     if args.out is not None:
         earlier(Path(args.out))
@@ -232,7 +232,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _tasks(names: list[str] | None) -> tuple[list[Task], bool]:
-    """The tasks to tune on, and whether running text is among them; without names the mixture."""
+    """The tasks to tune on, and whether running text is among them; default: the mixture."""
     from swaa.selection.continuation import NAME
     from swaa.selection.tuning import MIXTURE
 

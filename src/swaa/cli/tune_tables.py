@@ -1,4 +1,4 @@
-"""What `swaa tune` prints and writes: tables, counts, what was lost, the recipe and its plot."""
+"""What `swaa tune` prints and writes: tables, counts, losses, the recipe and its plot."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def finish(args: argparse.Namespace, model: str, tuning: Tuning, tuned: Tuned, out: Path) -> int:
-    """Show what was measured, then the choice: where nothing keeps enough, the table still helps.
+    """Show the measurements, then the choice: if nothing keeps enough, the table still helps.
 
     Args:
         args: of the command line.
@@ -69,10 +69,10 @@ def finish(args: argparse.Namespace, model: str, tuning: Tuning, tuned: Tuned, o
 
 
 def earlier(out: Path) -> SWAAConfig | None:
-    """The recipe that is there already, which this run may replace; other files it may not.
+    """The recipe that is already in the file, which this run may replace; other files it may not.
 
     Raises:
-        ValueError: when the file is there and no recipe, or has no folder.
+        ValueError: when the file is there and is not a recipe, or its folder is missing.
     """
     if not out.parent.is_dir():
         raise ValueError(f"--out {out}: there is no folder {out.parent}; make it, or name another")
@@ -147,7 +147,7 @@ def _labels(tuned: Tuned) -> dict[Role, str]:
 
 
 def _print_lost(tuning: Tuning, tuned: Tuned, chosen: Point) -> None:
-    """The last line: what nobody asked for and the recipe lost."""
+    """The last line: what the recipe loses on questions that it was not tuned on."""
     from swaa.selection.report import kept_by_task, lost
 
     full = tuned.points[0]

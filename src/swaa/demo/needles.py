@@ -1,4 +1,4 @@
-"""Needles: a fact hidden in a long text, a question about it, and whether an answer holds it."""
+"""Needles: a fact hidden in a long text, a question about it, and a check of the answer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from swaa.evaluation.tasks.facts import pick_names, pick_numbers, sentence, shar
 from swaa.evaluation.tasks.haystack import read_filler
 
 DEEPEST = 0.7
-"""Needles lie in the first 70 % of the text: beyond the reach of a window of a quarter of it."""
+"""Needles lie in the first 70 % of the text, out of reach of a window of a quarter of it."""
 
 _SENTENCE_END = re.compile(r"[.!?]\"?\s")
 _SPACE = re.compile(r"\s")
@@ -24,8 +24,8 @@ class Needle:
 
     Attributes:
         document: running text, the fact inside.
-        question: what to ask after it.
-        digits: what a right answer holds.
+        question: what to ask after the document.
+        digits: what a right answer contains.
         depth: where the fact lies, 0 at the text's start, 1 at its end.
     """
 
@@ -35,20 +35,20 @@ class Needle:
     depth: float
 
     def is_answered(self, text: str) -> bool:
-        """Whether a reply holds the digits, whatever else it says."""
+        """Whether a reply contains the digits, whatever else it says."""
         return share_found([self.digits], text).value == 1.0
 
 
 def make_needles(
     tokenizer: PreTrainedTokenizerBase, *, tokens: int, count: int, seed: int
 ) -> tuple[Needle, ...]:
-    """Documents with one needle each, the same for the same arguments.
+    """Documents with one needle each; the same arguments give the same documents.
 
     The documents are spread over the shipped text, the needles over depths from 0 to
     :data:`DEEPEST`.
 
     Args:
-        tokenizer: measures the documents.
+        tokenizer: counts the documents' tokens.
         tokens: length of a document, needle included (tokens).
         count: number of documents.
         seed: of names and digits.
@@ -94,7 +94,7 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
 
 
 def _insert(text: str, fact: str, depth: float) -> str:
-    """Put the fact behind a sentence that ends right after ``depth``, else between two words."""
+    """Put the fact after the sentence that ends just past ``depth``, else between two words."""
     wanted = int(depth * len(text))
     near = wanted + len(text) // 20
     end = _SENTENCE_END.search(text, wanted, near) or _SPACE.search(text, wanted)

@@ -25,7 +25,7 @@ ANSWER_TOKENS = 24
 """Longest answer to a needle's question: room for a sentence with seven digits."""
 
 MOST_SPREAD = 1.25
-"""How many times the least speed-up of a round the most may be; beyond, other work decided it."""
+"""Largest ratio of a setting's best to its worst speed-up; above it, other work interfered."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class DemoOptions:
         needles: documents per setting.
         needle_tokens: length of each, needle included (tokens).
         prefill_tokens: length of the timed prompt (tokens).
-        rounds: times that every setting is timed, in turns.
+        rounds: how often every setting is timed, in turn.
         window: of every sliding setting (keys).
         seed: of the needles.
     """
@@ -56,17 +56,17 @@ class DemoOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class DemoRow:
-    """What one setting did.
+    """The results of one setting.
 
     Attributes:
         setting: its name.
         answered: needles found.
         needles: needles hidden.
         prefill_s: time to the first token of the long prompt, the median of all rounds (seconds).
-        prefill_low_s: the shortest of them.
+        prefill_low_s: the shortest of those times.
         prefill_high_s: the longest.
-        speedup: full attention's median divided by this one's.
-        speedup_low: the least that a single round gives.
+        speedup: full attention's median divided by this setting's.
+        speedup_low: the least in a single round.
         speedup_high: the most.
         kv_bytes: keys and values held after the long prompt (bytes).
     """
@@ -106,7 +106,7 @@ def demo_settings(window: int) -> dict[str, SWAAConfig]:
         "sinks + full decode": dataclasses.replace(fast, dense_tail=0),
         "balanced": load_recipe("balanced"),
         "fast": fast,
-        # Which half to leave full in decoding is a choice per model: late in SmolLM2.
+        # Which half to leave full in decoding is a choice per model: the last half for SmolLM2.
         "fast, last half": dataclasses.replace(fast, full_decode="last:1/2"),
     }
     return {
@@ -124,7 +124,7 @@ def run_demo(
     """Run every setting.
 
     Args:
-        loaded: a model that is not adapted; it is left so.
+        loaded: a model that is not adapted; it is restored afterwards.
         options: sizes.
         on_step: called with the share of the work done, 0 to 1, and what comes next.
 
@@ -157,7 +157,7 @@ class _Work:
 
 
 class _Meter:
-    """Reports the share of all prompt tokens that are done."""
+    """Reports the share of all prompt tokens that is done."""
 
     def __init__(self, total: int, on_step: Callable[[float, str], None] | None) -> None:
         self._total = total
@@ -187,7 +187,7 @@ def _prepare(loaded: LoadedModel, options: DemoOptions) -> _Work:
         ),
         torch.tensor([ids[: options.prefill_tokens]]),
     )
-    # Before the first minute of work, not after it.
+    # Checked before a minute of work, not after it.
     check_context(loaded, work.long_prompt.shape[1], 1)
     for _, prompt in work.needles:
         check_context(loaded, prompt.shape[1], ANSWER_TOKENS)
@@ -196,7 +196,7 @@ def _prepare(loaded: LoadedModel, options: DemoOptions) -> _Work:
 
 @contextmanager
 def _adapted(loaded: LoadedModel, config: SWAAConfig) -> Iterator[None]:
-    """The model under a configuration; without a window it stays as its makers wrote it."""
+    """The model under a configuration; without a window it stays unchanged."""
     if config.window is None:
         yield
         return
@@ -236,7 +236,7 @@ def _time_in_turns(
     rounds: int,
     meter: _Meter,
 ) -> dict[str, list[Generation]]:
-    """The long prompt under every setting, then again: what slows the machine down meets all."""
+    """Time the long prompt under every setting, then again, so that slow moments affect all."""
     timed: dict[str, list[Generation]] = {setting: [] for setting in settings}
     tokens = work.long_prompt.shape[1]
     for number in range(1, rounds + 1):
@@ -269,7 +269,7 @@ def _row(
 
 
 def doubt(rows: Sequence[DemoRow]) -> str | None:
-    """What to say of times that other work on the machine decided; ``None``: they are steady."""
+    """A warning about times that other work on the machine disturbed; ``None``: they are steady."""
     noisy = [row for row in rows if row.is_noise]
     if not noisy:
         return None

@@ -28,7 +28,7 @@ class Source(Protocol):
         model: name of the model.
         revision: commit or checksum of its weights.
         context: tokens that it can see at once; ``None``: unknown.
-        device: as torch writes it, for the record; several with commas.
+        device: in torch's notation, for the record; several are separated by commas.
     """
 
     model: str
@@ -41,25 +41,25 @@ class Source(Protocol):
         ...
 
     def running(self, engine: Engine) -> AbstractContextManager[Engine]:
-        """Make an engine ready for prompts, and undo that."""
+        """Make an engine ready for prompts, and undo that afterwards."""
         ...
 
     def costs(self, config: SWAAConfig, length: int) -> Mapping[str, float] | None:
-        """Arithmetic costs of a prompt, divided by full attention's; ``None``: not known."""
+        """Computed costs of a prompt, divided by full attention's; ``None``: unknown."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What is to be measured.
+    """What to measure.
 
     Attributes:
         settings: name and configuration of each.
         tasks: what is asked.
-        lengths: tokens of each prompt; of tasks that read a file, the most.
-        count: samples of each task and length; ``None``: 50, or all that a file has.
+        lengths: tokens of each prompt; for tasks that read a file, the most.
+        count: samples of each task and length; ``None``: 50, or all in a file.
         seed: of the samples.
-        prompt: how samples are put.
+        prompt: how samples become a model's input.
         folder: of all results.
         batch_size: prompts answered at once.
         judge: scores free answers.
@@ -95,7 +95,7 @@ class Comparison:
             for task, length in itertools.product(self.tasks, self.lengths)
         ]
         found = [[find(run, folder=self.folder) for run in runs] for _, _, runs in groups]
-        # Every prompt is made before the first is answered: what is wrong with them shows at once.
+        # Every prompt is made before the first is answered, so that mistakes in them show at once.
         samples = [
             [] if all(done) else self._samples(source, task, length)
             for (task, length, _), done in zip(groups, found, strict=True)
@@ -109,7 +109,7 @@ class Comparison:
         meter = _Meter(weights, progress)
         outcomes: list[Outcome] = []
         for (_, _, runs), done, group in zip(groups, found, samples, strict=True):
-            # Once for all settings: encoding long prompts takes as long as some models' answers.
+            # Once for all settings: encoding long prompts can take as long as answering them.
             requests = make_requests(self.prompt, group)
             outcomes += [
                 outcome or self._execute(source, run, group, requests, meter)
@@ -176,7 +176,7 @@ class Comparison:
 
 
 class _Meter:
-    """Turns samples done into a share of all work, prompts counted by their tokens."""
+    """Turns finished samples into a share of all work, with prompts weighted by their tokens."""
 
     def __init__(
         self, weights: Sequence[int], progress: Callable[[float, str], None] | None
@@ -208,7 +208,7 @@ def against_full(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
 
     Returns:
         For each outcome ``retention`` in per cent and McNemar's ``p``; ``None`` for full attention
-        itself, where its outcome is not among them, and where :func:`nothing_slides`.
+        itself, where its outcome is missing, and where :func:`nothing_slides`.
     """
     rows = []
     for outcome in outcomes:
@@ -224,9 +224,9 @@ def against_full(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
 
 
 def nothing_slides(outcome: Outcome) -> bool:
-    """Whether window and sinks cover every prompt and answer: what was measured is full attention.
+    """Whether window and sinks cover every prompt and answer: full attention was measured then.
 
-    Any difference from full attention's answers is then one of rounding.
+    Any difference from full attention's answers comes from rounding.
     """
     return all(
         outcome.run.config.covers(sample["length"], sample.get("new_tokens") or 0)
@@ -235,7 +235,7 @@ def nothing_slides(outcome: Outcome) -> bool:
 
 
 def places(outcomes: Sequence[Outcome]) -> tuple[int, int] | None:
-    """The window and the sinks by which needles of all outcomes are sorted alike.
+    """The window and the sinks by which needles of all outcomes are sorted the same way.
 
     The narrowest window and the most sinks among the settings; ``None``: none of them slides.
     """

@@ -1,9 +1,9 @@
-"""Finished runs on the same prompts, gathered: one pair of files for all settings.
+"""Finished runs on the same prompts, gathered in one pair of files for all settings.
 
 A comparison of thirty settings leaves sixty files, which repeat the prompts' facts thirty times.
-Gathered, its ``.json`` holds the rows of every setting, its ``.jsonl`` one line a prompt with every
-setting's answer. Only runs that agree in everything but the setting, provenance included, lie
-together; :func:`find` gives each back as it was.
+When gathered, the ``.json`` holds the rows of every setting, and the ``.jsonl`` one line per prompt
+with every setting's answer. Runs are gathered only if they agree in everything but the setting,
+provenance included; :func:`find` returns each unchanged.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _OF_PROMPT = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """A finished run, for files.
+    """A finished run, in the form for files.
 
     Attributes:
         setting: what the configuration is called.
@@ -46,7 +46,7 @@ class Finished:
 
 
 def label(setting: str) -> str:
-    """What a setting is called in a gathered file: a recipe's name, a file's without its ending.
+    """A setting's name in a gathered file: a recipe's name, or a file's without its ending.
 
     >>> label("fast"), label("my/settings.json"), label("theirs.json#2")
     ('fast', 'settings', 'theirs#2')
@@ -63,7 +63,7 @@ def read(path: Path) -> list[Finished]:
     """The runs in a gathered file.
 
     Raises:
-        ValueError: for a file that cannot be read as one, or without its samples.
+        ValueError: for a file that cannot be read as gathered, or without its samples.
     """
     result = results.load(path)
     if not is_gathered(result):
@@ -112,8 +112,7 @@ def find(
 def gather(runs: Sequence[Finished], name: str, *, folder: str | Path) -> list[Path]:
     """Put runs into gathered files, and remove the files that held them.
 
-    A file has one setting of a name: runs of the same name, but of other knobs, get a file of
-    their own.
+    A file holds one setting of a name: runs with the same name but other knobs get their own file.
 
     Args:
         runs: finished, on the same task at the same length; gathered ones stay where they are.
@@ -143,7 +142,7 @@ def require_different_names(settings: Iterable[str]) -> None:
     """Refuse settings that one file could not hold.
 
     Raises:
-        ValueError: naming what two of them are called.
+        ValueError: with the name that two of them have.
     """
     names = [label(setting) for setting in settings]
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -190,7 +189,7 @@ def _whole(line: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _alike(runs: Iterable[Finished]) -> list[list[Finished]]:
-    """Runs parted by what must be the same in one file."""
+    """Runs grouped by what must be the same in one file."""
     groups: dict[str, list[Finished]] = {}
     for run in runs:
         groups.setdefault(_key(run.result, _shared(run.result)), []).append(run)
@@ -198,7 +197,7 @@ def _alike(runs: Iterable[Finished]) -> list[list[Finished]]:
 
 
 def _takes(path: Path, runs: Sequence[Finished]) -> bool:
-    """Whether a file is a gathered one that the runs belong in, under names that it has not."""
+    """Whether a gathered file fits the runs and does not hold their names yet."""
     result = results.load(path)
     names = {label(run.setting) for run in runs}
     if not is_gathered(result) or names & result.config[_SETTINGS].keys():

@@ -1,15 +1,15 @@
 """Adapted models in EleutherAI's lm-evaluation-harness, as its model ``swaa``.
 
-The harness looks for models in its own package only, so that something must register ours first::
+The harness only looks for models in its own package, so something must register ours first::
 
     python -m swaa.evaluation.harness run --model swaa \
         --model_args pretrained=MODEL,recipe=balanced --tasks hellaswag
 
-is ``lm_eval`` with that done; from Python, importing this module does it. Generation declares where
-the prompt ends by itself. For log-likelihoods each row of a batch has its own context: the context
-slides, its last ``dense_tail`` tokens see all of it, and the continuation that is scored counts as
-generated, so that it follows full decode. Rolling log-likelihoods have no continuation: all of a
-text counts as prompt.
+does that and then runs ``lm_eval``; from Python, importing this module registers the model. In
+generation, the end of the prompt is declared automatically. For log-likelihoods each row of a
+batch has its own context: the context slides, its last ``dense_tail`` tokens see all of it, and
+the scored continuation counts as generated, so that it follows full decode. Rolling
+log-likelihoods have no continuation: the whole text counts as prompt.
 """
 
 from __future__ import annotations
@@ -38,24 +38,24 @@ except ImportError as error:
         f"the harness needs lm-eval ({error}); run: {install_line('lm-eval')}"
     ) from None
 
-Base: Any = HFLM  # untyped; the same to type checkers where the harness is not installed
+Base: Any = HFLM  # untyped, so that type checkers see the same without the harness
 
 KNOBS = tuple(field.name for field in dataclasses.fields(SWAAConfig))
 """Arguments of the model that change its recipe."""
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
-"""Key of the harness's cache (None: rolling), context, continuation."""
+"""Key in the harness's cache (None: rolling), context, continuation."""
 
 
 @register_model("swaa")
 class AdaptedModel(Base):
-    """A Transformers model, adapted; everything else as the harness's own model ``hf``.
+    """A Transformers model, adapted; everything else as in the harness's own model ``hf``.
 
     Args:
         pretrained: a folder, a hub name, a GGUF file, or ``smollm2``.
         recipe: name of a shipped recipe, or a JSON file.
         attention: backend of the adapted model: auto, fa4, triton, sdpa or reference.
-        device: as torch writes it; default: the first GPU if there is one.
+        device: in torch's notation; default: the first GPU if there is one.
         dtype: ``float32``, ``bfloat16``, ``float16`` or ``auto``.
         batch_size: requests answered at once, a number.
         options: knobs that change the recipe (``window=1024``), and arguments of ``hf``.
@@ -85,7 +85,7 @@ class AdaptedModel(Base):
             super().__init__(loaded.model, tokenizer=loaded.tokenizer, **options)
         self.batch_size_per_gpu = int(str(batch_size))
         if config.window is not None:
-            # It prints what is active, where the harness logs its own arguments.
+            # Prints what is active, where the harness logs its own arguments.
             adapt(self.model, config, backend=attention)
 
     def _loglikelihood_tokens(
@@ -96,7 +96,7 @@ class AdaptedModel(Base):
     ) -> list[tuple[float, bool]]:
         """Log-likelihood of each continuation, and whether greedy decoding would produce it."""
         size = override_bs or self.batch_size_per_gpu
-        # Longest first: what does not fit into memory shows at once.
+        # Longest first: a lack of memory shows at once.
         order = sorted(range(len(requests)), key=lambda i: -len(requests[i][1] + requests[i][2]))
         found: dict[int, tuple[float, bool]] = {}
         with tqdm(total=len(order), disable=disable_tqdm or self.rank != 0) as bar:
@@ -113,7 +113,7 @@ class AdaptedModel(Base):
     def _score(self, batch: Sequence[Request]) -> list[tuple[float, bool]]:
         rows = [self._row(context, continuation) for _, context, continuation in batch]
         longest = max(map(len, rows))
-        # On the left, so that the scored rows are the last ones and no others need logits.
+        # Padded on the left, so that the scored rows are the last and only those need logits.
         ids = torch.zeros((len(rows), longest), dtype=torch.long)
         mask = torch.zeros_like(ids)
         for place, row in enumerate(rows):
@@ -152,7 +152,7 @@ class AdaptedModel(Base):
 
 
 def _scored(logits: Tensor, continuation: Sequence[int]) -> tuple[float, bool]:
-    """Sum over a continuation, whose predictions are the last rows."""
+    """Sums over a continuation, whose predictions are the last rows."""
     rows = logits[len(logits) - len(continuation) :].log_softmax(-1)
     targets = torch.tensor(continuation, device=rows.device)
     likely = rows.gather(-1, targets[:, None]).double().sum()

@@ -1,7 +1,7 @@
-"""A language model that says whether a free answer means the same as the right one.
+"""A language model that decides whether a free answer means the same as the right one.
 
 The judge is asked once per answer, at temperature 0, to give a reason and to end with a line that
-is CORRECT or WRONG. Only a reply whose last word is one of the two is a verdict; anything else is
+is CORRECT or WRONG. Only a reply whose last word is one of the two is a verdict; any other is
 kept as unparseable, counted, and never taken as correct.
 """
 
@@ -37,16 +37,16 @@ Give your reason in one sentence. Then write, on a line of its own, CORRECT or W
 """What the judge reads."""
 
 VERSION = 1
-"""Of the prompt and the parsing, part of each cached verdict's key."""
+"""Version of the prompt and the parsing, part of each cached verdict's key."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judge:
-    """Who judges.
+    """The model that judges.
 
     Attributes:
         endpoint: where to ask.
-        concurrency: answers under way at once.
+        concurrency: answers judged at once.
         max_tokens: longest verdict with its reason, thoughts included (tokens).
     """
 
@@ -58,7 +58,7 @@ class Judge:
         """The judge's reply to one answer.
 
         Raises:
-            EndpointError: when it cannot be had.
+            EndpointError: when there is no reply.
         """
         text = PROMPT.format(question=question, reference=reference, answer=answer)
         messages = [{"role": "user", "content": text}]
@@ -66,7 +66,7 @@ class Judge:
 
 
 def parse_verdict(reply: str) -> bool | None:
-    r"""Whether the judge says right; ``None``: it says neither.
+    r"""Whether the judge finds the answer right; ``None``: its reply holds no verdict.
 
     >>> parse_verdict("It names the same day.\n**CORRECT**"), parse_verdict("I cannot say.")
     (True, None)
@@ -85,12 +85,12 @@ def apply_verdicts(
 
     Args:
         judge: asked for what the cache does not hold.
-        records: of one run; those with a score, and those without an answer, are left alone.
+        records: of one run; those with a score, and those without an answer, do not change.
         samples: by id.
         cache: file of verdicts, appended to as they come.
 
     Raises:
-        EndpointError: when the judge fails for good; the verdicts before it are kept.
+        EndpointError: when the judge fails after all retries; earlier verdicts are kept.
     """
     keys = {
         record["id"]: _key(judge, samples[record["id"]], record["extracted"])

@@ -1,7 +1,7 @@
-"""What shipped recipes keep: from gathered result files into the recipes' own JSON.
+"""What shipped recipes keep: copied from gathered result files into the recipes' own JSON.
 
 ``python -m swaa.evaluation.kept results`` reads every gathered file of ``results/eval`` and writes
-the numbers into the recipes whose knobs it ran, whatever the window. A test compares.
+the numbers into the recipes whose knobs it ran, with any window. A test compares.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from swaa.evaluation.gathered import Finished
 from swaa.recipes import Kept, Recipe, list_recipes
 
 TRAINED = "paper-trained-"
-"""Recipes of models that were trained for them: what others keep of the same knobs says nothing."""
+"""Recipes of trained models: results of other models with the same knobs do not apply to them."""
 
 
 def read_runs(folder: str | Path) -> list[list[Finished]]:
@@ -41,8 +41,8 @@ def kept_by(recipe: Recipe, files: Iterable[Sequence[Finished]]) -> tuple[Kept, 
     """What a recipe keeps in each file that ran it and full attention, in the order of reading.
 
     Args:
-        recipe: compared by its knobs, the window aside: how wide it was is said beside the number.
-        files: the runs of each.
+        recipe: compared by its knobs except the window, which is given next to the number.
+        files: the runs of each file.
     """
     if recipe.name.startswith(TRAINED):
         return ()
@@ -58,7 +58,7 @@ def kept_by(recipe: Recipe, files: Iterable[Sequence[Finished]]) -> tuple[Kept, 
 
 
 def fill(text: str, files: Sequence[Sequence[Finished]]) -> str:
-    """A recipe's JSON with ``kept`` made anew.
+    """A recipe's JSON with a new ``kept``.
 
     Args:
         text: of the recipe's file.

@@ -1,4 +1,4 @@
-"""A run of `perplexity`: likelihoods instead of answers, resumed like any other."""
+"""A run of `perplexity`: likelihoods instead of answers, resumed like any other run."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from swaa.files import SamplesFile
 
 @runtime_checkable
 class LikelihoodEngine(Protocol):
-    """An engine that can say how likely a text is."""
+    """An engine that can compute how likely a text is."""
 
     def read(self, texts: Sequence[tuple[Sequence[int], int]]) -> Iterator[Tensor]:
-        """``[tokens - 1]`` in nats of each text; tokens from its number on count as generated."""
+        """``[tokens - 1]`` in nats per text; its number is where tokens count as generated."""
         ...
 
 
@@ -35,7 +35,7 @@ def measure(
     """Append a record of each text that has none yet.
 
     Raises:
-        ValueError: for an engine that gives no likelihoods.
+        ValueError: for an engine without likelihoods.
     """
     if not isinstance(engine, LikelihoodEngine):
         raise ValueError("perplexity needs a model loaded here; it cannot be asked of an endpoint")
@@ -52,7 +52,7 @@ def measure(
 
 
 def summarize(samples: Sequence[dict[str, Any]], config: SWAAConfig) -> list[dict[str, Any]]:
-    """One row for each kind of position: nats a token, and perplexity."""
+    """One row for each kind of position: nats per token, and perplexity."""
     means = split(samples, window=config.window, sink_tokens=config.sink_tokens)
     return [
         {"place": name, "samples": len(samples), "nll": nll, "perplexity": math.exp(nll)}
@@ -62,7 +62,7 @@ def summarize(samples: Sequence[dict[str, Any]], config: SWAAConfig) -> list[dic
 
 
 def _record(sample: Sample, first: int, nll: Tensor) -> dict[str, Any]:
-    # The first token of a text is predicted by nothing: its block has one value less.
+    # Nothing predicts the first token of a text, so its block has one value less.
     cuts = [0, *range(BLOCK - 1, len(nll), BLOCK), len(nll)]
     parts = [nll[start:end] for start, end in itertools.pairwise(cuts) if end > start]
     return {

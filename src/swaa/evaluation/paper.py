@@ -1,4 +1,4 @@
-"""The paper's accuracy tables: its numbers, the runs that repeat them, and what these found."""
+"""The paper's accuracy tables: its numbers, the runs that repeat them, and their results."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from swaa.evaluation import gathered
 from swaa.statistics import Interval
 
 TABLES = (1, 3, 4)
-"""Those with accuracies of models."""
+"""Tables with accuracies of models."""
 
 TASKS = ("longmemeval", "longbench_v2", "ruler:niah_multiquery")
-"""What each of a table's columns is here."""
+"""The task for each column of a table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        """Of the setting, for files.
+        """The setting's name, for files.
 
         >>> config = SWAAConfig(window=2000, sink_tokens=10, full_layers="odd", full_decode=True)
         >>> Row(config=config, trained=False, accuracy=()).name
@@ -66,7 +66,7 @@ class Table:
         number: in the paper.
         source: title, number and version.
         notes: how its numbers were made, one sentence or two each.
-        model: that it is of.
+        model: the model that the table is about.
         thinking: whether that model thinks first.
         columns: benchmarks, one for each of :data:`TASKS`.
         ruler_tokens: length of RULER's prompts.
@@ -90,13 +90,13 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What a run of ours found.
+    """The result of one of our runs.
 
     Attributes:
         right: samples answered rightly.
         samples: all of them.
         interval: 95 % confidence interval of the share.
-        created: when.
+        created: time of the result.
         file: name of the result file.
     """
 
@@ -112,7 +112,7 @@ def read_table(number: int, *, thinking: bool) -> Table:
 
     Args:
         number: one of :data:`TABLES`.
-        thinking: the columns of the model that thinks first.
+        thinking: whether to read the columns of the model that thinks first.
 
     Raises:
         ValueError: for another number, or columns that the table does not have.
@@ -154,9 +154,9 @@ def write_runs(table: Table, model: str, folder: Path, *, results_folder: str) -
     """Write the runs of the rows that need no training: settings, and a script of commands.
 
     Args:
-        table: to repeat.
+        table: the table to repeat.
         model: as typed.
-        folder: of the script and the settings; made where it is missing.
+        folder: of the script and the settings; created if missing.
         results_folder: that the runs write to.
 
     Returns:
@@ -168,7 +168,7 @@ def write_runs(table: Table, model: str, folder: Path, *, results_folder: str) -
             row.config.save(folder / f"{row.name}.json")
     path = folder / "runs.sh"
     path.write_text("\n".join(_script(table, model, results_folder)) + "\n", encoding="utf-8")
-    readers = path.stat().st_mode & 0o444  # as the umask has it
+    readers = path.stat().st_mode & 0o444  # readable for those that the umask allows
     path.chmod(path.stat().st_mode | readers >> 2)
     return path
 
@@ -176,7 +176,7 @@ def write_runs(table: Table, model: str, folder: Path, *, results_folder: str) -
 def find_runs(table: Table, model: str, *, folder: str | Path) -> dict[tuple[str, str], Found]:
     """What is measured already, by row's name and task.
 
-    Of several results for one place, that with the most samples counts, then the newest.
+    Of several results for one cell, the one with the most samples counts, then the newest.
 
     Args:
         table: whose rows are looked for.

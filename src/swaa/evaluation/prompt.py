@@ -21,21 +21,21 @@ THINKING_TOKENS = 10_000
 """Longest output of a model that thinks first (arXiv 2512.10411, evaluation code)."""
 
 ANSWER_TOKENS = 4_000
-"""Longest answer that is scored; a longer one counts as none (same source)."""
+"""Longest answer that is scored; a longer one counts as no answer (same source)."""
 
 _MARK = "\ue000"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """How samples are put to a model.
+    """How samples become a model's input.
 
     Attributes:
         tokenizer: the model's.
-        chat: frame by the tokenizer's chat template; default: where it has one.
+        chat: use the tokenizer's chat template; default: if it has one.
         thinking: the model thinks before it answers: the answer is what follows ``</think>``,
-            outputs may have 10,000 tokens, and no answer is begun for it. So it is, too, where the
-            chat template opens ``<think>``: an answer would be begun inside the thoughts.
+            outputs may have 10,000 tokens, and no answer is begun for it. Also the case where the
+            chat template opens ``<think>``: a begun answer would be inside the thoughts.
         cot: ask to think step by step (the paper's first version).
         prefix: begin the answer with the task's words.
     """
@@ -47,7 +47,7 @@ class Prompt:
     prefix: bool = True
 
     def describe(self) -> dict[str, Any]:
-        """What tells runs with different prompts apart."""
+        """What distinguishes runs with different prompts."""
         return {
             "chat": self._chat,
             "thinking": self._thinks,
@@ -61,7 +61,7 @@ class Prompt:
         return "\n\n".join(part for part in parts if part)
 
     def begun(self, answer_prefix: str) -> str:
-        """The words that the answer is begun with."""
+        """The words that begin the answer."""
         return answer_prefix.strip() if self._prefixed else ""
 
     def text(self, context: str, question: str, answer_prefix: str = "") -> str:
@@ -82,18 +82,18 @@ class Prompt:
         """Longest output allowed."""
         if self._thinks:
             return THINKING_TOKENS
-        # Reasons take room that the tasks' short answers do not.
+        # Reasoning needs room that the tasks' short answers do not.
         return max(sample.max_new_tokens, 2_000) if self.cot else sample.max_new_tokens
 
     def final_answer(self, output: str) -> str | None:
-        """The part of an output that is the answer; ``None``: there is none.
+        """The part of an output that is the answer; ``None``: it has no answer.
 
-        An answer that never left its thoughts, or ran on beyond 4,000 tokens, is none.
+        Thoughts that never ended, or an answer of more than 4,000 tokens, count as no answer.
         """
         if self._thinks and END not in output:
             return None
         answer = output.rpartition(END)[2].strip()
-        # Text has at most one token per UTF-8 byte: short ones need no counting.
+        # Text has at most one token per UTF-8 byte: short answers need no counting.
         if len(answer.encode()) > ANSWER_TOKENS:
             ids: Any = self.tokenizer(answer, add_special_tokens=False, verbose=False)
             if len(ids["input_ids"]) > ANSWER_TOKENS:
@@ -114,7 +114,7 @@ class Prompt:
 
     @functools.cached_property
     def _frame(self) -> tuple[str, str]:
-        """What comes before and behind the user's words."""
+        """The text before and after the user's words."""
         if not self._chat:
             return "", "\n"
         if self.tokenizer.chat_template is None:

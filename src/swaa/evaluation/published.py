@@ -1,4 +1,4 @@
-"""The published comparison: result files to table and picture of docs/measurements/accuracy.md.
+"""The published comparison: table and picture of docs/measurements/accuracy.md from result files.
 
 ``python -m swaa.evaluation.published results docs/measurements/accuracy.md`` writes the table
 between the document's two marks and the picture next to it, both from the files alone. A test
@@ -29,10 +29,10 @@ BEGIN = "<!-- made by python -m swaa.evaluation.published: begin -->"
 END = "<!-- end -->"
 
 MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
-"""What the comparison is of."""
+"""The model that the comparison uses."""
 
 WINDOW = 1024
-"""Of every setting that slides."""
+"""Window of every setting that slides (keys)."""
 
 SHAPE = LlamaConfig(
     num_hidden_layers=30,
@@ -43,10 +43,10 @@ SHAPE = LlamaConfig(
     intermediate_size=1536,
     max_position_embeddings=8192,
 )
-"""Of that model: costs are computed, not measured."""
+"""The model's sizes: costs are computed, not measured."""
 
 TASKS = {"needle": "needle", "multikey": "multikey", "variable_tracking": "tracking"}
-"""What is asked, and what its columns are called; the last is scored by shares."""
+"""The tasks, and their column titles; the last is scored by shares."""
 
 LIKELY = 0.05
 """A difference from full attention with a smaller p is marked."""
@@ -59,7 +59,7 @@ class Column:
     Attributes:
         task: its name.
         length: tokens of each prompt.
-        runs: by setting.
+        runs: the runs by setting.
         result: of the file, for its provenance.
     """
 
@@ -70,16 +70,16 @@ class Column:
 
     @property
     def title(self) -> str:
-        """Of the column."""
+        """The column's title."""
         return f"{TASKS[self.task]} {self.length:,}"
 
     def row(self, setting: str) -> Mapping[str, Any] | None:
-        """All samples of a setting; ``None``: it was not run."""
+        """The row for all samples of a setting; ``None``: it was not run."""
         run = self.runs.get(setting)
         return None if run is None else run.result.rows[0]
 
     def share(self, setting: str) -> float | None:
-        """What was answered, 0 to 1: right answers, of tracking the mean score."""
+        """What was answered, 0 to 1: right answers, or for tracking the mean score."""
         row = self.row(setting)
         if row is None:
             return None
@@ -120,9 +120,9 @@ def read_columns(folder: str | Path) -> list[Column]:
 
 
 def settings(columns: Sequence[Column]) -> dict[str, SWAAConfig]:
-    """All settings, full attention first, then the best on average before the others.
+    """All settings: full attention first, then by their average, the best first.
 
-    Shares of tracking are too noisy to rank by, and both tables keep one order.
+    Shares of tracking are too noisy to rank by, and both tables use the same order.
     """
     configs = {
         name: SWAAConfig.from_dict(run.result.config["swaa"])
@@ -131,7 +131,7 @@ def settings(columns: Sequence[Column]) -> dict[str, SWAAConfig]:
     }
 
     def rank(name: str) -> tuple[bool, float, str]:
-        # Over the columns that all settings were run in.
+        # Over the columns in which all settings were run.
         shares = [
             column.share(name)
             for column in columns
@@ -183,7 +183,7 @@ def draw(columns: Sequence[Column], path: Path) -> None:
 
 
 def fingerprint(columns: Sequence[Column]) -> str:
-    """Of what is drawn; the picture's file carries it."""
+    """Fingerprint of what is drawn; the picture's file carries it."""
     return hashlib.sha256(markdown(columns).encode()).hexdigest()[:16]
 
 
@@ -191,7 +191,7 @@ def replace_table(document: str, table: str) -> str:
     """A document with the table between its marks.
 
     Raises:
-        ValueError: for a document without them.
+        ValueError: for a document without the marks.
     """
     if document.count(BEGIN) != 1 or END not in document.partition(BEGIN)[2]:
         raise ValueError(f"the document lacks the marks {BEGIN!r} and {END!r}")
@@ -227,7 +227,7 @@ def _cell(column: Column, name: str) -> str:
 
 
 def _places(columns: Sequence[Column]) -> Iterable[str]:
-    """Right answers by where the needle lies, of the tasks with one needle to find."""
+    """Right answers by where the needle lies, for the tasks with a single needle."""
     columns = [column for column in columns if column.task != "variable_tracking"]
     heads = ["setting", *(column.title for column in columns)]
     yield f"Right answers when the needle lies in the last {WINDOW:,} tokens; before them:"

@@ -1,8 +1,8 @@
-"""A copy of the model in each process of `accelerate launch`: the first deals prompts out.
+"""A copy of the model in each process of `accelerate launch`: the first distributes prompts.
 
 The first process makes prompts, scores answers and writes runs, as it does alone; the others only
 answer. In each round every process gets one batch, and all replies go to the first. Batches are
-those of a single process, so that greedy answers are the same, token for token.
+the same as in a single process, so that greedy answers are the same, token for token.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from swaa.evaluation.sources import LocalModel
 from swaa.processes import Team, TeamError
 
 Load = Callable[[str], LocalModel]
-"""Loads the model onto a device, named as torch writes it."""
+"""Loads the model onto a device, given in torch's notation."""
 
 
 @contextmanager
 def lead(load: Load, *, device: str) -> Iterator[ReplicatedModel]:
-    """Of the first process: all copies as one source of engines, until the block ends.
+    """In the first process: all copies as one source of engines, until the block ends.
 
     Args:
         load: makes a process's copy.
         device: ``cpu``, or ``auto``: a GPU for each process, where there is one.
 
     Raises:
-        TeamError: when another process failed or is gone; then all of them end.
+        TeamError: when another process failed or ended; then all of them end.
     """
     team = Team(device)
     try:
@@ -43,9 +43,9 @@ def lead(load: Load, *, device: str) -> Iterator[ReplicatedModel]:
 
 
 def follow(load: Load, *, device: str) -> None:
-    """Of the others: answer what the first asks, until it has no more; see :func:`lead`.
+    """In the other processes: answer what the first asks, until it ends; see :func:`lead`.
 
-    What goes wrong is said by the first process; this one ends without a word.
+    The first process reports what goes wrong; this one ends without output.
     """
     with contextlib.suppress(TeamError, KeyboardInterrupt):
         team = Team(device)
@@ -69,12 +69,12 @@ class ReplicatedModel:
         return ReplicatedEngine(self._team, self._replica, config)
 
     def running(self, engine: Engine) -> AbstractContextManager[Engine]:
-        """Adapt every copy, and restore it."""
+        """Adapt every copy, and restore it afterwards."""
         assert isinstance(engine, ReplicatedEngine)
         return engine
 
     def costs(self, config: SWAAConfig, length: int) -> Mapping[str, float] | None:
-        """Those of every copy."""
+        """The costs, which are the same for every copy."""
         return self.local.costs(config, length)
 
 
@@ -95,7 +95,7 @@ class ReplicatedEngine:
             self._everywhere("restore", [None] * self._team.count)
 
     def describe(self) -> dict[str, Any]:
-        """What tells runs with this engine apart; how many processes there are does not."""
+        """What distinguishes runs with this engine; the number of processes does not."""
         return self._replica.model.engine(self._config).describe()
 
     def answer(self, batches: Sequence[Sequence[Request]]) -> Iterator[Reply]:
@@ -103,7 +103,7 @@ class ReplicatedEngine:
         return self._dealt("answer", batches)
 
     def read(self, texts: Sequence[tuple[Sequence[int], int]]) -> Iterator[Tensor]:
-        """Likelihoods, as of a model in one process."""
+        """Likelihoods, as from a model in one process."""
         return self._dealt("read", texts)
 
     def _dealt(self, name: str, items: Sequence[Any]) -> Iterator[Any]:
@@ -117,7 +117,7 @@ class ReplicatedEngine:
 
 
 class _Replica:
-    """A process's copy; what the first process orders are its methods."""
+    """A process's copy of the model; the first process calls its methods in all processes."""
 
     def __init__(self, model: LocalModel) -> None:
         self.model = model

@@ -27,7 +27,7 @@ KIND = gathered.KIND
 """Folder of these results."""
 
 SERVED = "served"
-"""Device of a model behind an endpoint: what it runs on is not known here."""
+"""Device of a model behind an endpoint, which is not known here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +40,10 @@ class Run:
         setting: what the configuration is called.
         config: the configuration.
         task: what is asked.
-        length: tokens of each prompt; tasks that read a file: the most; ``None``: as they come.
+        length: tokens of each prompt; for tasks that read a file: the most; ``None``: any length.
         count: samples; ``None``: all.
         seed: of the samples.
-        prompt: how they are put.
+        prompt: how samples become a model's input.
         engine: :meth:`swaa.evaluation.engines.Engine.describe`.
         judge: model that judges free answers, where one does.
     """
@@ -62,17 +62,17 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Of the result file."""
+        """Name of the result file."""
         return _file_name(self.model, self.setting, self.task.name, str(self.length or "all"))
 
     @property
     def group_name(self) -> str:
-        """Of the file that all settings are gathered in."""
+        """Name of the file in which all settings are gathered."""
         return _file_name(self.model, self.task.name, str(self.length or "all"))
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Everything that tells this run from another: what its file's hash is made of."""
+        """Everything that distinguishes this run; the hash of its file is computed from it."""
         return {
             "model": Path(self.model).name,
             "model_revision": self.model_revision,
@@ -94,8 +94,8 @@ class Outcome:
     Attributes:
         run: what was run.
         result: its rows and provenance.
-        samples: one JSON object a sample, in the task's order.
-        path: of the result file; the samples lie in the ``.jsonl`` beside.
+        samples: one JSON object per sample, in the task's order.
+        path: of the result file; the samples are in the ``.jsonl`` next to it.
         resumed: samples that an earlier process had done.
     """
 
@@ -107,7 +107,7 @@ class Outcome:
 
 
 def find(run: Run, *, folder: str | Path = results.FOLDER) -> Outcome | None:
-    """The outcome of a run that is finished; ``None``: it is not.
+    """The outcome of a finished run; ``None``: it is not finished.
 
     Raises:
         ValueError: for a result file that cannot be read.
@@ -130,7 +130,7 @@ def find(run: Run, *, folder: str | Path = results.FOLDER) -> Outcome | None:
 
 
 def gather(outcomes: Sequence[Outcome], *, folder: str | Path = results.FOLDER) -> list[Path]:
-    """Put outcomes that differ in their setting alone into one pair of files.
+    """Gather outcomes that differ only in their setting into one pair of files.
 
     Args:
         outcomes: finished runs.
@@ -177,14 +177,14 @@ def execute(
         folder: of all results.
         batch_size: prompts answered at once.
         judge: scores free answers.
-        device: as torch writes it, for the record; several with commas.
+        device: in torch's notation, for the record; several are separated by commas.
         progress: called with the number of samples done so far, at the start and after each.
-        requests: of the samples, where other runs had them made already (:func:`make_requests`).
-        costs: of a prompt by arithmetic, divided by full attention's; kept with the answers.
+        requests: of the samples, if other runs made them already (:func:`make_requests`).
+        costs: a prompt's computed costs, divided by full attention's; kept with the answers.
 
     Raises:
-        ValueError: when another process writes this run, or a prompt has changed under a sample
-            that is done.
+        ValueError: when another process writes this run, or the prompt of a finished sample has
+            changed.
         OSError: when the disk is full, or an endpoint fails for good. What was done is kept.
     """
     path = results.result_path(KIND, run.name, run.identity, folder=folder)
@@ -219,7 +219,7 @@ def execute(
 
 
 def _clear_away(path: Path) -> None:
-    """What a process left that was killed while it wrote the result; the run must be locked."""
+    """Remove what a process left that was killed while writing the result; needs the run's lock."""
     for unfinished in path.parent.glob(f".{path.stem}.json*"):
         unfinished.unlink()
 
@@ -244,8 +244,8 @@ def _answer(
     if progress is not None:
         progress(len(done))
     by_id = {sample.id: sample for sample in samples}
-    # A batch that is done in part is answered again as a whole: other companions could move the
-    # last digits of its logits.
+    # A batch that is partly done is answered again as a whole: other companions could change
+    # the last digits of its logits.
     batches = make_batches(requests, batch_size)
     left = [batch for batch in batches if any(request.id not in done for request in batch)]
     for reply in engine.answer(left):
@@ -263,12 +263,12 @@ def _file_name(*words: str) -> str:
 
 
 def fingerprint(ids: Sequence[int]) -> str:
-    """Eight hexadecimal digits that stand for a prompt's tokens."""
+    """Eight hexadecimal digits that identify a prompt's tokens."""
     return hashlib.sha256(" ".join(map(str, ids)).encode()).hexdigest()[:8]
 
 
 def make_requests(prompt: Prompt, samples: Iterable[Sample]) -> list[Request]:
-    """The prompts of samples, encoded: the same for every setting."""
+    """The encoded prompts of samples: the same for every setting."""
     return [_request(prompt, sample) for sample in samples]
 
 
@@ -283,7 +283,7 @@ def _request(prompt: Prompt, sample: Sample) -> Request:
 
 
 def _done(file: SamplesFile, prints: Mapping[str, str]) -> set[str]:
-    """Ids of samples that are done; they must be of these very prompts."""
+    """Ids of finished samples; they must have been asked with the same prompts."""
     for record in file.samples:
         if prints.get(record["id"]) != record.get("prompt"):
             raise ValueError(

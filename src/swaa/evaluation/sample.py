@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 Place = Literal["sinks", "beyond", "window"]
-"""Where what must be found lies, seen from the prompt's last token."""
+"""Where the text to be found lies, as seen from the prompt's last token."""
 
 
 class Needle(NamedTuple):
     """Where a fact that the answer needs lies in the prompt.
 
     Attributes:
-        distance: from its first token to the prompt's end (tokens): a window of that many keys,
-            or more, shows all of it to the last prompt token.
+        distance: from its first token to the prompt's end (tokens): to the last prompt token,
+            a window of at least that many keys shows all of it.
         tokens: its length (tokens).
     """
 
@@ -28,12 +28,12 @@ class Sample:
     """One question of a task.
 
     Attributes:
-        id: names the prompt within its task, the same at any time.
+        id: names the prompt within its task; the same prompt always has the same id.
         task: name of the task.
         length: tokens of the whole prompt, chat template included.
-        context: the long text, instructions in front included.
+        context: the long text, with the instructions before it.
         question: asked after it.
-        answer_prefix: words that the answer is begun with, where the prompt allows it.
+        answer_prefix: words that begin the answer, where the prompt allows it.
         answers: what a right answer holds; the task says whether all or any of them.
         max_new_tokens: longest answer (tokens).
         needles: the facts that the answer needs; empty: not known.
@@ -89,7 +89,7 @@ class Score(NamedTuple):
     """What an answer is worth.
 
     Attributes:
-        value: share of what was asked for, 0 to 1; ``None``: a judge has still to say.
+        value: share of what was asked for, 0 to 1; ``None``: a judge has yet to decide.
         answered: whether there was an answer of the form asked for, right or wrong.
         extracted: the part that was scored, where it is not the whole answer.
     """

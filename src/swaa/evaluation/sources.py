@@ -50,7 +50,7 @@ class LocalModel:
         return TransformersEngine(self._loaded, config, backend=self._backend, chunk=self._chunk)
 
     def running(self, engine: Engine) -> AbstractContextManager[Engine]:
-        """Adapt the model, and restore it."""
+        """Adapt the model, and restore it afterwards."""
         assert isinstance(engine, TransformersEngine)
         return engine
 
@@ -58,7 +58,7 @@ class LocalModel:
         """What a prompt costs (:meth:`swaa.plan.Price.shares`).
 
         Args:
-            config: of the model.
+            config: how the model is adapted.
             length: of the prompt (tokens).
 
         Returns:
@@ -66,22 +66,22 @@ class LocalModel:
         """
         try:
             return price(self._loaded.model.config, config, prompt_length=length).shares()
-        except ValueError:  # it may still be asked as it is
+        except ValueError:  # its answers can still be measured
             return None
 
 
 class ServedModel:
-    """An endpoint that runs one configuration, chosen where it was started.
+    """An endpoint that runs one configuration, chosen when it was started.
 
     Args:
         endpoint: where to ask.
         api: see :class:`swaa.evaluation.engines.openai.OpenAIEngine`.
-        concurrency: prompts under way at once.
-        tokenizer: the model's; see there.
+        concurrency: requests in progress at once.
+        tokenizer: as for the engine.
     """
 
     revision: str | None = None
-    context: int | None = None  # the server says what is too long
+    context: int | None = None  # the server reports prompts that are too long
     device = SERVED
 
     def __init__(
@@ -99,7 +99,7 @@ class ServedModel:
         self._concurrency = concurrency
 
     def engine(self, config: SWAAConfig) -> OpenAIEngine:
-        """The one engine there is: what the server runs is for its operator to say."""
+        """The only engine: which configuration the server runs is what the user says."""
         del config
         return OpenAIEngine(
             self._endpoint,
@@ -110,11 +110,11 @@ class ServedModel:
 
     @contextmanager
     def running(self, engine: Engine) -> Iterator[Engine]:
-        """Nothing to make ready."""
+        """Prepare nothing."""
         yield engine
 
     def costs(self, config: SWAAConfig, length: int) -> None:
-        """Not known: the server has the model's sizes."""
+        """Unknown here: only the server has the model's sizes."""
         del config, length
 
 
@@ -123,7 +123,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
 
     Args:
         name: a folder, a hub name, a GGUF file, or ``smollm2``.
-        trust_remote_code: run Python code that comes with it.
+        trust_remote_code: run Python code that comes with the tokenizer.
 
     Raises:
         ValueError: when it cannot be loaded.
@@ -137,7 +137,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
         return AutoTokenizer.from_pretrained(source.location, **options)
     except ImportError:
         raise
-    except Exception as error:  # a broken file fails in ways that the loader does not declare
+    except Exception as error:  # a broken file raises errors that the loader does not document
         reason = " ".join(str(error).split())
         raise ValueError(
             f"cannot load the tokenizer of {name}: {reason:.200}; MODEL must name a folder, a GGUF"

@@ -1,4 +1,4 @@
-"""From a run's samples to rows: accuracy with its interval, in all and by the needle's place."""
+"""From a run's samples to rows: accuracy with its interval, overall and by the needle's place."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def summarize(samples: Sequence[Mapping[str, Any]], config: SWAAConfig) -> list[
 
     Args:
         samples: of one run.
-        config: whose window and sinks say which place is which.
+        config: its window and sinks decide which place is which.
     """
     rows = [{"place": "all", **_row(samples)}]
     placed = by_place(samples, window=config.window, sink_tokens=config.sink_tokens)
@@ -29,7 +29,7 @@ def summarize(samples: Sequence[Mapping[str, Any]], config: SWAAConfig) -> list[
 def by_place(
     samples: Iterable[Mapping[str, Any]], *, window: int | None, sink_tokens: int
 ) -> dict[str, list[Mapping[str, Any]]]:
-    """Samples parted by where their needles lie."""
+    """Samples grouped by where their needles lie."""
     parts: dict[str, list[Mapping[str, Any]]] = {name: [] for name in PLACES}
     for sample in samples:
         name = place(sample["length"], sample["needles"], window=window, sink_tokens=sink_tokens)
@@ -39,7 +39,7 @@ def by_place(
 
 
 def is_right(sample: Mapping[str, Any]) -> bool:
-    """Whether everything asked for was answered."""
+    """Whether the answer contains everything asked for."""
     return sample["score"] == 1
 
 

@@ -1,1 +1,1 @@
-"""OpenAI-compatible servers: how they are addressed, and a client that asks them."""
+"""OpenAI-compatible servers: their addresses, and a client that asks them."""

@@ -13,7 +13,7 @@ class Address:
 
     Attributes:
         url: base of the API, such as ``http://127.0.0.1:8000/v1``.
-        model: as the server calls it.
+        model: its name on the server.
         key: sent as bearer token; ``None``: none.
         key_over_http: whether the key may go to another machine unencrypted.
         timeout_s: longest wait for a piece of an answer (seconds).
@@ -48,7 +48,7 @@ class Address:
         return f"{self.url.rstrip('/')}/{name}"
 
     def headers(self) -> dict[str, str]:
-        """Of every request."""
+        """Headers of every request."""
         headers = {"Content-Type": "application/json"}
         return headers | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
 

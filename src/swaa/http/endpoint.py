@@ -18,11 +18,11 @@ from swaa.layers import shown
 Kind = TypeVar("Kind")
 
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
-"""HTTP answers after which another attempt may succeed."""
+"""HTTP status codes after which another attempt may succeed."""
 
 
 class EndpointError(ConnectionError):
-    """The endpoint did not answer, or not as the protocol says."""
+    """The endpoint did not answer, or not as the protocol requires."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +30,11 @@ class Completion:
     """One answer.
 
     Attributes:
-        text: what was generated; for servers that part with it, thoughts included in
+        text: what was generated; where a server separates thoughts, they are included in
             ``<think>`` tags.
         first_token_s: seconds from sending to the first piece of text.
-        new_tokens: as the server counts; ``None``: it does not say.
-        finish_reason: ``stop``, ``length`` or what else the server says.
+        new_tokens: as the server counts them; ``None``: it does not say.
+        finish_reason: ``stop``, ``length`` or whatever else the server says.
     """
 
     text: str
@@ -48,9 +48,9 @@ class Endpoint(Address):
     """Where to ask, and how often.
 
     Attributes:
-        retries: further attempts after one that failed for a passing reason.
-        backoff_s: wait before the first of them, doubled each time (seconds).
-        longest_wait_s: no wait is longer (seconds).
+        retries: further attempts after a temporary failure.
+        backoff_s: wait before the first retry, doubled each time (seconds).
+        longest_wait_s: upper limit of a wait (seconds).
     """
 
     retries: int = 6
@@ -65,7 +65,7 @@ class Endpoint(Address):
             options: more keys of the request, such as ``max_tokens``.
 
         Raises:
-            EndpointError: when it cannot be had.
+            EndpointError: when there is no answer.
         """
         return self._post("chat/completions", {"messages": list(messages), **options})
 
@@ -93,7 +93,7 @@ class Endpoint(Address):
 
     def _wait(self, attempt: int, asked: float | None) -> float:
         wait = self.backoff_s * 2**attempt if asked is None else asked
-        # Not all of several requests at the same moment.
+        # Jitter, so that several requests do not retry at the same moment.
         return min(self.longest_wait_s, wait) * random.uniform(0.75, 1.0)
 
     def _send(self, request: urllib.request.Request) -> Completion:
@@ -119,17 +119,17 @@ class Endpoint(Address):
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirected request would carry the key to wherever the answer says."""
+    """Refuses redirects: a redirected request would take the key to another address."""
 
     def redirect_request(self, *_args: Any, **_options: Any) -> None:
-        """Follow none: the answer becomes an error."""
+        """Follow none: the redirect becomes an error."""
 
 
 _OPENER = urllib.request.build_opener(_NoRedirect)
 
 
 class _PassingError(Exception):
-    """Worth another attempt, perhaps after as many seconds as the server asked for."""
+    """Worth another attempt, perhaps after the number of seconds that the server asked for."""
 
     def __init__(self, reason: str, wait_s: float | None = None) -> None:
         super().__init__(reason)
@@ -198,7 +198,7 @@ def _parts(value: dict[str, Any]) -> tuple[str, str, str | None, int | None]:
     if not isinstance(choices, list) or not choices:
         if used is None:
             raise _PassingError(f"the answer has no choices: {json.dumps(value):.100}")
-        return "", "", None, used  # the last piece of a stream holds the counts alone
+        return "", "", None, used  # the last piece of a stream holds only the counts
     choice = _field({"choices[0]": choices[0]}, "choices[0]", dict) or {}
     said = _field(choice, "delta", dict) or _field(choice, "message", dict)
     said = said or {"content": _field(choice, "text", str)}
@@ -207,10 +207,10 @@ def _parts(value: dict[str, Any]) -> tuple[str, str, str | None, int | None]:
 
 
 def _field(value: Mapping[str, Any], name: str, kind: type[Kind]) -> Kind | None:
-    """What an object of the answer holds under a name, None where it holds nothing.
+    """The value of a field in the answer, None where it is missing or null.
 
     Raises:
-        EndpointError: for another kind of value: a server that answers so will do so again.
+        EndpointError: for another kind of value: a retry would get the same.
     """
     found = value.get(name)
     if found is None or (isinstance(found, kind) and not isinstance(found, bool)):

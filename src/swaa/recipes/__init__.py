@@ -25,13 +25,13 @@ class Kept:
         model: its name, with its quantisation where it has one.
         task: what was asked, as `swaa eval` names it.
         length: of each prompt (tokens).
-        window: that the recipe was run with (keys); ``None``: it is full attention.
-        of: prompts.
+        window: in this measurement (keys); ``None``: the recipe is full attention.
+        of: number of prompts.
         right: answered rightly under the recipe.
         full_right: answered rightly by full attention.
         score: mean share of what was asked for, under the recipe, 0 to 1.
         full_score: likewise, of full attention.
-        file: of the results, in the repository.
+        file: path of the results in the repository.
     """
 
     model: str
@@ -55,8 +55,8 @@ class Recipe:
         description: what it does and when to choose it.
         config: the knobs.
         source: who proposed it: rows of a paper's table, or own runs.
-        measured_on: other results, one a line, each beside full attention's; empty: none.
-        kept: results of files under ``results/``, beside full attention's.
+        measured_on: other results, one per line, each next to full attention's; empty: none.
+        kept: results from files under ``results/``, next to full attention's.
     """
 
     name: str
@@ -113,7 +113,7 @@ def load_recipe(name_or_path: str | os.PathLike[str]) -> SWAAConfig:
 
     Raises:
         TypeError: for anything but text or a path.
-        ValueError: for an unknown name, or a file that is no configuration.
+        ValueError: for an unknown name, or a file that is not a configuration.
         FileNotFoundError: for a path without a file.
     """
     if not isinstance(name_or_path, (str, os.PathLike)):
@@ -135,7 +135,7 @@ def load_recipe(name_or_path: str | os.PathLike[str]) -> SWAAConfig:
 def resolve(
     recipe: SWAAConfig | Recipe | Mapping[str, Any] | str | os.PathLike[str], **knobs: Any
 ) -> SWAAConfig:
-    """The configuration behind anything that names one: what every front end calls.
+    """The configuration for anything that names one; every front end calls this.
 
     >>> resolve("naive", window=512).describe()
     'window 512'
@@ -166,7 +166,7 @@ def resolve(
 
 
 def _is_file(path: str) -> bool:
-    """Whether there is such a file; a name that is too long, or not to be seen, is none."""
+    """Whether there is such a file; not for names that are too long or cannot be read."""
     try:
         return Path(path).is_file()
     except OSError:

@@ -1,4 +1,4 @@
-"""``swaa report``: one self-contained page of a folder of results."""
+"""``swaa report``: one self-contained page for a folder of results."""
 
 from swaa.report.page import Report, write_report
 

@@ -1,4 +1,4 @@
-"""What a folder of results comes to: the four tiles that the page opens with."""
+"""The conclusion of a folder of results: the four tiles that the page opens with."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Tile:
 
     Attributes:
         title: what it is about.
-        value: in a word or a number.
+        value: one word or number.
         text: what that means, and what it was measured on.
         run: index of the run that measured it; ``None``: several did, or none.
     """
@@ -53,7 +53,7 @@ class Conclusion:
     """What the page opens with.
 
     Attributes:
-        recipe: that the statements are about; empty: none was measured.
+        recipe: the recipe that the tiles describe; empty: none was measured.
         tiles: the recipe, the quality that it keeps, its time to first token and its KV.
     """
 
@@ -62,7 +62,7 @@ class Conclusion:
 
 
 def conclude(figures: Sequence[Figures]) -> Conclusion:
-    """Find the recipe to start with, and what it was measured to keep and to cost.
+    """Find the recipe to start with, its measured quality and its cost.
 
     Args:
         figures: of all runs, in order.
@@ -111,23 +111,23 @@ def _full(figures: Iterable[Figures], group: str) -> Answers | None:
 
 
 def _recommended(recipes: Sequence[Recipe], kept: dict[str, _Kept]) -> Recipe | None:
-    """The cheapest of those that keep enough; where none does, the one that keeps most."""
+    """The cheapest recipe that keeps enough; where none does, the one that keeps most."""
     known = [recipe for recipe in recipes if recipe.name in kept]
     enough = [recipe for recipe in known if kept[recipe.name].share >= ENOUGH]
     if enough:
-        # Of equally cheap ones, that which keeps more.
+        # Of equally cheap recipes, the one that keeps more.
         return min(enough, key=lambda one: (_price(one), -kept[one.name].share))
     return max(known, key=lambda one: kept[one.name].share, default=None)
 
 
 def _price(recipe: Recipe) -> float:
-    """FLOPs of a long prompt in a known model, full attention's as 1, to the percent."""
+    """FLOPs of a long prompt in a known model, as a share of full attention's, rounded to 1 %."""
     shares = shares_of(next(iter(SHAPES)), recipe.config, _PRICED_AT)
     return round((shares or {}).get("flops_share", 1.0), 2)
 
 
 def _fastest(recipes: Sequence[Recipe], measured: Sequence[tuple[int, Measurement]]) -> str:
-    """A folder without answers still has speeds: of the recipe with the soonest first token."""
+    """A folder without answers still has speeds: the recipe with the shortest first-token time."""
     names = [recipe.name for recipe in recipes]
     pairs = [(own, full) for own, full, _ in _pairs(names, measured, ("time to first token",))]
     longest = max((own.tokens for own, _ in pairs), default=0)

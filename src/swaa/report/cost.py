@@ -1,4 +1,4 @@
-"""What a setting's prompt costs by arithmetic: exact where measured times cannot be compared."""
+"""The computed cost of a setting's prompt: exact where measured times cannot be compared."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SMOLLM2 = ModelShape(
 )
 
 SHAPES = {"SmolLM2-135M-Instruct.Q4_1": _SMOLLM2}
-"""Sizes of models, which no result holds, by the name in results, ``.gguf`` left out."""
+"""Sizes of models, which no result holds, by their name in results without ``.gguf``."""
 
 
 def shares_of(model: str, config: SWAAConfig, prompt_length: int) -> Mapping[str, float] | None:
@@ -36,9 +36,9 @@ def shares_of(model: str, config: SWAAConfig, prompt_length: int) -> Mapping[str
         prompt_length: tokens.
 
     Returns:
-        Those of :meth:`swaa.plan.Price.shares`; ``None`` when they depend on sizes that the result
-        does not tell. A model of unknown sizes is priced where all its layers do the same: then no
-        size matters but for ``flops_share``, which is left out.
+        The shares of :meth:`swaa.plan.Price.shares`; ``None`` when they depend on sizes that the
+        result does not hold. A model of unknown sizes is priced where all its layers do the same:
+        then sizes affect only ``flops_share``, which is left out.
     """
     shape = SHAPES.get(model.removesuffix(".gguf"))
     if shape is not None:

@@ -17,23 +17,23 @@ class Answers:
     """How often one setting was right, and what it took: one point of accuracy against cost.
 
     Attributes:
-        group: only points of one group may be compared: same model, task, samples and machine.
+        group: only points of the same group may be compared: same model, task, samples and machine.
         setting: its name.
         detail: what the setting does.
         accuracy: share of right answers, 0 to 1.
         low: lower bound of its 95 % interval; ``None``: unknown.
         high: upper bound.
-        score: mean score, 0 to 1, of tasks that count parts of an answer; ``None``: no such task.
-        count: ``8 of 8``, or what else the share is made of.
+        score: mean score, 0 to 1, for tasks that score parts of an answer; ``None``: other tasks.
+        count: ``8 of 8``, or whatever else the share is computed from.
         samples: prompts that were asked; 0: not counted.
-        seconds: what ``time`` says; ``None``: not measured, or while others ran on the machine.
+        seconds: the time that ``time`` names; ``None``: not measured, or the machine was shared.
         seconds_low: 20th percentile; ``None``: measured once.
         seconds_high: 80th percentile.
-        time: which time that is.
+        time: which time ``seconds`` is.
         kv_bytes: bytes of keys and values held after the prompt; ``None``: not measured.
-        kv_share: of full attention's bytes, by arithmetic; ``None``: not known.
-        flops_share: of full attention's prefill FLOPs, by arithmetic; ``None``: not known.
-        keys_share: of the keys that full attention's queries visit in the prompt, by arithmetic;
+        kv_share: share of full attention's bytes, computed; ``None``: not known.
+        flops_share: share of full attention's prefill FLOPs, computed; ``None``: not known.
+        keys_share: share of the keys that full attention's queries visit in the prompt, computed;
             ``None``: not known.
         full: whether this is full attention, which the others are measured against.
         trained: whether the model was trained for the setting.
@@ -68,7 +68,7 @@ class Measurement:
         chart: where it is drawn.
         measure: what was measured.
         unit: of the value.
-        group: only series of one group may be compared: same model, batch, dtype and machine.
+        group: only series of the same group may be compared: same model, batch, dtype and machine.
         series: setting, or kernel and mask.
         tokens: of the prompt, or keys of a decoding step.
         value: median.
@@ -76,8 +76,8 @@ class Measurement:
         high: 80th percentile.
         ours: whether swaa's code was measured.
         full: whether full attention was measured, which the others are measured against.
-        more_is_better: rates, as against times and bytes.
-        note: how near the value is to what the hardware allows.
+        more_is_better: true for rates, false for times and bytes.
+        note: how close the value is to the hardware's limit.
     """
 
     chart: Literal["speed", "memory"]
@@ -97,14 +97,14 @@ class Measurement:
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """Right answers of one model in one task: a bar of what a training changed.
+    """Right answers of one model in one task: a bar that shows the effect of training.
 
     Attributes:
-        recipe: what the model was trained for.
+        recipe: the one that the model was trained for.
         task: what was asked.
         state: which model: under full attention or the recipe, before or after training.
-        right: answers.
-        samples: prompts.
+        right: right answers.
+        samples: prompts asked.
         low: lower bound of the share's 95 % interval, 0 to 1.
         high: upper bound.
     """
@@ -120,18 +120,18 @@ class Trained:
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """All that one run shows.
+    """Everything that one run shows.
 
     Attributes:
-        subject: model or kernels that were measured.
-        setting: recipe, or how many.
+        subject: the model or the kernels that were measured.
+        setting: the recipe, or how many.
         task: what was asked or timed.
         tokens: lengths, in tokens.
         outcome: the run in a few words.
         answers: points of accuracy against cost.
         measurements: points against length.
-        trainings: bars of what a training changed.
-        configs: what was measured, by name, for the mask explorer.
+        trainings: bars that show the effect of training.
+        configs: the configurations measured, by name, for the mask explorer.
     """
 
     subject: str
@@ -146,5 +146,5 @@ class Figures:
 
 
 def model_name(name: str) -> str:
-    """A model as the page calls it: results name it with or without its file's ``.gguf``."""
+    """A model's name on the page: the name in results, without its file's ``.gguf``."""
     return name.removesuffix(".gguf")

@@ -31,11 +31,11 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """Something that the report shows as one line.
+    """A problem that the report shows as one line.
 
     Attributes:
         path: of the file, relative to the folder of results, with ``/``.
-        message: what is wrong with it, or what it lacks.
+        message: what is wrong with the file, or what it lacks.
     """
 
     path: str
@@ -44,7 +44,7 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class Folder:
-    """All that lies in a folder of results.
+    """The contents of a folder of results.
 
     Attributes:
         path: of the folder.
@@ -63,7 +63,7 @@ class Folder:
 
 
 def read_folder(path: str | Path) -> Folder:
-    """Read all result files below a folder.
+    """Read all result files in a folder and its subfolders.
 
     Args:
         path: of the folder.
@@ -95,7 +95,7 @@ def read_folder(path: str | Path) -> Folder:
 
 
 def _check(result: results.Result) -> None:
-    """What the schema leaves open and a page must rely on."""
+    """Check what the schema leaves open and the page relies on."""
     if not all(isinstance(row, Mapping) for row in result.rows):
         raise ValueError("holds rows that are no JSON objects")
     if not isinstance(result.config, Mapping):
@@ -110,7 +110,7 @@ def _check(result: results.Result) -> None:
 
 def _interrupted(root: Path) -> Iterator[Problem]:
     for file in sorted(root.rglob("*.jsonl")):
-        # What a search has scored, and what a judge has said, stays beside results, and is no run.
+        # Scores of a search and verdicts of a judge are kept next to results; they are not runs.
         kept = _SCORES.search(file.stem) or file.name.endswith(results.VERDICTS)
         if not kept and not file.with_suffix(".json").exists():
             yield Problem(
@@ -123,5 +123,5 @@ def _line(error: Exception, file: Path) -> str:
     if isinstance(error, RecursionError):
         return "is nested too deeply to be a result file"
     text = " ".join(str(error).split())
-    # The line begins with the path; once is enough.
+    # The line begins with the path already.
     return text.removeprefix(f"{file} ").removeprefix(f"{file}: ")

@@ -28,7 +28,7 @@ SCRIPTS = (
 """Parts of the page's script, in order."""
 
 _TITLE = b"<title>swaa report</title>"
-"""Tells a page of ours from other files."""
+"""Marks a page as ours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ def write_report(results: str | Path, output: str | Path) -> Report:
     Raises:
         FileNotFoundError: when there is no such folder.
         ImportError: when the library that draws the charts is missing.
-        ValueError: when the file is there and is no report, which is left as it is.
+        ValueError: when the file exists and is not a report; it is left unchanged.
     """
     folder, page = read_folder(results), Path(output)
     _check_page(page)
@@ -113,7 +113,7 @@ def _content(
 
 
 def _of_each(drawn: Iterable[tuple[Run, Figures]], name: str) -> list[dict[str, Any]]:
-    """One thing that all runs show, each item with the number of its run."""
+    """One attribute of all runs' figures, each item with the number of its run."""
     return [
         {"run": index, **dataclasses.asdict(item)}
         for index, (_, figures) in enumerate(drawn)
@@ -143,7 +143,7 @@ def _fill(content: dict[str, Any]) -> str:
     def read(name: str) -> str:
         return parts.joinpath(name).read_text("utf-8").strip()
 
-    # "<" never appears in the data, so no value can end the script element it lies in.
+    # "<" never appears in the data, so no value can end the script element that holds it.
     data = json.dumps(content, sort_keys=True, ensure_ascii=True).replace("<", "\\u003c")
     script = "\n\n".join(read(f"{name}.js") for name in SCRIPTS)
     page = read("page.html")
@@ -158,7 +158,7 @@ def _fill(content: dict[str, Any]) -> str:
 
 @functools.cache
 def _charting_library() -> str:
-    """Vega-Lite and what it needs, as one module that the page carries; made without a network."""
+    """Vega-Lite and its dependencies, as one module inside the page; made without a network."""
     try:
         import vl_convert
     except ImportError:

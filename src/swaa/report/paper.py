@@ -1,4 +1,4 @@
-"""The paper's own accuracy against time, beside which runs of this code are drawn."""
+"""The paper's accuracy against time, drawn next to runs of this code."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Paper:
     Attributes:
         source: title, number and version.
         notes: how its numbers were made, one sentence each.
-        answers: accuracy against time, its Figure 2: rows of Table 1 that Table 5 has a time for.
+        answers: accuracy against time, its Figure 2: those rows of Table 1 with a time in Table 5.
     """
 
     source: str
@@ -68,7 +68,7 @@ def _answers(table: Table, row: Row, column: str, accuracy: float, seconds: floa
 
 
 def _speed(times: Mapping[str, Any], config: SWAAConfig) -> float | None:
-    """Throughput of a setting (thousand tokens/s); of other sinks where Table 5 has only those."""
+    """Thousand tokens/s of a setting; with other sinks where Table 5 has only those."""
     layers = config.layers(times["layers"])
     setting = {
         "window": config.window,

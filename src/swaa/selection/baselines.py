@@ -35,14 +35,14 @@ PATTERNS = ("odd", "even", "every", "first", "middle", "last")
 """Rules of :func:`swaa.selection.signals.periodic.patterns`, without their shares."""
 
 Shares = Mapping[str, Mapping[int, float]]
-"""By signal of :data:`FROM_ATTENTION` what is better kept of each layer; more is better kept."""
+"""For each of :data:`FROM_ATTENTION`, a number per layer; higher: keep the layer first."""
 
 
 def check_baselines(names: Sequence[str]) -> None:
-    """Refuse what names neither a pattern nor a signal.
+    """Refuse names of neither a pattern nor a signal.
 
     Raises:
-        ValueError: naming the known ones.
+        ValueError: with the known names.
     """
     known = (ALL, *PATTERNS, *SIGNALS)
     for name in names:
@@ -51,12 +51,12 @@ def check_baselines(names: Sequence[str]) -> None:
 
 
 def ranking(search: Search, signal: str, shares: Shares) -> Mapping[int, float]:
-    """How much each layer's role matters by one of :data:`SIGNALS`; more is better kept.
+    """How important each layer's role is by one of :data:`SIGNALS`; higher: keep it first.
 
     Args:
         search: its board measures; its role is given to layers.
         signal: its name.
-        shares: what signals from attention found.
+        shares: results of the signals from attention.
     """
     if signal in FROM_ATTENTION:
         return shares[signal]
@@ -66,21 +66,21 @@ def ranking(search: Search, signal: str, shares: Shares) -> Mapping[int, float]:
 
 
 def direction(signal: str) -> Direction | None:
-    """How one of :data:`SIGNALS` flips layers; ``None``: it flips none."""
+    """The direction in which one of :data:`SIGNALS` flips layers; ``None``: it flips none."""
     if signal in FROM_ATTENTION:
         return None
     return "leave-one-out" if signal.endswith("_out") else "add-one"
 
 
 def baselines(search: Search, wanted: Sequence[str], shares: Shares) -> list[Baseline]:
-    """Patterns and rankings of as many layers as a search's budget pays for, measured.
+    """Patterns and rankings, measured, with as many layers as a search's budget allows.
 
-    None where it pays for no layer. Patterns that step through all layers may have fewer.
+    Empty where it allows no layer. Patterns that step through all layers may have fewer.
 
     Args:
         search: its board measures; its role is given to layers.
         wanted: names that :func:`check_baselines` knows.
-        shares: what signals from attention found.
+        shares: results of the signals from attention.
     """
     able, count = search.board.able, search.capacity()
     if not count:

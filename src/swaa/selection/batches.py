@@ -1,4 +1,4 @@
-"""Calibration samples as batches of token ids, and how predictions of their answers are scored."""
+"""Calibration samples as batches of token ids, and scores of predictions of their answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from swaa.models import LoadedModel
 
 FAR_SHARE = 0.25
-"""Share of a running text's rows that count: those that need most what lies far back."""
+"""Share of a running text's rows that count: those that most need distant keys."""
 
 
 class TeacherForced(NamedTuple):
@@ -22,7 +22,7 @@ class TeacherForced(NamedTuple):
         id: of the sample.
         prompt: token ids, template and answer prefix included.
         answer: token ids that follow.
-        far: whether only those of the answer's rows count that look far, :data:`FAR_SHARE` of them.
+        far: whether only those answer rows count that look far, :data:`FAR_SHARE` of them.
     """
 
     id: str
@@ -32,13 +32,13 @@ class TeacherForced(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """How a candidate predicts the answers, sample by sample, over the rows that count.
+    """How well a candidate predicts the answers, by sample, over the rows that count.
 
     Attributes:
         nll: mean negative log-likelihood of the answer's tokens (nats).
-        kl: mean divergence of the answer's distributions from full attention's (nats); empty when
-            it was not asked for.
-        exact: whether each answer token is the most likely one: greedy decoding would say it.
+        kl: mean divergence of the answer's distributions from full attention's (nats); empty if
+            not asked for.
+        exact: whether each answer token is the most likely one, as in greedy decoding.
     """
 
     nll: list[float]
@@ -48,7 +48,7 @@ class Scores(NamedTuple):
 
 @dataclass
 class Batch:
-    """Sequences that end together, padded on the left.
+    """Sequences with a common end, padded on the left.
 
     Attributes:
         names: of the samples.
@@ -57,7 +57,7 @@ class Batch:
         positions: of the tokens, ``[batch, tokens]``.
         answers: tokens of each answer, ``[batch]``.
         far: whether only rows that look far count, ``[batch]``.
-        prefix: first rows that no tail and no answer touches.
+        prefix: number of first rows that are in no tail and no answer.
     """
 
     names: list[str]
@@ -100,7 +100,7 @@ def score(batch: Batch, logits: Tensor, full: Tensor | None, counted: Tensor) ->
     Args:
         batch: of the sequences.
         logits: of the rows that predict the answers, ``[batch, rows, vocab]``.
-        full: full attention's log-probabilities, shaped alike; ``None``: no divergence is wanted.
+        full: full attention's log-probabilities, same shape; ``None``: compute no divergence.
         counted: rows that count, bool ``[batch, rows]``.
     """
     targets = batch.ids[:, -logits.shape[1] :]
@@ -114,16 +114,16 @@ def score(batch: Batch, logits: Tensor, full: Tensor | None, counted: Tensor) ->
 
 
 def far_rows(batch: Batch, full: Tensor, near: Tensor) -> Tensor:
-    """Which rows count: of samples that are ``far``, those that a window alone predicts worst.
+    """Which rows count: for ``far`` samples, those that a window alone predicts worst.
 
     Args:
         batch: of the sequences.
         full: full attention's log-probabilities, ``[batch, rows, vocab]``.
-        near: what window and sinks alone predict, likewise.
+        near: log-probabilities with window and sinks alone, same shape.
 
     Returns:
-        bool ``[batch, rows]``: all of the answer, of ``far`` samples the :data:`FAR_SHARE` of its
-        rows whose distributions are farthest from full attention's.
+        bool ``[batch, rows]``: all rows of the answer, or for ``far`` samples the share
+        :data:`FAR_SHARE` whose distributions are farthest from full attention's.
     """
     inside = batch.inside
     divergence = torch.where(inside, _divergence(full, near), -torch.inf)
@@ -139,7 +139,7 @@ def make(
     """Batches of samples of similar lengths, the longest first.
 
     Args:
-        loaded: says on which device.
+        loaded: its model says on which device.
         samples: of any lengths.
         size: sequences in a batch.
         tail: the longest dense tail (tokens).
@@ -155,7 +155,7 @@ def make(
             ids[row, total - len(text) :] = torch.tensor(text)
             mask[row, total - len(text) :] = 1
         answers = torch.tensor([len(sample.answer) for sample in group])
-        # A sequence that lay in the suffix as a whole would be padding all through the prefix.
+        # A sequence that fits into the suffix would be only padding in the prefix.
         shortest = min(map(len, texts))
         prefix = total - int(answers.max()) - max(tail, 1)
         yield Batch(

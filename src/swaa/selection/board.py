@@ -1,4 +1,4 @@
-"""Scores of candidates: measured once, remembered in a file, the same whoever asks."""
+"""Scores of candidates: measured once, remembered in a file, whoever asks."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from swaa.selection.candidate import Candidate
 from swaa.selection.passes import SharedPasses
 
 Objective = Literal["nll", "kl"]
-"""What a search makes small: the answers' negative log-likelihood, or the divergence from full."""
+"""What a search minimises: the answers' negative log-likelihood, or the divergence from full."""
 
 SHORT = 0.25
-"""What a pass over last rows and answers takes of one over whole prompts, about (on a GPU)."""
+"""About the cost of a pass over last rows and answers, relative to whole prompts (on a GPU)."""
 
 FULL = "full"
-"""Key of full attention, which is no candidate."""
+"""Key of full attention, which is not a candidate."""
 
 
 @dataclass
 class Board:
-    """Asks :class:`SharedPasses` for what is not known yet, and writes it down.
+    """Asks :class:`SharedPasses` for scores not known yet, and records them.
 
     Attributes:
-        passes: entered; measures.
-        file: entered; one line a candidate, so that an interrupted search resumes.
+        passes: already entered; measures.
+        file: already entered; one line per candidate, so that an interrupted search resumes.
         objective: what :meth:`value` reads.
-        on_pass: called after each candidate measured, with what it took: 1 for a pass over whole
+        on_pass: called after each candidate measured, with its cost: 1 for a pass over whole
             prompts, else :data:`SHORT`.
-        screen: measure full layers by their last rows only; 0: as they are.
+        screen: if above 0, full layers are full only in this many last prompt rows.
         asked: candidates asked for so far.
     """
 
@@ -54,7 +54,7 @@ class Board:
         return self.passes.able
 
     def value(self, candidate: Candidate) -> float:
-        """The mean objective of a candidate that was asked for before (nats a token)."""
+        """The mean objective of a candidate that was asked for before (nats per token)."""
         return mean(getattr(self.scores(candidate), self.objective))
 
     def scores(self, candidate: Candidate) -> Scores:
@@ -62,7 +62,7 @@ class Board:
         return self._known[self._key(candidate)]
 
     def screening(self, rows: int) -> Board:
-        """A board beside this one, on the same passes and file, that screens."""
+        """Another board with the same passes and file, which screens."""
         beside = replace(self, screen=rows, asked=[])
         beside._known = self._known
         return beside
@@ -80,10 +80,10 @@ class Board:
 
         Args:
             candidates: sets of layers, each measured as a set.
-            near: what they are a few steps away from; its passes are shared.
+            near: a candidate a few steps away from them; its passes are shared.
 
         Returns:
-            The candidates, best first; equals in the order given.
+            The candidates, best first; equal ones in the order given.
         """
         wanted = list(dict.fromkeys(candidates))
         self.asked += wanted
@@ -99,11 +99,11 @@ class Board:
         return sorted(wanted, key=self.value)
 
     def missing(self, candidates: Iterable[Candidate]) -> list[Candidate]:
-        """Those that are not measured yet."""
+        """The candidates that are not measured yet."""
         return [c for c in candidates if self._key(c) not in self._known]
 
     def price(self, candidate: Candidate) -> float:
-        """What measuring a candidate takes: 1 for a pass over whole prompts, else :data:`SHORT`."""
+        """The cost of measuring a candidate: 1 for passing whole prompts, else :data:`SHORT`."""
         return SHORT if self.screen or not candidate.full else 1
 
     def _plans(self, candidate: Candidate) -> tuple[LayerPlan, ...]:
@@ -127,7 +127,7 @@ def mean(values: Sequence[float]) -> float:
 
 
 def _rounded(values: Sequence[float]) -> list[float]:
-    # As the file holds them, so that a resumed search takes the same turns.
+    # Rounded as in the file, so that a resumed search makes the same choices.
     return [round(value, 6) for value in values]
 
 

@@ -18,10 +18,10 @@ class Cost(NamedTuple):
     """A candidate's cost.
 
     Attributes:
-        layers: full layers, of those that can slide.
-        decode: layers that keep every key: full ones and those with full decode.
-        flops: prefill FLOPs, of full attention's.
-        kv: bytes of keys and values once the prompt is computed, of full attention's.
+        layers: full layers, as a share of those that can slide.
+        decode: layers that keep every key, likewise: full ones and those with full decode.
+        flops: prefill FLOPs, as a share of full attention's.
+        kv: bytes of keys and values after the prompt, as a share of full attention's.
     """
 
     layers: float
@@ -35,10 +35,10 @@ class Budget:
     """Upper bounds, each a share of full attention's; ``None``: no bound.
 
     Attributes:
-        layers: full layers, of those that can slide.
-        decode: layers that keep every key: full ones and those with full decode.
+        layers: full layers, as a share of those that can slide.
+        decode: layers that keep every key, likewise: full ones and those with full decode.
         flops: prefill FLOPs, attention and linear layers.
-        kv: bytes of keys and values once the prompt is computed.
+        kv: bytes of keys and values after the prompt.
     """
 
     layers: Fraction | None = None
@@ -66,12 +66,12 @@ class Budget:
         return cls(**bounds)
 
     def __str__(self) -> str:
-        """As it is typed."""
+        """In the form that users type."""
         bounds = ((field.name, getattr(self, field.name)) for field in fields(self))
         return ",".join(f"{name}={share}" for name, share in bounds if share is not None) or "none"
 
     def whole_layers(self, able: int) -> Budget:
-        """The same with layers as whole numbers of ``able``, rounded as ``middle:1/4`` is."""
+        """The same with layers as whole numbers out of ``able``, rounded as for ``middle:1/4``."""
         names = [name for name in ("layers", "decode") if getattr(self, name) is not None]
         return replace(
             self, **{n: Fraction(math.floor(getattr(self, n) * able + HALF), able) for n in names}
@@ -82,7 +82,7 @@ class Budget:
         return not self.broken(cost)
 
     def broken(self, cost: Cost) -> list[str]:
-        """The bounds that a cost is beyond."""
+        """The bounds that a cost exceeds."""
         bounds = ((name, getattr(self, name)) for name in Cost._fields)
         return [
             name for name, most in bounds if most is not None and getattr(cost, name) > most + 1e-9
@@ -104,11 +104,11 @@ class Prices:
     length: int
 
     def full(self) -> Cost:
-        """Full attention's."""
+        """Full attention's cost."""
         return Cost(1.0, 1.0, 1.0, 1.0)
 
     def of(self, candidate: Candidate) -> Cost:
-        """The candidate's cost."""
+        """A candidate's cost."""
         ratios = price(self.shape, candidate.config(self.able), prompt_length=self.length).ratios()
         return Cost(
             layers=len(candidate.full) / len(self.able),

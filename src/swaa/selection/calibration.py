@@ -1,4 +1,4 @@
-"""What a recipe is tuned on: questions with the tokens of their answers, and others held out."""
+"""What a recipe is tuned on: questions with their answers' tokens, and others held out."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from swaa.evaluation.tasks import Task
 from swaa.selection.batches import TeacherForced
 
 FEWEST = 4
-"""Samples that a calibration or a held-out split must have at least."""
+"""The fewest samples of a calibration or held-out split."""
 
 ANSWER_TOKENS = 64
-"""Tokens of an answer that are predicted; later ones of a long answer are left out."""
+"""Tokens of an answer that are predicted; the rest of a longer answer is left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Samples of one task in two parts that share none.
+    """Two disjoint parts of one task's samples.
 
     Attributes:
         calibration: what signals and search see.
@@ -37,7 +37,7 @@ class Split:
 
 @dataclass(frozen=True)
 class GivenSamples:
-    """A task cut down to given samples, so that a comparison runs on these and no others."""
+    """A task limited to given samples, so that a comparison runs on these and no others."""
 
     task: Task
     given: tuple[Sample, ...]
@@ -45,12 +45,12 @@ class GivenSamples:
 
     @property
     def name(self) -> str:
-        """The task's."""
+        """The task's name."""
         return self.task.name
 
     @property
     def needs_length(self) -> bool:
-        """As the task."""
+        """As for the task."""
         return self.task.needs_length
 
     def describe(self) -> dict[str, Any]:
@@ -61,24 +61,24 @@ class GivenSamples:
     def samples(
         self, prompt: Prompt, *, length: int | None, count: int | None, seed: int
     ) -> list[Sample]:
-        """The given ones."""
+        """The given samples."""
         del prompt, length, count, seed
         return list(self.given)
 
     def score(self, sample: Sample, answer: str | None) -> Score:
-        """As the task scores."""
+        """The task's score."""
         return self.task.score(sample, answer)
 
 
 def require_counts(samples: int | None, held_out: int | None) -> None:
-    """Refuse splits that say nothing.
+    """Refuse splits that are too small to tell anything.
 
     Args:
-        samples: to tune on; ``None``: as many as is usual.
+        samples: to tune on; ``None``: the default number.
         held_out: to report on; ``None``: as many as there are.
 
     Raises:
-        ValueError: naming the flag, below :data:`FEWEST`.
+        ValueError: naming the flag, for a number below :data:`FEWEST`.
     """
     for flag, count in (("--samples", samples), ("--held-out", held_out)):
         if count is not None and count < FEWEST:
@@ -94,15 +94,16 @@ def split(
     seed: int,
     too_long: Callable[[], int] = int,
 ) -> Split:
-    """Part samples by a seeded shuffle.
+    """Split samples by a seeded shuffle.
 
     Args:
-        task: they are of, for messages.
+        task: the samples' task, for messages.
         samples: of one task.
         calibration: samples to tune on.
-        held_out: samples to report on; ``None``: all others; 0: none, others are reported on.
+        held_out: samples to report on; ``None``: all others; 0: none, because other samples are
+            reported on.
         seed: of the shuffle.
-        too_long: counts the samples that were left out for their length; asked when too few.
+        too_long: counts the samples left out for their length; called when there are too few.
 
     Raises:
         ValueError: when there are too few.
@@ -128,10 +129,10 @@ def split(
 
 
 def count_longer(task: Task, prompt: Prompt, length: int | None) -> int:
-    """The samples of a file that are left out for their length.
+    """The number of samples in a file that are left out for their length.
 
     Args:
-        task: they are of.
+        task: the samples' task.
         prompt: counts tokens.
         length: the most tokens of a prompt; ``None``: no limit.
     """
@@ -167,16 +168,16 @@ def require_room(
 def require_reach(
     lengths: Sequence[int], *, window: int, sink_tokens: int, length: int | None
 ) -> None:
-    """Refuse prompts that window and sinks show whole: every recipe answers them alike.
+    """Refuse prompts that window and sinks cover completely: all recipes answer them the same.
 
     Args:
         lengths: of the prompts to tune on (tokens).
         window: keys a sliding row sees.
         sink_tokens: first tokens that every row sees.
-        length: that was asked for, or the most of a file; ``None``: no limit.
+        length: the length asked for, or the most for a file; ``None``: no limit.
 
     Raises:
-        ValueError: when fewer than half of the prompts are longer.
+        ValueError: when fewer than half of the prompts are longer than window and sinks.
     """
     longer = sum(tokens > window + sink_tokens for tokens in lengths)
     if 2 * longer < len(lengths):
@@ -189,11 +190,11 @@ def require_reach(
 
 
 def gold(prompt: Prompt, samples: Sequence[Sample]) -> list[TeacherForced]:
-    """Samples with the tokens of the answers that they came with."""
+    """Samples with the tokens of their given answers."""
     made = []
     for sample in samples:
         ids = _prompt_ids(prompt, sample)
-        # A begun answer goes on behind a space; a chat template ends where a word may begin.
+        # After its given first words, an answer needs a space; after a chat template it needs none.
         space = " " if prompt.begun(sample.answer_prefix) else ""
         text = f"{space}{', '.join(sample.answers)}"
         tokens: Any = prompt.tokenizer(text, add_special_tokens=False, verbose=False)
@@ -204,19 +205,19 @@ def gold(prompt: Prompt, samples: Sequence[Sample]) -> list[TeacherForced]:
 def own_answers(
     prompt: Prompt, samples: Sequence[Sample], engine: Engine, *, batch_size: int
 ) -> tuple[list[Sample], list[TeacherForced]]:
-    """What full attention answers greedily, in the place of gold answers.
+    """Full attention's greedy answers, used instead of gold answers.
 
     Args:
         prompt: frames and encodes.
         samples: with or without answers of their own.
-        engine: entered; full attention.
+        engine: already entered; full attention.
         batch_size: prompts answered at once.
 
     Returns:
         The samples with the model's answer as the only one, and the answers' tokens.
 
     Raises:
-        ValueError: when the model answers a prompt with nothing.
+        ValueError: when the model's answer to a prompt is empty.
     """
     requests = [
         Request(
@@ -232,7 +233,7 @@ def own_answers(
     for sample, request in zip(samples, requests, strict=True):
         reply = replies[sample.id]
         answered.append(replace(sample, answers=(_said(sample, reply),)))
-        # The tokens themselves: a text may be split into others than it was made of.
+        # The generated tokens themselves: encoding their text may give other tokens.
         forced.append(TeacherForced(sample.id, request.ids, reply.ids[:ANSWER_TOKENS]))
     return answered, forced
 

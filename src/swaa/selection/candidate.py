@@ -11,14 +11,14 @@ from typing import Literal
 from swaa.config import LayerPlan, SWAAConfig
 
 Role = Literal["full", "decode"]
-"""What a layer is given: full attention, or full attention of generated tokens only."""
+"""What a layer is given: full attention, or full attention for generated tokens only."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A configuration in the form that a search moves through.
+    """A configuration in the form that a search changes.
 
-    Layers of neither set slide in everything. Two candidates are equal when they do the same.
+    Layers in neither set always slide. Two candidates are equal when they do the same.
 
     Attributes:
         window: keys a sliding row sees, itself included (tokens).
@@ -63,7 +63,7 @@ class Candidate:
         )
 
     def config(self, able: Iterable[int]) -> SWAAConfig:
-        """The configuration: indices in order, or a plain bool where every sliding layer agrees."""
+        """The configuration: sorted indices, or a plain bool where every sliding layer agrees."""
         sliding = frozenset(able) - self.full
         everywhere = bool(sliding) and self.decode >= sliding
         return SWAAConfig(
@@ -81,7 +81,7 @@ class Candidate:
         return tuple(p if i in able else LayerPlan(window=None) for i, p in enumerate(plans))
 
     def screening_plans(self, able: Iterable[int], depth: int, rows: int) -> tuple[LayerPlan, ...]:
-        """As :meth:`plans`, but full layers are full in the last ``rows`` prompt rows only.
+        """Like :meth:`plans`, but full layers are full in the last ``rows`` prompt rows only.
 
         What those rows see decides most of an answer, and they cost a fraction of the prompt.
         """
@@ -94,7 +94,7 @@ class Candidate:
 
     @property
     def near(self) -> LayerPlan:
-        """Window and sinks alone: what a row sees that looks nowhere far."""
+        """Window and sinks alone: the view of a row that does not look far."""
         return LayerPlan(window=self.window, sink_tokens=self.sink_tokens)
 
     def layers(self, role: Role) -> frozenset[int]:
@@ -102,7 +102,7 @@ class Candidate:
         return self.full if role == "full" else self.decode
 
     def with_layers(self, role: Role, layers: Iterable[int]) -> Candidate:
-        """The same with other layers in a role."""
+        """The same candidate with other layers in a role."""
         return replace(self, **{role: frozenset(layers)})
 
     @property

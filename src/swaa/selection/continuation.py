@@ -1,8 +1,8 @@
-"""`continuation`: running text to tune on, where nothing is asked: what comes next is predicted.
+"""`continuation`: running text to tune on; there is no question, the next tokens are predicted.
 
-A text of ``length`` tokens ends in :data:`CONTINUED` that count as generated. Of these only the
-rows that look far count (:func:`swaa.selection.batches.far_rows`): elsewhere a window is enough,
-and every recipe would look alike.
+A text of ``length`` tokens ends in :data:`CONTINUED` tokens that count as generated. Of these only
+the rows that look far count (:func:`swaa.selection.batches.far_rows`): for others a window is
+enough, and every recipe would look the same.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from swaa.evaluation.tasks.haystack import read_filler
 from swaa.selection.batches import TeacherForced
 
 NAME = "continuation"
-"""As typed, and as reported."""
+"""The task's name, in commands and results."""
 
 CONTINUED = 128
 """Tokens at the end of each text that count as generated."""
 
 SHORTEST = 2 * CONTINUED
-"""Tokens that a text has at least."""
+"""Fewest tokens of a text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,23 +46,23 @@ class Texts:
         return len(first.prompt) + len(first.answer)
 
     def describe(self) -> dict[str, Any]:
-        """What tells these texts from others."""
+        """What distinguishes these texts."""
         return {"task": NAME, "version": 1, "texts": [text.id for text in self.calibration]}
 
 
 def make_texts(prompt: Prompt, *, length: int, calibration: int, held_out: int, seed: int) -> Texts:
-    """Texts of the shipped novel, which end at places evenly spread over it.
+    """Texts from the shipped novel, which end at places spread evenly over it.
 
     Args:
         prompt: encodes.
         length: tokens of each text.
         calibration: texts to tune on.
         held_out: texts to report on.
-        seed: deals the places out.
+        seed: assigns the places to the two parts.
 
     Raises:
-        ValueError: for lengths that the novel cannot give without repeating itself, and more texts
-            than there are places.
+        ValueError: for lengths that the novel cannot give without repeating itself, and for more
+            texts than there are places.
     """
     ids = _novel(prompt)
     count = calibration + held_out
@@ -79,20 +79,20 @@ def make_texts(prompt: Prompt, *, length: int, calibration: int, held_out: int, 
 
 
 def kept_scores(kl: Sequence[float]) -> list[float]:
-    """What each text keeps, 0 to 1: how likely full attention's own continuation is, a token.
+    """What each text keeps, 0 to 1: how likely full attention's own continuation is, per token.
 
     >>> kept_scores([0.0, 0.05])
     [1.0, 0.9512]
 
     Args:
-        kl: divergence from full attention (nats a token).
+        kl: divergence from full attention (nats per token).
     """
-    # Rounding makes divergences of the same distributions a little less than nothing.
+    # Rounding can make the divergence of equal distributions slightly negative.
     return [round(math.exp(-max(0.0, value)), 4) for value in kl]
 
 
 def _text(ids: Sequence[int], end: int, length: int) -> TeacherForced:
-    # What comes before the novel's beginning is its end: the text wraps, and never repeats.
+    # Before the novel's beginning comes its end: the text wraps, and never repeats.
     begin = end - length
     tokens = (*ids[begin:], *ids[:end]) if begin < 0 else ids[begin:end]
     return TeacherForced(

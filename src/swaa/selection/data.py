@@ -1,4 +1,4 @@
-"""What a tuning sees: of each kind of question samples to tune on, and others held out."""
+"""A tuning's samples: for each kind of question some to tune on, and others held out."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Asked:
 
     Attributes:
         task: gives and scores them.
-        split: to tune on, and held out.
-        forced: those to tune on, with the tokens of their answers.
-        gold: whether the answers came with the samples; else they are full attention's own.
+        split: samples to tune on, and held out.
+        forced: the samples to tune on, with the tokens of their answers.
+        gold: whether the answers came with the samples; otherwise they are full attention's own.
     """
 
     task: Task
@@ -37,11 +37,11 @@ class Asked:
 
 @dataclass(frozen=True)
 class Data:
-    """Everything tuned on, and what is reported on.
+    """Everything tuned on, and everything reported on.
 
     Attributes:
         asked: by task.
-        texts: running text, where it is continued too.
+        texts: running text, if it is tuned on too.
         report: tasks to report on.
     """
 
@@ -70,23 +70,23 @@ class Data:
 
     @property
     def length(self) -> int:
-        """Tokens of the prompt that recipes are priced at: the median."""
+        """Prompt length at which recipes are priced: the median (tokens)."""
         return self.lengths[len(self.lengths) // 2]
 
     @property
     def held_out(self) -> int:
-        """Samples held out, of all kinds."""
+        """Number of held-out samples of all kinds."""
         texts = len(self.texts.held_out) if self.texts else 0
         return sum(len(one.split.held_out) for one in self.asked) + texts
 
     def describe(self) -> list[dict[str, Any]]:
-        """What tells these samples from others."""
+        """What distinguishes these samples."""
         asked = [GivenSamples(one.task, one.split.calibration).describe() for one in self.asked]
         return asked + ([self.texts.describe()] if self.texts else [])
 
 
 def prepare(tuning: Tuning, source: LocalModel, base: Candidate) -> Data:
-    """Make all samples; whatever is wrong with one shows now, not after the search.
+    """Make all samples, so that mistakes in them show now, not after the search.
 
     Args:
         tuning: what is asked for.
@@ -94,15 +94,15 @@ def prepare(tuning: Tuning, source: LocalModel, base: Candidate) -> Data:
         base: knobs that the search begins with.
 
     Raises:
-        ValueError: for too few samples, answers that are missing, prompts that are too long for
-            the model, and such that a window shows whole.
+        ValueError: for too few samples, missing answers, prompts that are too long for the
+            model, and prompts that a window shows completely.
     """
     _make_others(tuning, source)
     texts = _read(tuning, source, base) if tuning.continuation else None
     asked = tuple(_ask(task, tuning, source, base) for task in tuning.tasks)
     own = {one.task.name: one.split.held_out for one in asked}
     report = tuple(
-        # Other tasks are asked as `swaa eval` asks them, so that its finished runs are found.
+        # Other tasks are asked as in `swaa eval`, so that its finished runs are found.
         GivenSamples(task, own[task.name]) if own.get(task.name) else task
         for task in tuning.report_on or tuning.tasks
     )
@@ -110,10 +110,10 @@ def prepare(tuning: Tuning, source: LocalModel, base: Candidate) -> Data:
 
 
 def _make_others(tuning: Tuning, source: LocalModel) -> None:
-    """What is wrong with prompts of tasks that are only reported on would show late."""
+    """Check prompts of tasks that are only reported on now: later, mistakes would show late."""
     own = [task.name for task in tuning.tasks]
     others = [
-        # Prompts that are made to a length are all as long.
+        # Prompts made to a length all have the same length.
         task.samples(
             tuning.prompt,
             length=tuning.length,

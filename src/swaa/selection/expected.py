@@ -12,11 +12,11 @@ from swaa.selection.signals.flips import flips
 
 
 class Amount(NamedTuple):
-    """What one budget takes.
+    """The work for one budget.
 
     Attributes:
-        sets: of layers to measure.
-        passes: that they take, counted in passes over whole prompts.
+        sets: sets of layers to measure.
+        passes: the passes that they take, in passes over whole prompts.
     """
 
     sets: int
@@ -28,8 +28,8 @@ def expected(groups: Sequence[Sequence[Search]], method: str, *, baselines: bool
 
     Args:
         groups: the searches of each budget, all on one board.
-        method: ``search``: about what it takes, whatever is known already; a signal: at most what
-            its ranking takes, without what is known.
+        method: ``search``: an estimate, whatever is known already; a signal: the most that its
+            ranking takes, without what is known.
         baselines: whether patterns and every signal's choice are measured too.
     """
     found, counted = [], set[Candidate]()
@@ -66,8 +66,8 @@ def watch(
     """For each budget in turn, what a board calls after each pass; shares go from 0 to 1.
 
     Args:
-        amounts: of :func:`expected`.
-        method: as there.
+        amounts: from :func:`expected`.
+        method: likewise.
         progress: called with the share that is done, and what is going on.
     """
     whole, sets = max(1e-9, sum(amount.passes for amount in amounts)), 0

@@ -1,8 +1,8 @@
 """The user's own prompts as a task: a JSONL file of ``prompt`` and, if known, ``answer``.
 
 Each line is an object with ``prompt``, the whole text (the chat template frames it). Optional:
-``answer``, a text or a list of texts that a right answer holds, and ``max_new_tokens``. Without
-answers, full attention's own greedy answers take their place.
+``answer``, one text or a list of texts that a right answer contains, and ``max_new_tokens``.
+Without answers, full attention's own greedy answers take their place.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from swaa.evaluation.tasks.rows import DataFile, Row, take
 from swaa.evaluation.words import normalise, says
 
 VERSION = 2
-"""Of the scorer: the first found words inside of words. Results of another are kept apart."""
+"""Version of the scorer. Version 1 also found answers inside words; its results are kept apart."""
 
 MAX_NEW_TOKENS = 64
-"""Longest answer where the line does not say (tokens)."""
+"""Longest answer where a line does not say (tokens)."""
 
 SAME = 0.9
-"""Overlap with full attention's own answer from which an answer counts as the same."""
+"""From this overlap on, an answer counts as the same as full attention's own."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class OwnPrompts:
         return f"prompts:{self.file.path.name}"
 
     def describe(self) -> dict[str, Any]:
-        """What tells runs of the task apart."""
+        """What distinguishes runs of the task."""
         return {"task": "prompts", "version": VERSION, **self.file.describe()}
 
     def samples(
@@ -49,7 +49,7 @@ class OwnPrompts:
         """The first ``count`` lines whose prompts have at most ``length`` tokens.
 
         Raises:
-            ValueError: for a line that is no prompt, and where some have answers and others none.
+            ValueError: for a line that is not a prompt, and where only some lines have answers.
         """
         del seed
         rows = list(self.file.rows())
@@ -64,7 +64,7 @@ class OwnPrompts:
         return made
 
     def score(self, sample: Sample, answer: str | None) -> Score:
-        """The share of the answers that are found, or 1 where it is as full attention's own."""
+        """The share of the answers that are found, or 1 where it matches full attention's own."""
         if not answer:
             return Score(0.0, answered=False)
         if sample.tags["gold"] == "no":

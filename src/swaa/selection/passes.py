@@ -1,7 +1,7 @@
-"""Teacher-forced passes over calibration samples that share what candidates have in common.
+"""Teacher-forced passes over calibration samples; candidates share their common computation.
 
-A batch goes through the model in two parts: the *prefix*, prompt rows that no tail and no answer
-touches, and the *suffix*, the last prompt rows and the answer. A candidate is measured against a
+A batch goes through the model in two parts: the *prefix*, prompt rows that are in no tail and no
+answer, and the *suffix*, the last prompt rows and the answer. A candidate is measured against a
 *reference* whose keys, values and hidden states are kept:
 
 - layers below the first one that differs are not computed again, in either part;
@@ -39,7 +39,7 @@ Plans = tuple[LayerPlan, ...]
 
 @dataclass
 class _Trace:
-    """What is kept of a reference: per layer, its outputs of both parts and its cache."""
+    """What is kept of a reference: each layer's outputs in both parts, and its cache."""
 
     plans: Plans
     prefix: list[Any] = field(default_factory=list)
@@ -53,11 +53,11 @@ class SharedPasses(AbstractContextManager["SharedPasses"]):
 
     Args:
         loaded: model and tokenizer.
-        samples: what is predicted.
+        samples: whose answers are predicted.
         batch_size: samples at once.
         backend: attention backend.
         tail: the longest dense tail of any plan to come (tokens).
-        near: window and sinks alone, by which rows that look far are told; needed where samples
+        near: window and sinks alone, used to find rows that look far; needed where samples
             are ``far``.
 
     Raises:
@@ -85,8 +85,8 @@ class SharedPasses(AbstractContextManager["SharedPasses"]):
         self._keeps_logits = keep
         self._full: Plans = (LayerPlan(window=None),) * len(self._layers)
         self._near = near
-        # Log-probabilities of full attention, and rows that count, by batch: made once. And the
-        # last reference, which is worth keeping where there is one batch only.
+        # By batch, made once: log-probabilities of full attention, and the rows that count. And
+        # the last reference, which is worth keeping only where there is one batch.
         self._full_logprobs: dict[int, Tensor] = {}
         self._counted: dict[int, Tensor] = {}
         self._last: _Trace | None = None
@@ -122,18 +122,18 @@ class SharedPasses(AbstractContextManager["SharedPasses"]):
     ) -> Iterator[Scores]:
         """Scores of each candidate, in order.
 
-        The reference is computed once a batch, then each candidate from the first layer on in
-        which it differs: at most one pass each.
+        The reference is computed once per batch, then each candidate from its first different layer
+        on: at most one pass each.
 
         Args:
-            reference: what candidates are computed from; best, what they are one step away from.
+            reference: what candidates are computed from; best plans one step away from them.
             candidates: what to measure.
-            kl: compare with full attention too: one pass more.
+            kl: compare with full attention too: one more pass.
 
         Raises:
             ValueError: when a batch does not fit into the device's memory.
         """
-        if len(self._batches) == 1:  # each is known as soon as it is measured
+        if len(self._batches) == 1:  # yield each candidate as soon as it is measured
             (batch,) = self._batches
             for rows in self._batch_scores(0, batch, reference, candidates, kl):
                 yield self._gather([(batch.names, rows)])
@@ -212,7 +212,7 @@ class SharedPasses(AbstractContextManager["SharedPasses"]):
         return Scores(list(nll), [] if None in kl else list(kl), list(exact))
 
     def _run(self, batch: Batch, plans: Plans, base: _Trace | None) -> _Trace:
-        """Both parts under the plans; what ``base`` has in common with them is taken from it."""
+        """Run both parts under the plans; what ``base`` has in common with them is reused."""
         assert all(plan.dense_tail <= self._tail for plan in plans), "the tail reaches the prefix"
         for index, module in self._attention.items():
             attach(module, replace(attached(module), plan=plans[index]))
@@ -228,7 +228,7 @@ class SharedPasses(AbstractContextManager["SharedPasses"]):
             trace.cache[:first] = base.cache[:first]
         cache = DynamicCache(config=self._model.config)
         if batch.prefix:
-            # Shallow copies: a pass appends by making new tensors, those kept stay as they are.
+            # Shallow copies: a pass appends by making new tensors, so the kept ones do not change.
             cache.layers = [copy.copy(layer) for layer in trace.cache]
         first = 0 if base is None else _first_difference(plans, base.plans, lambda plan: plan)
         kept = base.suffix[first - 1] if base and first else None
@@ -244,11 +244,11 @@ class SharedPasses(AbstractContextManager["SharedPasses"]):
         first: int,
         kept: Any,
     ) -> tuple[list[Any], Tensor]:
-        """Rows ``[begin, end)`` through the layers from ``first`` on.
+        """Pass rows ``[begin, end)`` through the layers from ``first`` on.
 
         Returns:
-            What each layer returned (of a pass through all of them; else nothing: it is no
-            reference), and the logits of the rows that predict an answer token.
+            Each layer's output (nothing if the pass skips layers: it is not a reference then), and
+            the logits of the rows that predict an answer token.
         """
         begin, end = rows
         wanted = batch.longest + 1
@@ -266,12 +266,12 @@ class SharedPasses(AbstractContextManager["SharedPasses"]):
                 **cache_argument(cache),
                 **options,
             ).logits
-        # A row predicts the token behind it; the last row predicts none of ours.
+        # A row predicts the token after it; the last row predicts none of ours.
         return outputs, logits[:, -wanted:-1].float()
 
 
 def _of_prefix(plan: LayerPlan) -> LayerPlan:
-    """What of a plan concerns rows before the tail."""
+    """The part of a plan that concerns rows before the tail."""
     return LayerPlan(window=plan.window, sink_tokens=0 if plan.full else plan.sink_tokens)
 
 

@@ -1,4 +1,4 @@
-"""Draw a tuning: what recipes keep, over what they cost."""
+"""Draw a tuning: what recipes keep, against what they cost."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from swaa.selection.report import Point, kept, kept_between, pareto
 
 
 def draw(points: Sequence[Point], chosen: Point | None, path: Path, *, title: str) -> None:
-    """Write a PNG: retention with its 95 % interval over prefill FLOPs, and over KV bytes.
+    """Write a PNG: retention with its 95 % interval against prefill FLOPs, and against KV bytes.
 
     Args:
         points: full attention first; each with scores.
-        chosen: marked; ``None``: none was.
+        chosen: the point to mark; ``None``: no point was chosen.
         path: file to write.
         title: above the panels.
 

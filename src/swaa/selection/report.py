@@ -1,4 +1,4 @@
-"""What a tuning ends in: points with cost and retention, the choice among them, and a recipe."""
+"""The result of a tuning: points with cost and retention, the choice among them, and a recipe."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from swaa.selection.continuation import NAME as CONTINUATION
 from swaa.statistics import Interval, mcnemar, retention, wilson
 
 ENOUGH = 20
-"""Samples held out below which what is kept deserves a warning: all right is 84 % or more there."""
+"""With fewer held-out samples, retention needs a warning; 20 of 20 right means 84 % or more."""
 
 MEASURABLE = 0.1
-"""Share that full attention answers rightly, below which what is kept of it is left unsaid."""
+"""Where full attention answers a smaller share rightly, what is kept of it is not reported."""
 
 Role = Literal["held out", "longer", "other"]
-"""What scores are of: samples held out, the same at longer prompts, kinds not tuned on."""
+"""Which samples scores are of: held out, the same tasks at longer prompts, kinds not tuned on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,17 +32,17 @@ class Point:
     """One recipe: what it costs, what it keeps.
 
     Attributes:
-        name: what it is called in tables.
+        name: as in tables.
         source: ``search``, a signal, ``periodic``, ``base`` or ``full``.
         config: the recipe.
         cost: as shares of full attention's.
-        nll: of the calibration answers (nats a token).
-        kl: from full attention's calibration answers (nats a token).
+        nll: of the calibration answers (nats per token).
+        kl: from full attention's calibration answers (nats per token).
         exact: calibration answers that greedy decoding would give word for word, 0 to 1.
-        scores: by task held out: score of each sample, in order.
-        longer: the same tasks at longer prompts than were tuned on, where that was measured.
+        scores: of held-out samples, by task: each sample's score, in order.
+        longer: the same tasks at longer prompts than the search used, where that was measured.
         others: kinds of questions that were not tuned on, likewise.
-        also: other names of the same recipe: what else chose it.
+        also: other names of the same recipe: those of other methods that chose it.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Point:
 
 
 def point(name: str, source: str, config: SWAAConfig, cost: Cost, scores: Scores) -> Point:
-    """A point with what a board measured on the samples tuned on; attributes are as of Point."""
+    """A point with a board's scores on the samples tuned on; attributes are as in Point."""
     return Point(
         name=name,
         source=source,
@@ -86,10 +86,10 @@ def point(name: str, source: str, config: SWAAConfig, cost: Cost, scores: Scores
 
 
 def rows(points: Sequence[Point], full: Point, lengths: Mapping[Role, int]) -> list[dict[str, Any]]:
-    """One row a point, role and task, for a result file.
+    """One row per point, role and task, for a result file.
 
     Args:
-        points: full attention among them.
+        points: all points, with full attention's.
         full: full attention.
         lengths: of the prompts of each role that was measured (tokens).
     """
@@ -117,7 +117,7 @@ def rows(points: Sequence[Point], full: Point, lengths: Mapping[Role, int]) -> l
 
 
 def _measured(task: str, scores: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
-    """A row's numbers; of running text no answer is right or wrong, there is a score only."""
+    """A row's numbers; running text has a score only, since no answer is right or wrong."""
     low, high = interval(task, scores)
     found = {
         "samples": len(scores),
@@ -137,12 +137,12 @@ def _measured(task: str, scores: Sequence[float], theirs: Sequence[float]) -> di
 
 
 def interval(task: str, scores: Sequence[float]) -> Interval:
-    """The 95 % interval of right answers; of running text, of the score."""
+    """The 95 % interval of right answers; for running text, of the score."""
     return wilson(sum(scores) if task == CONTINUATION else _right(scores), len(scores))
 
 
 def measurable(full: Point, role: Role = "held out") -> list[str]:
-    """Tasks of which full attention answers enough for what is kept to mean something."""
+    """Tasks in which full attention answers enough for retention to mean something."""
     return [
         task
         for task, scores in full.of(role).items()
@@ -151,7 +151,7 @@ def measurable(full: Point, role: Role = "held out") -> list[str]:
 
 
 def unmeasurable(full: Point, role: Role = "held out") -> list[str]:
-    """One line for each other task."""
+    """One line for each task that is not :func:`measurable`."""
     known = measurable(full, role)
     return [
         f"{task}: not measurable, full attention itself answers {_right(scores)} of {len(scores)}"
@@ -161,7 +161,7 @@ def unmeasurable(full: Point, role: Role = "held out") -> list[str]:
 
 
 def kept_by_task(point: Point, full: Point, role: Role = "held out") -> dict[str, float]:
-    """What a recipe keeps of full attention's score on each measurable task, 0 to 1 and beyond."""
+    """The share of full attention's score that a recipe keeps, by measurable task; may exceed 1."""
     return {
         task: mean(point.of(role)[task]) / mean(full.of(role)[task])
         for task in measurable(full, role)
@@ -169,22 +169,22 @@ def kept_by_task(point: Point, full: Point, role: Role = "held out") -> dict[str
 
 
 def kept(point: Point, full: Point, *, average: bool = False) -> float:
-    """What a recipe keeps of full attention's score on the worst of the tasks held out.
+    """What a recipe keeps of full attention's score on the worst of the held-out tasks.
 
     Args:
         point: the recipe.
         full: full attention.
-        average: the tasks' mean instead.
+        average: return the mean over tasks instead.
 
     Raises:
-        ValueError: when full attention itself answers too few of any task.
+        ValueError: when full attention itself answers too few samples of every task.
     """
     shares = list(_require(point, full).values())
     return mean(shares) if average else min(shares)
 
 
 def worst(point: Point, full: Point) -> str:
-    """The task of which a recipe keeps least."""
+    """The task in which a recipe keeps least."""
     shares = _require(point, full)
     return min(shares, key=lambda task: shares[task])
 
@@ -200,7 +200,7 @@ def _require(point: Point, full: Point) -> dict[str, float]:
 
 
 def kept_between(point: Point, full: Point) -> Interval:
-    """The 95 % interval of :func:`kept`, with full attention's score taken as it is."""
+    """The 95 % interval of :func:`kept`, taking full attention's score as exact."""
     task = worst(point, full)
     scores, theirs = point.scores[task], mean(full.scores[task])
     low, high = wilson(sum(scores), len(scores))
@@ -208,7 +208,7 @@ def kept_between(point: Point, full: Point) -> Interval:
 
 
 def counts(point: Point, full: Point, role: Role = "held out") -> list[str]:
-    """One line a task: how many answers are right, and how sure that makes the share.
+    """One line per task: how many answers are right, and the interval of that share.
 
     >>> full = Point(name="full", source="full", config=SWAAConfig(window=None),
     ...     cost=Cost(1, 1, 1, 1), nll=0, kl=0, exact=1, scores={"needle": [1, 1, 1, 1]})
@@ -229,7 +229,7 @@ def counts(point: Point, full: Point, role: Role = "held out") -> list[str]:
             f"{task}: {_count(scores)} right (95 % interval {_interval(task, scores)} %),"
             f" full attention {_count(theirs)} ({_interval(task, theirs)} %)"
         )
-        if {*scores, *theirs} - {0, 1}:  # only answers that score everything count as right
+        if {*scores, *theirs} - {0, 1}:  # only answers with a score of 1 count as right
             means = (100 * mean(values) for values in (scores, theirs))
             line += "; mean score {:.1f} %, full attention {:.1f} %".format(*means)
         lines.append(line if task in known else f"{line}: not measurable")
@@ -266,7 +266,7 @@ def _interval(task: str, scores: Sequence[float]) -> str:
 
 
 def doubt(full: Point) -> str | None:
-    """What to say of so few samples held out that chance may choose; ``None``: there are enough."""
+    """A warning if so few samples are held out that chance may choose; ``None``: enough are."""
     count = min(map(len, full.scores.values()))
     if count >= ENOUGH:
         return None
@@ -278,7 +278,7 @@ def doubt(full: Point) -> str | None:
 
 
 def pareto(points: Sequence[Point]) -> list[Point]:
-    """The points that no other beats or equals in FLOPs, KV bytes and score at once."""
+    """The points that no other point equals or beats in FLOPs, KV bytes and score at once."""
 
     def beaten(ours: Point, theirs: Point) -> bool:
         a = (ours.cost.flops, ours.cost.kv, -ours.score)
@@ -294,11 +294,11 @@ def choose(points: Sequence[Point], full: Point, keep: float, *, average: bool =
     Args:
         points: to choose from.
         full: full attention.
-        keep: share of its score to be kept, on every task.
-        average: on the tasks' mean.
+        keep: share of full attention's score to keep, on every task.
+        average: compare the mean over tasks instead.
 
     Raises:
-        ValueError: when none does; names the best.
+        ValueError: when no point does; names the best.
     """
     enough = [point for point in points if kept(point, full, average=average) >= keep]
     if not enough:
@@ -319,13 +319,13 @@ def choose(points: Sequence[Point], full: Point, keep: float, *, average: bool =
 def recipe(
     point: Point, full: Point, *, name: str, how: str, provenance: Provenance
 ) -> dict[str, Any]:
-    """A recipe file's content: what `swaa generate --recipe FILE` reads, and where it comes from.
+    """A recipe file's content: what `swaa generate --recipe FILE` reads, and its origin.
 
     Args:
         point: the choice.
         full: full attention.
         name: of the recipe.
-        how: one sentence: data, search.
+        how: one sentence: data and search.
         provenance: of the run.
     """
     shares = ", ".join(
@@ -351,7 +351,7 @@ def recipe(
 
 
 def write_recipe(content: Mapping[str, Any], path: Path) -> None:
-    """Write a recipe as JSON, whole or not at all.
+    """Write a recipe as JSON, completely or not at all.
 
     Raises:
         OSError: naming the file.

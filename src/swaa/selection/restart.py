@@ -16,7 +16,7 @@ def find_decoder_layers(model: PreTrainedModel) -> tuple[nn.Module, ...]:
     """The decoder layers, from the first to the last.
 
     Raises:
-        UnsupportedModelError: when they do not lie in one list.
+        UnsupportedModelError: when they are not in one list.
     """
     attention = attention_modules(model)
     depth = model.config.num_hidden_layers

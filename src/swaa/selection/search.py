@@ -1,7 +1,7 @@
 """Search over sets of layers under a budget: several kinds of starts, then swaps.
 
-Single layers tell little where several work together, so a set is always measured as a set, and
-what a search gives is the best of all sets measured, not where its last step happened to end. The
+Single layers tell little where several work together, so a set is always measured as a set. The
+result is the best of all sets measured, not the one at which the last step ended. The
 objective is teacher-forced (a pass, no generation); the best sets are verified by generation later.
 """
 
@@ -24,15 +24,15 @@ class Effort:
     """How long a search looks.
 
     Attributes:
-        additions: layers tried in a step of the greedy start, those that helped most before.
-        dropped: share of the layers that a step of the elimination takes away.
-        rounds: rounds of swaps at most.
-        pairs: layers given up, and layers taken, of which a round of swaps tries every pair.
-        gain: nats a token that a swap must save.
-        screen: last prompt rows by which sets of full layers are screened; 0: none are.
-        finalists: sets that did best in screening, measured as they are.
-        leave_one_out: where sets are screened, also start from what is lost without each layer,
-            measured as it is: one pass over whole prompts a layer.
+        additions: layers tried in a step of the greedy start: those that helped most before.
+        dropped: share of the layers that one step of the elimination removes.
+        rounds: most rounds of swaps.
+        pairs: a round of swaps tries every pair of this many layers to remove and to add.
+        gain: nats per token that a swap must save.
+        screen: last prompt rows by which sets of full layers are screened; 0: no screening.
+        finalists: the best sets in screening, which are then measured without it.
+        leave_one_out: if sets are screened, also start from what is lost without each layer,
+            measured without screening: one pass over whole prompts per layer.
     """
 
     additions: int = 10
@@ -49,8 +49,8 @@ class Found(NamedTuple):
     """The result of a search.
 
     Attributes:
-        best: the best candidate within the budget of all that were measured as they are.
-        value: its objective (nats a token).
+        best: the best candidate within the budget, of all measured without screening.
+        value: its objective (nats per token).
         starts: the best of each kind of start, by its name.
     """
 
@@ -61,12 +61,12 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class Search:
-    """Looks for the layers that are given a role.
+    """Looks for the layers to give a role.
 
     Attributes:
         board: measures and remembers.
-        prices: says what candidates cost.
-        budget: what they may cost.
+        prices: gives the cost of candidates.
+        budget: the highest cost.
         knobs: window, sinks, tail, and the layers of the other role.
         role: what layers are given.
         effort: how long to look.
@@ -83,7 +83,7 @@ class Search:
         """Search.
 
         Raises:
-            ValueError: when the budget is below the cost of no layer at all.
+            ValueError: when even a set without layers exceeds the budget.
         """
         none = self._with(())
         broken = self.budget.broken(self.prices.of(none))
@@ -105,9 +105,9 @@ class Search:
         return Found(best, self.board.value(best), starts)
 
     def measured(self) -> list[Candidate]:
-        """What this search may give, best first: all measured on its board, whoever asked.
+        """The candidates this search may return, best first: all on its board, whoever asked.
 
-        Only sets at its knobs and within its budget; other searches share the board.
+        Only sets with its knobs and within its budget; other searches share the board.
         """
         asked = dict.fromkeys(self.board.asked)
         alike = (c for c in asked if c == self._with(self._layers(c)))
@@ -135,9 +135,9 @@ class Search:
         return 10 * depth, out + self.effort.finalists + 2 * self.effort.pairs**2
 
     def _screened(self, none: Candidate, count: int) -> dict[str, Candidate]:
-        """Search by the last prompt rows, then measure what did best there as it is.
+        """Search by the last prompt rows, then measure the best sets without screening.
 
-        What those rows don't show is left to leave-one-out, and to swaps that they propose.
+        Leave-one-out and swaps proposed by screening make up for what those rows do not show.
         """
         board = self.board.screening(self.effort.screen)
         guide = replace(self, board=board, effort=replace(self.effort, screen=0))
@@ -192,7 +192,7 @@ class Search:
         return self._ask(blocks(self.board.able, count, step=step), self._with(()))[0]
 
     def _ranked(self, count: int, direction: Direction) -> dict[str, Candidate]:
-        """What layers do alone, by each objective: the same passes measure both."""
+        """The layers that matter most alone, by each objective; the same passes measure both."""
         sets = {}
         for objective in get_args(Objective):
             found = importance(self.board, self.knobs, self.role, objective, direction)
@@ -201,7 +201,7 @@ class Search:
         return sets
 
     def _eliminate(self, count: int) -> Candidate:
-        """From everything, take away what is missed least, several layers at a time."""
+        """Start from all layers and remove the least needed ones, several at a time."""
         kept = self._with(self.board.able)
         while len(self._layers(kept)) > count:
             layers = self._layers(kept)
@@ -214,7 +214,7 @@ class Search:
         return kept
 
     def _grow(self, start: Candidate, count: int) -> Candidate:
-        """Add the layer that helps most, again and again, while the objective falls."""
+        """Add the layer that helps most, again and again, up to ``count`` layers."""
         current, order = start, list(self.board.able)
         while len(self._layers(current)) < count:
             layers = self._layers(current)
@@ -228,11 +228,11 @@ class Search:
         return current
 
     def _swap(self, start: Candidate, guide: Search) -> None:
-        """Exchange layers while that helps: the least missed for those that would help most.
+        """Exchange layers while that helps: the least needed for those that would help most.
 
         Args:
             start: the first set.
-            guide: says which layers those are: this search, or one whose passes cost less.
+            guide: chooses those layers: this search, or one whose passes cost less.
         """
         current = start
         for _ in range(self.effort.rounds):
@@ -247,7 +247,7 @@ class Search:
                 for larger in more[:n]
             ]
             fitting = [self._with(p) for p in pairs if self._allowed(self._with(p))]
-            # A layer that is not missed at all is given back: the budget need not be spent.
+            # A layer that is not needed at all is given back: the budget need not be spent.
             fitting += less[:1] + [c for c in more[:1] if self._allowed(c)]
             best = self._ask([self._layers(c) for c in fitting], current)[0] if fitting else current
             if self.board.value(best) > self.board.value(current) - self.effort.gain:

@@ -11,7 +11,7 @@ from swaa.selection.budget import Budget, Prices
 from swaa.selection.candidate import Candidate, Role
 
 KNOBS = ("window", "sink_tokens", "dense_tail")
-"""What may be tried at several values."""
+"""Knobs that may be tried at several values."""
 
 
 class Space(NamedTuple):
@@ -46,7 +46,7 @@ def spaces(base: Candidate, tries: Mapping[str, Sequence[int]], budget: Budget) 
 
 
 def least(found: Sequence[Space], prices: Prices) -> str | None:
-    """What no layer at all costs, where even that breaks the budget; None where it does not."""
+    """The cost without any full layer, if even that breaks the budget; otherwise None."""
     none = [(space.knobs, prices.of(space.knobs)) for space in found]
     budget = found[0].budget
     if any(budget.allows(cost) for _, cost in none):

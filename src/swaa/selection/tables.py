@@ -1,4 +1,4 @@
-"""Tables of a tuning for documents: one row a recipe, each task a column, from a result file."""
+"""Tables of a tuning for documents: one row per recipe, a column per task, from a result file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def markdown(result: Result, *, group: str | None = None) -> str:
 
     Args:
         result: of a run of `swaa tune`.
-        group: only recipes under this budget, as they are named (``layers=1of4``), beside full
+        group: only recipes under this budget, as named in results (``layers=1of4``), next to full
             attention; ``None``: all.
     """
     rows = [row for row in result.rows if _belongs(row, group)]
@@ -52,11 +52,11 @@ def markdown(result: Result, *, group: str | None = None) -> str:
 
 
 def duels(result: Result, *, group: str, task: str) -> str:
-    """A Markdown table of what chose layers by measuring, against search and every pattern.
+    """A Markdown table of sets chosen by measuring, against search and every pattern.
 
     Args:
         result: of a run of `swaa tune` with baselines.
-        group: only recipes under this budget, as they are named (``layers=1of4``).
+        group: only recipes under this budget, as named in results (``layers=1of4``).
         task: on whose samples.
     """
     rows = [row for row in result.rows if row["task"] == task and _belongs(row, group)]
@@ -88,7 +88,7 @@ def ranges(layers: Iterable[int]) -> str:
 
 
 def _belongs(row: Row, group: str | None) -> bool:
-    """Whether a row is of answers held out, and of the group."""
+    """Whether a row is of held-out answers, and of the group."""
     if row.get("role", "held out") != "held out":
         return False
     names = (row["recipe"], *row["also"])
@@ -115,7 +115,7 @@ def _score(row: Row) -> str:
 
 
 def _best_periodic(rows: Sequence[Row], task: str) -> Row | None:
-    """The best of the patterns that step through all layers, as the paper does."""
+    """The best of the patterns that step through all layers, as in the paper."""
     steps = ("odd", "even", "every")
     found = [
         row
@@ -141,11 +141,11 @@ def _duel(row: Row, other: Row) -> str:
 def scored_sets(
     records: Sequence[Row], role: str, *, window: int, dense_tail: int, counts: Sequence[int]
 ) -> str:
-    """A Markdown table of what a search scored on the samples it was tuned on.
+    """A Markdown table of a search's scores on the samples it was tuned on.
 
     Args:
         records: lines of a scores file.
-        role: ``full`` or ``decode``: which sets; ``decode``: those without any full layer.
+        role: which sets: ``full``, or ``decode`` for those without any full layer.
         window: of the sets.
         dense_tail: of the sets.
         counts: numbers of layers to show: the best set of each, and its best contiguous block.
@@ -187,7 +187,7 @@ def _span(layers: Sequence[int]) -> int:
 
 
 def fill(document: str, records: Sequence[Row]) -> str:
-    """A document with the table of each marker made anew, as :func:`scored_sets` makes it.
+    """A document with the table after each marker made anew by :func:`scored_sets`.
 
     A marker is a line ``<!-- ROLE WINDOW TAIL: COUNT COUNT ... -->``; its table follows.
     """

@@ -49,14 +49,14 @@ def tune(
     progress: Progress | None = None,
     say: Say | None = None,
 ) -> Tuned:
-    """Search, then measure what was found on samples held out.
+    """Search, then measure what was found on held-out samples.
 
     Everything measured is kept in ``folder``: the same call resumes after an interruption.
 
     Args:
         loaded: model and tokenizer; not adapted.
         name: of the model, as typed.
-        tuning: what is to be found.
+        tuning: what to find.
         backend: attention backend.
         progress: see :data:`Progress`.
         say: see :data:`Say`.
@@ -98,7 +98,7 @@ class _Run:
         self.say = say or (lambda _line: None)
         self.able = tuple(sorted(find_layers(loaded.model).full))
         self.depth = loaded.model.config.num_hidden_layers
-        # Layers that the recipe leaves full decode as it says of all once they slide.
+        # Once a layer that the recipe leaves full slides, it decodes like every sliding layer.
         bare = dataclasses.replace(tuning.base, full_layers=())
         self.base = Candidate.of(bare, self.able, self.depth)
         given = tuning.budgets or [Budget.parse(text) for text in LADDER]
@@ -133,7 +133,7 @@ class _Run:
         return self._write(data, points, chosen, unmet, lengths, started)
 
     def _choose(self, points: Sequence[Point]) -> tuple[Point | None, str]:
-        """The cheapest recipe that keeps enough, of those that the method found; or why none is."""
+        """The cheapest recipe found by the method that keeps enough; or why there is none."""
         tuning, (full, *others) = self.tuning, points
         self.notes += report.unmeasurable(full)
         own = [point for point in others if point.source == tuning.method]
@@ -200,7 +200,7 @@ class _Run:
         return spaces(self.base, self.tuning.tries, budget)
 
     def _feasible(self, prices: Prices) -> list[tuple[Budget, Budget]]:
-        """The budgets that can be met; one that was given and cannot is an error."""
+        """The budgets that can be met; a user's budget that cannot be met is an error."""
         found = []
         for typed, budget in self.budgets:
             lowest = least(self._spaces(budget), prices)
@@ -233,13 +233,13 @@ class _Run:
             groups = [self._searches(board, prices, budget) for _, budget in self.budgets]
             watched = self._announce(data, groups, sum(s["id"] != FULL for s in opened.samples))
             full = board.full_scores()
-            # To compare with: what layers add to the recipe's other knobs.
+            # For comparison: what full layers add to the recipe's other knobs.
             board.ask([self.base], near=self.base)
             points = [report.point("full", "full", FULL_ATTENTION, prices.full(), full)]
             looked: list[tuple[str, list[Search], list[Baseline]]] = []
             for (typed, _), searches in zip(self.budgets, groups, strict=True):
                 board.on_pass = next(watched)
-                # First what searches start from too.
+                # Baselines come first, because searches start from them too.
                 others = self._baselines(searches[0], typed, shares)
                 looked.append((str(typed).replace("/", "of"), searches, others))
                 if self.tuning.method == "search":
@@ -249,7 +249,7 @@ class _Run:
             named = self._named(looked, shares)
             named.setdefault(self.base, []).append(("no full layers", "base"))
             for candidate, names in named.items():
-                # Of those that named a set, the method is what a user asked for.
+                # Of several names for one set, that of the user's method comes first.
                 (name, source), *others = sorted(names, key=lambda n: n[1] != self.tuning.method)
                 config = candidate.config(self.able)
                 scores = board.scores(candidate)
@@ -259,7 +259,7 @@ class _Run:
         return points
 
     def _searches(self, board: Board, prices: Prices, budget: Budget) -> list[Search]:
-        """A search for each space of a budget that can meet it."""
+        """A search for each space of a budget in which the budget can be met."""
         return [
             Search(board, prices, budget, space.knobs, space.role, self.tuning.effort)
             for space in self._spaces(budget)
@@ -269,9 +269,9 @@ class _Run:
     def _named(
         self, looked: Sequence[tuple[str, list[Search], list[Baseline]]], shares: Shares
     ) -> dict[Candidate, list[tuple[str, str]]]:
-        """What is reported, with its names and sources.
+        """The reported candidates, with their names and sources.
 
-        Chosen only now: what a search under one budget measured may be the best under another.
+        Chosen only after all searches: the best for one budget may be measured under another.
         """
         found: dict[Candidate, list[tuple[str, str]]] = {}
         for label, searches, others in looked:
@@ -284,7 +284,7 @@ class _Run:
     def _announce(
         self, data: Data, groups: Sequence[Sequence[Search]], known: int
     ) -> Iterator[Callable[[float], None]]:
-        """Say what there is to do; what boards call for each budget then shows how it goes."""
+        """Say what is to be done; yields, for each budget, the board's callback for progress."""
         method = self.tuning.method
         amounts = expected(groups, method, baselines=bool(self.tuning.baselines))
         lengths, others = data.lengths, data.held_out or "no"
@@ -309,11 +309,11 @@ class _Run:
         return min(best, key=board.value)
 
     def _objective(self, data: Data) -> Objective:
-        """Likelihoods of different kinds of answers differ in scale more than distances do."""
+        """Likelihoods of different kinds of answers differ in scale more than divergences do."""
         return "nll" if data.gold and len(self.tuning.kinds) == 1 else "kl"
 
     def _shares(self, data: Data) -> Shares:
-        """What the signals say that are from attention, of those that are asked for."""
+        """The results of those signals from attention that are asked for."""
         wanted = [
             name
             for name in FROM_ATTENTION
@@ -331,7 +331,7 @@ class _Run:
         return found
 
     def _baselines(self, search: Search, typed: Budget, shares: Shares) -> list[Baseline]:
-        """What to compare with, in the first space: at the base's own knobs, where they can be."""
+        """The baselines, in a budget's first space: at the base's own knobs, where possible."""
         if not self.tuning.baselines:
             return []
         found = baselines(search, self.tuning.baselines, shares)
@@ -367,7 +367,7 @@ class _Run:
         }
 
     def _identity(self, data: Data) -> dict[str, Any]:
-        """Everything that tells this tuning from another."""
+        """Everything that distinguishes this tuning."""
         tuning = self.tuning
         return {
             **self._board_identity(data),

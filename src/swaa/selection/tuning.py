@@ -1,4 +1,4 @@
-"""What a tuning is asked for, and what it found."""
+"""What a tuning looks for, and what it found."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ KIND = "tune"
 """Folder of these results."""
 
 SAMPLES, SAMPLES_OF_EACH = 32, 8
-"""Samples to tune on: of the only kind of question, and of each where there are several."""
+"""Samples to tune on: of a single kind of question, and of each where there are several."""
 
 HELD_OUT, HELD_OUT_OF_EACH = 50, 24
-"""Samples to report on where a task makes as many as wanted, likewise."""
+"""Samples to report on, likewise, for tasks that can make any number."""
 
 MIXTURE = ("multikey", "multiquery:2", "variable_tracking")
-"""Tasks of the mixture, beside running text: retrieval among others, several facts, chains."""
+"""Tasks of the mixture, with running text: retrieval among others, several facts, chains."""
 
 LADDER = ("layers=0,kv=1/4", "layers=0,kv=1/2", "layers=0", "layers=1/4", "layers=1/2")
 """Budgets that are searched when none is given."""
@@ -39,14 +39,14 @@ Progress = Callable[[float, str], None]
 
 
 Say = Callable[[str], None]
-"""Called with one line for people, once what is to be done is known."""
+"""Called with one line for people, once it is known what is to be done."""
 
 
 def check_method(method: str) -> None:
-    """Refuse what is neither ``search`` nor a signal.
+    """Refuse a method other than ``search`` or a signal.
 
     Raises:
-        ValueError: naming the known ones.
+        ValueError: with the known names.
     """
     if method != "search" and method not in SIGNALS:
         raise ValueError(f"unknown method {method!r}; give search, or one of {', '.join(SIGNALS)}")
@@ -54,27 +54,27 @@ def check_method(method: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """What is to be found.
+    """What to look for.
 
     Attributes:
-        tasks: give the questions to tune on; each counts alike.
-        prompt: how they are put.
+        tasks: give the questions to tune on; each counts the same.
+        prompt: how questions are put.
         base: knobs that the search begins with.
         continuation: also tune on running text, by its distance from full attention.
-        length: tokens of each prompt; of tasks that read a file, the most.
-        tries: values of ``window``, ``sink_tokens`` and ``dense_tail`` to try beside the base's.
-        budgets: what recipes may cost; empty: :data:`LADDER`.
-        samples: to tune on, of each kind of question; ``None``: 32 of one kind, 8 of each of
+        length: tokens of each prompt; for tasks that read a file, the most.
+        tries: other values of ``window``, ``sink_tokens`` and ``dense_tail`` to try.
+        budgets: the most that recipes may cost; empty: :data:`LADDER`.
+        samples: to tune on, of each kind of question; ``None``: 32 of a single kind, 8 of each of
             several.
-        held_out: to report on, likewise; ``None``: 50 of one kind, 24 of each of several, all
-            others of a file.
+        held_out: to report on, likewise; ``None``: 50 of a single kind, 24 of each of several,
+            all others of a file.
         report_on: other tasks to report on; empty: held-out samples of ``tasks``.
-        objective: what the search makes small; ``None``: ``nll`` with gold answers to one kind of
+        objective: what the search minimises; ``None``: ``nll`` with gold answers to one kind of
             question, else ``kl``.
         keep: share of full attention's score that must be kept, on every task reported on.
-        keep_mean: it is enough that the tasks' mean is kept.
+        keep_mean: require this share only of the tasks' mean.
         method: ``search``, or a signal of :data:`swaa.selection.signals.SIGNALS` that ranks.
-        baselines: what to report beside: ``all``, or names of signals and periodic patterns
+        baselines: what else to report: ``all``, or names of signals and periodic patterns
             (:func:`swaa.selection.baselines.check_baselines`).
         seed: of samples and their split.
         batch_size: samples at once.

@@ -1,4 +1,4 @@
-"""What recipes keep, measured: generated answers to questions held out, and text continued."""
+"""Measure what recipes keep: answers to held-out questions, and continued text."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from swaa.selection.report import Point
 from swaa.selection.tuning import HELD_OUT_OF_EACH, MIXTURE, Progress, Tuning
 
 LONGER = 2
-"""How many times as long as those tuned on the longer prompts are, where the model allows it."""
+"""Longer prompts have this many times the tokens of those tuned on, where the model allows it."""
 
 LEAST_LONGER = 1.5
-"""As many times at least, else longer prompts say nothing of their own."""
+"""The least such factor: with less, longer prompts say nothing new."""
 
 
 class Further(NamedTuple):
-    """More than was asked for, of the choice and of full attention.
+    """Further measurements, for the choice and full attention.
 
     Attributes:
-        points: with what was measured.
+        points: with their new scores.
         length: of the prompts (tokens); 0: nothing was measured.
         notes: one line each: what was not measured, and why.
     """
@@ -49,11 +49,11 @@ class Verification:
     Attributes:
         tuning: what was asked for.
         loaded: model and tokenizer; not adapted.
-        source: the same, for generated answers.
+        source: the same model, for generated answers.
         base: knobs that the search began with.
         able: layers that can slide.
         backend: attention backend.
-        progress: of a share of the whole tuning.
+        progress: called with a share of the whole tuning.
     """
 
     tuning: Tuning
@@ -65,7 +65,7 @@ class Verification:
     progress: Progress
 
     def held_out(self, points: Sequence[Point], data: Data) -> list[Point]:
-        """The points with their scores on samples held out."""
+        """The points with their scores on held-out samples."""
         count, length = self.tuning.held_out, self.tuning.length
         scores = self._ask(points, data.report, length=length, count=count, share=(0.6, 0.8))
         self._continue(points, data.texts.held_out if data.texts else (), scores)
@@ -88,7 +88,7 @@ class Verification:
         return Further(found, longer, notes)
 
     def others(self, points: Sequence[Point], data: Data) -> Further:
-        """The points with their scores on kinds of the mixture that nobody asked for."""
+        """The points with their scores on kinds of the mixture that were not tuned on."""
         named = [*self.tuning.kinds, *(task.name for task in self.tuning.report_on)]
         known = {name.partition(":")[0] for name in named}
         length, count = data.length, self.tuning.held_out or HELD_OUT_OF_EACH
@@ -144,7 +144,7 @@ class Verification:
         texts: Sequence[TeacherForced],
         scores: dict[str, dict[str, Sequence[float]]],
     ) -> None:
-        """Add to the scores what each point keeps of running text."""
+        """Add each point's retention on running text to the scores."""
         if not texts:
             return
         plans = [self._plans(point) for point in points]
@@ -169,7 +169,7 @@ class Verification:
         )
 
     def _texts(self, length: int, count: int) -> tuple[tuple[TeacherForced, ...], list[str]]:
-        """Texts that share no predicted token with those tuned on; else why there are none."""
+        """Texts that share no predicted token with those tuned on, or why there are none."""
         first = self.tuning.each if self.tuning.continuation else 0
         try:
             made = make_texts(
@@ -184,7 +184,7 @@ class Verification:
         return made.held_out, []
 
     def _unfit(self, task: Task, length: int) -> str | None:
-        """Why prompts of a length cannot be made of a task; ``None``: they can."""
+        """Why a task cannot make prompts of a length; ``None``: it can."""
         try:
             room = self._room([task], length)
         except ValueError as error:

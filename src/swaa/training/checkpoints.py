@@ -1,4 +1,4 @@
-"""What a training leaves: an adapter and a merged checkpoint, both carrying their recipe."""
+"""The products of a training: an adapter and a merged checkpoint, both with their recipe."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def save_adapter(
     """Write adapter, tokenizer, config.json and recipe; every process must call it.
 
     Args:
-        trainer: that has trained.
+        trainer: after training.
         folder: for the files.
         config: the recipe that was trained under.
-        adapter: what it goes on, and when it is off.
-        base_config: the model's configuration before training, which changes some of it.
+        adapter: what it is added to, and when it is off.
+        base_config: the model's configuration before training, which changes parts of it.
     """
     state = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
     if not trainer.is_world_process_zero():
@@ -41,9 +41,9 @@ def save_adapter(
     values |= {"swaa": config.to_dict(), ADAPTER_KEY: adapter.to_dict()}
     text = json.dumps(values, indent=2, sort_keys=True, default=str)
     with whole_folder(folder) as beside:
-        # PEFT would look the base up, on the hub too, to see whether its vocabulary has grown.
+        # PEFT would look up the base, even on the hub, to see whether its vocabulary has grown.
         model.save_pretrained(beside, state_dict=state, save_embedding_layers=False)
-        # PEFT's card is a form that nobody filled in.
+        # PEFT's model card is a form that nobody filled in.
         (beside / "README.md").unlink(missing_ok=True)
         trainer.processing_class.save_pretrained(beside)
         (beside / "config.json").write_text(f"{text}\n", encoding="utf-8")
@@ -64,7 +64,7 @@ def save_merged(
     Args:
         base: the model before training, in float32: sums are rounded once.
         tokenizer: its tokenizer.
-        adapter: of :func:`save_adapter`.
+        adapter: folder from :func:`save_adapter`.
         folder: for the files.
         config: the recipe, for config.json.
         dtype: of the weights written.

@@ -1,8 +1,8 @@
-"""Chat-format JSONL to token ids and labels; what is wrong is named by its line.
+"""Chat-format JSONL to token ids and labels; mistakes are reported with their line.
 
 Each line is an object with ``messages``, a list of ``{"role": ..., "content": ...}``. Every
-assistant turn is answer: its tokens, the one that ends the turn included, are the labels; all else
-is prompt (-100). The prompt's tokens are those that generation would read.
+assistant turn is an answer: its tokens are the labels, with the token that ends the turn; all else
+is prompt (-100). The prompt's tokens are the same as in generation.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from transformers import PreTrainedTokenizerBase
 from swaa.thoughts import BEGIN, END, opened
 
 IGNORED = -100
-"""Label of a token that is not answer."""
+"""Label of a token outside the answers."""
 
 _SHOWN = 5
 _Made = TypeVar("_Made")
 
 
 class Span(NamedTuple):
-    """Letters of one answer in the rendered conversation."""
+    """Character positions of one answer in the rendered conversation."""
 
     start: int
     end: int
@@ -38,7 +38,7 @@ class Example:
     Attributes:
         line: where it stands in its file, from 1.
         input_ids: all tokens.
-        labels: the answers' tokens, :data:`IGNORED` elsewhere.
+        labels: the answers' tokens, and :data:`IGNORED` elsewhere.
     """
 
     line: int
@@ -53,7 +53,7 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
-    """What a file holds.
+    """The contents of a file.
 
     Attributes:
         examples: in the file's order.
@@ -75,13 +75,13 @@ def load_conversations(
 
     Args:
         path: the file.
-        tokenizer: the model's; a fast one, whose chat template frames the turns where it has one.
+        tokenizer: the model's; a fast one. Its chat template, if it has one, frames the turns.
         max_length: most tokens of a conversation, template included.
-        skip_bad: leave bad lines out and say so; else they are an error.
+        skip_bad: leave bad lines out and report them; otherwise they are an error.
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: naming the lines that are bad, or when no line is left.
+        ValueError: naming the bad lines, or when no line is left.
     """
     if not tokenizer.is_fast:
         raise ValueError(
@@ -97,15 +97,15 @@ def load_conversations(
 
 
 def check_conversations(path: str | Path, *, skip_bad: bool = False) -> None:
-    """Find what is wrong with a file before a model, and with it a tokenizer, is there.
+    """Find mistakes in a file before the model and its tokenizer are loaded.
 
     Args:
-        path: as of :func:`load_conversations`.
-        skip_bad: as there.
+        path: as for :func:`load_conversations`.
+        skip_bad: likewise.
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: as there, for all that can be seen without tokens.
+        ValueError: likewise, for all that can be checked without tokens.
     """
     _read(path, lambda messages, _line: _turns(messages), skip_bad=skip_bad)
 
@@ -113,7 +113,7 @@ def check_conversations(path: str | Path, *, skip_bad: bool = False) -> None:
 def _read(
     path: str | Path, make: Callable[[list[Any], int], _Made], *, skip_bad: bool
 ) -> tuple[list[_Made], list[str]]:
-    """What ``make`` makes of each conversation and its line, and one reason for each bad line."""
+    """The results of ``make`` for each conversation and line, and one reason for each bad line."""
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
@@ -136,7 +136,7 @@ def _read(
 
 
 class _BadLineError(ValueError):
-    """What is wrong with a line."""
+    """A mistake in a line."""
 
 
 def make_example(
@@ -147,7 +147,7 @@ def make_example(
     Args:
         tokenizer: the model's.
         messages: turns with ``role`` and ``content``.
-        line: of its file, for messages.
+        line: in its file, for messages.
         max_length: most tokens.
 
     Raises:
@@ -224,13 +224,13 @@ def _render(
                 f"the chat template renders turn {place + 1} differently in the whole conversation"
                 " than when it was generated; split the conversation after it"
             )
-        # What follows the token that ends the turn, a line break say, is not generated.
+        # What follows the token that ends the turn, such as a line break, is not generated.
         spans.append(Span(len(before), len(through.rstrip())))
     return text, spans
 
 
 def _whole(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> str:
-    """The template's rendering, with the thoughts of a last answer that it would leave out."""
+    """The template's rendering, with the last answer's thoughts, which templates leave out."""
     text, last = _apply(tokenizer, turns), turns[-1]
     if last["role"] != "assistant":
         return text
@@ -246,7 +246,7 @@ def _as_generated(before: str, text: str, said: str, number: int) -> str:
     """The last answer as the model wrote it, thoughts included, and what ends the turn.
 
     Args:
-        before: the prompt; may open the thoughts.
+        before: the prompt, whose end may open the thoughts.
         text: the template's rendering, which ends as the turn does.
         said: content of the turn.
         number: of the turn, from 1, for messages.
@@ -284,7 +284,7 @@ def _render_plainly(
 def _apply(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], **options: Any) -> str:
     try:
         text: Any = tokenizer.apply_chat_template(turns, tokenize=False, **options)
-    except Exception as error:  # templates raise what they like, such as an unknown role
+    except Exception as error:  # templates raise anything, for instance for an unknown role
         reason = " ".join(str(error).split())
         raise _BadLineError(f"the chat template refuses it: {reason:.100}") from None
     return text

@@ -11,11 +11,11 @@ from typing import Any
 from swaa.results import write_whole
 
 _LOGGED = ("loss", "sft", "kl", "accuracy", "answer_tokens", "learning_rate", "grad_norm", "epoch")
-"""Of a step: the objective, its parts (nats a token), share of answer tokens predicted rightly."""
+"""A step's numbers: the objective, its parts (nats per token), share of right answer tokens."""
 
 
 def curve(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row a step, out of a trainer's log."""
+    """One row per step, from a trainer's log."""
     return [
         {"step": entry["step"], **{name: entry[name] for name in _LOGGED if name in entry}}
         for entry in history
@@ -24,7 +24,7 @@ def curve(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def save_curve(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Write the rows, one JSON object a line."""
+    """Write the rows, one JSON object per line."""
     write_whole(path, "".join(f"{json.dumps(row)}\n" for row in rows))
 
 
@@ -39,7 +39,7 @@ def can_draw() -> bool:
 
 
 def draw_curve(rows: Sequence[Mapping[str, Any]], path: Path, *, title: str) -> None:
-    """Write a PNG: losses a token on the left, right answer tokens on the right."""
+    """Write a PNG: losses per token on the left, right answer tokens on the right."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,7 +1,7 @@
-"""Self-distillation: the full-attention model answers, right answers are kept, the shortest first.
+"""Self-distillation: the full-attention model answers; the shortest right answers are kept.
 
-What a model says itself is what it learns most easily under another mask (arXiv 2512.10411, section
-4.3): nothing but the mask is new to it.
+A model learns its own words most easily under another mask (arXiv 2512.10411, section 4.3): only
+the mask is new to it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class DistillSettings:
 
     Attributes:
         answers: drawn for each question.
-        keep: right answers kept of each question, the shortest.
+        keep: most right answers kept for each question, the shortest ones.
         max_new_tokens: longest answer; ``None``: the question's own.
         batch_size: prompts answered at once.
 
@@ -53,16 +53,16 @@ class DistillSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Distilled:
-    """What came out.
+    """The outcome.
 
     Attributes:
         path: chat-format JSONL.
-        questions: asked.
-        answers: drawn.
-        right: answers that held what was asked for, and ended.
+        questions: how many were asked.
+        answers: how many were drawn.
+        right: answers that ended and held what was asked for.
         kept: conversations written.
         unanswered: questions without a right answer.
-        unjudged: verdicts of the judge that could not be read; they count as wrong.
+        unjudged: unreadable verdicts of the judge; their answers count as wrong.
     """
 
     path: Path
@@ -86,25 +86,25 @@ def distill(
     judge: Judge | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Distilled:
-    """Draw answers, filter them, write the conversations; resumes what was interrupted.
+    """Draw answers, filter them, write the conversations; resumes after an interruption.
 
-    Every answer is kept beside ``sft.jsonl``, in ``sft.answers.jsonl``, and what a judge said of it
+    Every answer is kept next to ``sft.jsonl``, in ``sft.answers.jsonl``, and the judge's verdicts
     in ``sft.judge.jsonl``.
 
     Args:
         questions: of the task.
         task: says which answers are right.
-        prompt: puts the questions, without beginning the answers.
-        engine: draws.
+        prompt: frames the questions, without beginning the answers.
+        engine: draws the answers.
         out: the file to write, a ``.jsonl``; see :func:`check_out`.
         settings: how many are drawn and kept.
-        draws: what tells these draws from others: temperature, seed, engine, model.
+        draws: what distinguishes these draws: temperature, seed, engine, model.
         judge: says which answers are right, instead of the task.
-        progress: called with the number of answers that are there.
+        progress: called with the number of answers so far.
 
     Raises:
-        ValueError: when the answers beside ``out`` were drawn in another way, or ``out`` is no
-            file of a distillation.
+        ValueError: when the answers next to ``out`` were drawn in another way, or ``out`` was not
+            written by a distillation.
         OSError: when the disk is full, or an endpoint fails for good. What was done is kept.
     """
     out = check_out(out)
@@ -131,19 +131,19 @@ def distill(
 
 
 def check_out(out: str | Path, data: str | Path | None = None) -> Path:
-    """Refuse to write where a file would be lost, before a model is loaded.
+    """Refuse, before a model is loaded, to write where a file would be lost.
 
     Args:
-        out: as of :func:`distill`. Without its ending it names the files beside it, so it has one
-            ending only: files that differed in that alone would share their answers.
-        data: file of the questions; ``None``: they come from none.
+        out: as for :func:`distill`. Its name without ``.jsonl`` names the files next to it, so it
+            must have that ending: files with different endings would share their answers.
+        data: file of the questions; ``None``: they come from no file.
 
     Returns:
         The path of ``out``.
 
     Raises:
-        ValueError: for a file that is no ``.jsonl``, is the questions' or, as far as can be seen,
-            is somebody else's.
+        ValueError: for a file that is not a ``.jsonl``, that holds the questions, or that no
+            distillation seems to have written.
     """
     out = Path(out).expanduser()
     if out.suffix != ".jsonl":
@@ -193,12 +193,12 @@ def _requests(
 
 
 def _batches(requests: Sequence[Request], size: int) -> list[tuple[Request, ...]]:
-    # In the questions' order, and never by what is done: a batch draws the same however it came to.
+    # In the questions' order, whatever is done already, so that a batch always draws the same.
     return [tuple(requests[first : first + size]) for first in range(0, len(requests), size)]
 
 
 def _check(file: SamplesFile, prints: Mapping[str, str], setup: str) -> set[str]:
-    """Ids of the answers that are there; they must have been drawn in this very way."""
+    """Ids of the answers so far; they must have been drawn in the same way."""
     for record in file.samples:
         name = record["id"]
         if record.get("setup") != setup:
@@ -237,7 +237,7 @@ def _score(
     judge: Judge | None,
     out: Path,
 ) -> list[dict[str, Any]]:
-    """Records with their scores: 1 for a right answer, None for one that nobody could judge."""
+    """Records with their scores: 1 for a right answer, None where the judge gave no verdict."""
     scored = []
     for record in records:
         final = None if record["truncated"] else prompt.final_answer(record["output"])

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from swaa.processes import is_first
 
 RECORD = "training.json"
-"""What was asked; once the steps are done, also what they took."""
+"""The arguments of the training; once the steps are done, also their number and duration."""
 
 CURVE = "loss.jsonl"
 ADAPTER = "adapter"
@@ -23,9 +23,10 @@ MERGED = "merged"
 CHECKPOINTS = "checkpoints"
 
 RECIPE_FILE = "swaa.json"
-"""The recipe alone, for ``--recipe`` and ``--recipes``; config.json carries it too.
+"""The recipe alone, for ``--recipe`` and ``--recipes``; config.json holds it too.
 
-It is the last file of an adapter and of a merged checkpoint: one without it is half written.
+It is the last file written of an adapter and of a merged checkpoint: a folder without it is
+incomplete.
 """
 
 LOCK = ".lock"
@@ -35,17 +36,17 @@ Left = Literal["training", "merging"]
 
 
 def left_to_do(out: Path, record: Mapping[str, Any], *, resume: bool, merges: bool) -> Left:
-    """What a command has to do in a folder, which never overwrites what is of value there.
+    """What a command has to do in a folder; anything of value there is never overwritten.
 
     Args:
         out: the folder; it need not exist.
-        record: what is asked for, as :data:`RECORD` holds it.
-        resume: whether to go on with what is there.
+        record: the arguments, in the form of :data:`RECORD`.
+        resume: whether to continue what is there.
         merges: whether a merged checkpoint is wanted.
 
     Raises:
-        ValueError: for a folder whose training is finished, can only be resumed, or was another;
-            for one with other files.
+        ValueError: for a folder whose training is finished, can only be resumed, or had other
+            arguments; for one with other files.
         FileNotFoundError: when there is nothing to resume from.
     """
     path = out / RECORD
@@ -74,36 +75,36 @@ def left_to_do(out: Path, record: Mapping[str, Any], *, resume: bool, merges: bo
             f"{out} holds a training that was interrupted; give --resume to go on with it, or name"
             " another folder by --out"
         )
-    return "training"  # where there is a record, it is of one that left nothing: begin anew
+    return "training"  # a record here is of a training that saved nothing: begin again
 
 
 def last_checkpoint(out: Path) -> Path | None:
-    """The last one that is whole: its last file is there."""
+    """The last complete checkpoint: its last file is there."""
     whole = [state.parent for state in (out / CHECKPOINTS).glob("checkpoint-*/trainer_state.json")]
     return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether an adapter or a merged checkpoint was written to its end."""
+    """Whether an adapter or a merged checkpoint is complete."""
     return (folder / RECIPE_FILE).is_file()
 
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder beside to write into, renamed when all is there: nobody reads half a checkpoint."""
+    """A folder to write into, renamed when complete, so that nobody reads half a checkpoint."""
     beside = folder.with_name(f"{folder.name}.partial")
     if beside.exists():
         shutil.rmtree(beside)
     beside.mkdir(parents=True)
     yield beside
-    if folder.exists():  # half written in place, as earlier versions did
+    if folder.exists():  # incomplete, as earlier versions could leave it
         shutil.rmtree(folder)
     beside.rename(folder)
 
 
 @contextmanager
 def hold(out: Path) -> Iterator[None]:
-    """Keep other trainings out of a folder; of several processes of one, the first does it.
+    """Keep other trainings out of a folder; among a training's processes the first does it.
 
     Raises:
         ValueError: when another training runs there, or the folder is a file.
@@ -138,15 +139,15 @@ def require_free(out: Path) -> None:
 
 
 def _locks(descriptor: int, path: Path) -> bool:
-    """Whether the lock is ours; the system lets go of it when the process ends, however it ends."""
+    """Whether we hold the lock; the system releases it however the process ends."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # One that has just ended may have removed the file between opening and locking.
+        # A process that has just ended may have removed the file between opening and locking.
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except (BlockingIOError, FileNotFoundError):
         return False
     except OSError as error:
-        # Some clusters' file systems know no locks; there two trainings at once go unnoticed.
+        # Some clusters' file systems have no locks; two trainings at once go unnoticed there.
         if error.errno in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
             return True
         raise
@@ -172,9 +173,9 @@ def _require_folder(out: Path) -> None:
 
 
 def _require_empty(out: Path) -> None:
-    """Nothing that is not this training's is written into, or over."""
+    """Refuse a folder with files that are not this training's: none may be mixed or lost."""
     _require_folder(out)
-    # A process that is ahead, or one that died early, may have left these.
+    # A faster process, or one that failed early, may have left these.
     begun = out / CHECKPOINTS
     ours = {LOCK} | ({begun.name} if begun.is_dir() and not any(begun.iterdir()) else set())
     there = sorted(path.name for path in out.iterdir()) if out.is_dir() else []

@@ -1,7 +1,7 @@
-"""The forward pass of training: losses of answer rows instead of logits of all rows.
+"""The forward pass of training: losses of answer rows instead of logits for all rows.
 
-The losses are computed inside the model's own forward, because DDP and FSDP watch that: there
-gradients are made ready and shards are gathered.
+The losses are computed inside the model's own forward, because DDP and FSDP hook into it to prepare
+gradients and gather shards.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from swaa.training.losses import AnswerLosses, answer_losses, answer_states, fin
 
 
 def attach_losses(model: PreTrainedModel) -> None:
-    """Let ``model(..., answers="losses")`` return losses; without ``answers`` it is as before.
+    """Let ``model(..., answers="losses")`` return losses; without ``answers`` nothing changes.
 
     Args:
-        model: adapted, with its adapters in place; undone by :func:`detach_losses`.
+        model: adapted, with its adapters in place; :func:`detach_losses` undoes this.
     """
     plain = model.forward
 
@@ -50,7 +50,7 @@ def attach_losses(model: PreTrainedModel) -> None:
 
 
 def detach_losses(model: PreTrainedModel) -> None:
-    """Give the model its class's forward back."""
+    """Restore the forward of the model's class."""
     vars(model).pop("forward", None)
 
 
@@ -63,22 +63,22 @@ def student_losses(
     dense tail lies before each answer.
 
     Args:
-        model: what :func:`attach_losses` was called on, wrapped or not.
+        model: the model given to :func:`attach_losses`, wrapped or not.
         inputs: of a batch, labels included.
-        teacher: of :func:`teacher_states`.
+        teacher: from :func:`teacher_states`.
     """
     with attention_rows(inputs["labels"] != IGNORED):
         return model(**inputs, answers="losses", teacher=teacher)
 
 
 def teacher_states(model: Any, inputs: dict[str, Any]) -> Tensor:
-    """What full attention and the weights before training make of the same tokens.
+    """Hidden states of the teacher: full attention with the weights before training, same tokens.
 
-    The teacher is the model itself, its adapter off and its mask full: no second model in memory.
+    The teacher is the model itself with its adapter off and a full mask: no second model in memory.
 
     Args:
         model: as for :func:`student_losses`.
-        inputs: as there.
+        inputs: likewise.
 
     Returns:
         ``[answer tokens, hidden]``, without gradient.
@@ -89,11 +89,11 @@ def teacher_states(model: Any, inputs: dict[str, Any]) -> Tensor:
 
 @contextmanager
 def adapter_off(model: Any) -> Iterator[None]:
-    """The weights before training, inside the block."""
+    """Use the weights before training inside the block."""
     while not hasattr(model, "disable_adapter"):
-        model = model.module  # what DDP wraps
+        model = model.module  # the model inside DDP
     training = [module for module in model.modules() if module.training]
-    model.eval()  # a teacher drops nothing out
+    model.eval()  # a teacher has no dropout
     try:
         with model.disable_adapter():
             yield

@@ -1,8 +1,8 @@
-"""Losses over answer rows alone, in chunks: no tensor of prompt rows by vocabulary ever exists.
+"""Losses over answer rows only, in chunks: logits of all prompt rows never exist.
 
 A prompt of 32,768 tokens times a vocabulary of 151,936 would be 20 GB of float32 logits, twice with
 a teacher. Only rows that predict an answer token need logits; those of a chunk are computed, used
-and dropped, and computed again in the backward pass.
+and dropped, and recomputed in the backward pass.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from transformers import PreTrainedModel
 from swaa.training.conversations import IGNORED
 
 CHUNK = 256
-"""Answer rows whose logits exist at once; times 151,936 words 156 MB of float32."""
+"""Answer rows whose logits exist at once; with 151,936 words, 156 MB of float32."""
 
 
 class Head(NamedTuple):
-    """From hidden states to logits, as the model's own code does it.
+    """From hidden states to logits, as in the model's own code.
 
     Attributes:
         weight: ``[vocabulary, hidden]``.
-        bias: ``[vocabulary]``, where there is one.
+        bias: ``[vocabulary]``, or None.
         scale: factor of the logits.
-        softcap: bound of a tanh over the logits, where there is one.
+        softcap: bound of a tanh over the logits, or None.
     """
 
     weight: Tensor
@@ -48,7 +48,7 @@ class AnswerLosses(NamedTuple):
         sft: negative log-likelihood of the answer (nats).
         kl: divergence from the teacher's distribution (nats); 0 without a teacher.
         tokens: answer tokens.
-        right: how many of them were the most likely ones.
+        right: how many of them were the most likely tokens.
     """
 
     sft: Tensor
@@ -77,11 +77,11 @@ def answer_losses(
 ) -> AnswerLosses:
     """Sums of both losses over the answer tokens.
 
-    The divergence is KL(teacher || student): the student is drawn to all that the teacher would
-    say, not only to what was sampled.
+    The divergence is KL(teacher || student): the student learns the teacher's whole distribution,
+    not only the sampled tokens.
 
     Args:
-        head: of the model; the teacher's is the same.
+        head: of the model; the teacher has the same.
         states: ``[batch, tokens, hidden]``.
         labels: ``[batch, tokens]``, not shifted.
         teacher: the teacher's :func:`answer_states`.
@@ -89,7 +89,7 @@ def answer_losses(
     """
     rows = answer_states(states, labels)
     targets = labels[:, 1:][labels[:, 1:] != IGNORED]
-    # A batch without an answer still has a gradient, of zero: other processes wait for it.
+    # A batch without an answer still needs a gradient, zero: other processes wait for it.
     total = states.new_zeros(3, dtype=torch.float32)
     total = total + 0.0 * states[:, :1].float().sum() * total.new_tensor([1.0, 0.0, 0.0])
     for first in range(0, len(rows), chunk):
@@ -104,7 +104,7 @@ def answer_losses(
 
 
 def _chunk_losses(head: Head, rows: Tensor, targets: Tensor, teacher: Tensor | None) -> Tensor:
-    """``[sft, kl, right]`` of a chunk, summed."""
+    """``[sft, kl, right]``, summed over a chunk."""
     logits = head.logits(rows)
     log_probs = logits.log_softmax(-1)
     sft = nn.functional.nll_loss(log_probs, targets, reduction="sum")
@@ -118,9 +118,9 @@ def _chunk_losses(head: Head, rows: Tensor, targets: Tensor, teacher: Tensor | N
 
 
 def find_head(model: PreTrainedModel) -> Head:
-    """The head of a causal language model, as it is at this moment (a shard is gathered).
+    """The head of a causal language model as it is now (a shard is gathered).
 
-    Some families scale or bound their logits; :func:`check_head` makes sure that nothing is missed.
+    Some families scale or bound their logits; :func:`check_head` verifies that nothing is missed.
     """
     output: Any = model.get_output_embeddings()
     config: Any = model.config
@@ -134,7 +134,7 @@ def check_head(model: PreTrainedModel) -> None:
     """Compare the head with the model's own logits on two tokens.
 
     Raises:
-        ValueError: for a model whose code does more to its logits than :class:`Head` knows.
+        ValueError: for a model whose code does more to its logits than :class:`Head` does.
     """
     any_model: Any = model
     ids = torch.tensor([[1, 2]], device=model.device)

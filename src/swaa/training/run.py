@@ -47,17 +47,17 @@ PLOT = "loss.png"
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What a training left.
+    """What a training produced.
 
     Attributes:
         adapter: folder of the adapter.
-        merged: folder of the merged checkpoint; ``None``: none was asked for.
+        merged: folder of the merged checkpoint; ``None``: merging was not requested.
         plot: the curve's picture; ``None``: matplotlib is missing.
-        rows: the curve, one row a step.
-        examples: conversations trained on; ``None``: the process ended before it was written down.
+        rows: the curve, one row per step.
+        examples: conversations trained on; ``None``: the process ended before recording them.
         skipped: one reason for each line left out.
         seconds: wall time of the steps; ``None``: as for ``examples``.
-        summary: one line: what was active on the model, or that only the merging was left.
+        summary: one line: what was active on the model, or that only the merging remained.
     """
 
     adapter: Path
@@ -88,16 +88,16 @@ def train(
     """Train a LoRA of a model under a recipe's mask.
 
     Args:
-        loaded: the model; it is changed.
+        loaded: the model, which is changed.
         config: the recipe.
         data: chat-format JSONL; see :mod:`swaa.training.conversations`.
-        out: folder for everything; new, empty, or of a training that left nothing, unless
+        out: folder for everything; new, empty, or left by a training that saved nothing, unless
             ``resume``.
-        settings: how.
+        settings: how to train.
         name: of the model, as typed.
         reload: loads the model again, in float32, to merge the adapter into; ``None``: no merging.
         backend: attention backend.
-        resume: go on from the last checkpoint; where the steps are done, only merge.
+        resume: go on from the last checkpoint; if all steps are done, only merge.
         skip_bad: leave bad lines out.
         adapter_always: keep the adapter on for prompts that fit the window.
         progress: see :class:`swaa.training.trainer.SlidingTrainer`.
@@ -133,7 +133,7 @@ def train(
             mixed_precision=dtype == torch.bfloat16,
             progress=progress,
         )
-        trainer.accelerator.wait_for_everyone()  # every process has looked into the folder by now
+        trainer.accelerator.wait_for_everyone()  # until every process has looked into the folder
         if trainer.is_world_process_zero():
             _write_record(out, record)
         with explain_out_of_memory(_work(read, settings), _advice(settings)):
@@ -172,10 +172,10 @@ def merge(
     """Write the merged checkpoint of a training whose steps are done.
 
     Args:
-        out: its folder, of which :func:`check` says that only the merging is left.
+        out: the training's folder, for which :func:`check` returned that only merging is left.
         config: the recipe.
         reload: loads the model that was trained, in float32.
-        dtype: that it was trained in.
+        dtype: the dtype that it was trained in.
 
     Raises:
         ValueError: when another process works in the folder.
@@ -196,16 +196,16 @@ def check(
     merges: bool = True,
     skip_bad: bool = False,
 ) -> Left:
-    """Find the mistakes of :func:`train` that show before minutes go into loading a model.
+    """Find the mistakes in arguments of :func:`train` before minutes are spent on loading a model.
 
     Args:
-        name: this and all others as of :func:`train`.
+        name: this and all other arguments as for :func:`train`.
         config: the recipe.
         data: chat-format JSONL.
         out: folder for everything.
-        settings: how.
+        settings: how to train.
         resume: go on from the last checkpoint.
-        merges: whether the adapter is merged in the end.
+        merges: whether the adapter will be merged.
         skip_bad: leave bad lines out.
 
     Returns:
@@ -218,7 +218,7 @@ def check(
     _require_sliding(config)
     data, out = Path(data).expanduser(), Path(out)
     check_conversations(data, skip_bad=skip_bad)
-    if is_first():  # for the others, the first of them may be there already
+    if is_first():  # in other processes, the first may already hold the folder
         require_free(out)
     record = _record(name, config, data, settings)
     return left_to_do(out, record, resume=resume, merges=merges)
@@ -227,7 +227,7 @@ def check(
 def _record(
     name: str, config: SWAAConfig, data: Path, settings: TrainingSettings
 ) -> dict[str, Any]:
-    """Everything that tells this training from another."""
+    """Everything that distinguishes this training."""
     return {
         "model": Path(name).name,
         "swaa": config.to_dict(),
@@ -238,7 +238,7 @@ def _record(
 
 
 def _require_sliding(config: SWAAConfig) -> None:
-    """That some layer slides; :func:`swaa.adapt` says so where full layers leave none."""
+    """Require a window; :func:`swaa.adapt` refuses a window that full layers leave no layer for."""
     if config.window is None:
         raise ValueError(
             "the recipe leaves every layer full: there is no mask to train for; choose another"
@@ -247,20 +247,20 @@ def _require_sliding(config: SWAAConfig) -> None:
 
 
 def _base(name: str) -> str:
-    """Where an adapter finds its base: a folder by its whole path, all else as typed."""
+    """The name by which an adapter finds its base: a folder's absolute path, else as typed."""
     path = Path(name).expanduser()
     return str(path.resolve()) if path.exists() else name
 
 
 def _do_steps(trainer: Any, checkpoint: Path | None) -> float:
-    """The seconds that they take."""
+    """Do the steps; returns the seconds that they take."""
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     return time.perf_counter() - started
 
 
 def _work(read: TrainingData, settings: TrainingSettings) -> str:
-    """What may not fit into the device's memory."""
+    """The work that may not fit into the device's memory."""
     if settings.packing:
         return f"{settings.batch_size} packs of {settings.max_length} tokens at once"
     longest = max(len(example.input_ids) for example in read.examples)
@@ -268,7 +268,7 @@ def _work(read: TrainingData, settings: TrainingSettings) -> str:
 
 
 def _advice(settings: TrainingSettings) -> str:
-    """What to lower then, and what of the training is kept."""
+    """What to lower in that case, and what is kept of the training."""
     ways = ["lower --batch-size"] if settings.batch_size > 1 else []
     ways.append("lower --max-length (--skip-bad leaves longer conversations out)")
     if not settings.checkpointing:
@@ -298,15 +298,15 @@ def _merge(
 def _finish(
     out: Path, config: SWAAConfig, reload: Callable[[], LoadedModel], *, dtype: torch.dtype
 ) -> Training:
-    """Merge what is trained; tell of the training what its folder says."""
+    """Merge the adapter; describe the training from what its folder records."""
     record = json.loads((out / RECORD).read_text("utf-8"))
     rows = load_curve(out / CURVE)
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
     state = PartialState(cpu=on_cpu)
-    state.wait_for_everyone()  # every process has looked into the folder by now
+    state.wait_for_everyone()  # until every process has looked into the folder
     if state.is_main_process:
         _merge(out, config, reload, dtype=dtype)
-        if "steps" not in record:  # it ended between its last step and writing them down
+        if "steps" not in record:  # the process ended after its last step, before recording it
             _write_record(out, {**record, "steps": rows[-1]["step"]})
     state.wait_for_everyone()
     return Training(

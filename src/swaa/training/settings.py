@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 Objective = Literal["sft", "kl", "sft+kl"]
-"""What is minimised: the answers' likelihood, the distance from full attention, or their sum."""
+"""What is minimised: the answers' negative log-likelihood, the divergence from full attention,
+or their sum."""
 
 Tracker = Literal["none", "trackio", "wandb", "tensorboard"]
 
@@ -15,12 +16,12 @@ OBJECTIVES: tuple[str, ...] = get_args(Objective)
 TRACKERS: tuple[str, ...] = get_args(Tracker)
 
 TARGETS = ("q_proj", "k_proj", "v_proj")
-"""What the paper adapts (arXiv 2512.10411, section 4.3): with a scale of alpha / rank = 8."""
+"""The paper's targets (arXiv 2512.10411, section 4.3), with a scale of alpha / rank = 8."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
-    """Everything about a training but model, recipe and data.
+    """Everything about a training except model, recipe and data.
 
     The defaults are the paper's (arXiv 2512.10411) where it states them.
 
@@ -29,22 +30,22 @@ class TrainingSettings:
         rank: of the adapter.
         alpha: the adapter's output is scaled by ``alpha / rank``.
         dropout: of the adapter's input while training.
-        targets: modules that get an adapter, by the end of their name.
-        learning_rate: highest.
-        schedule: how it falls: ``cosine``, ``linear`` or ``constant``.
-        warmup: share of the steps in which it rises.
+        targets: modules that get an adapter, by the end of their names.
+        learning_rate: the highest rate.
+        schedule: how the rate falls: ``cosine``, ``linear`` or ``constant``.
+        warmup: share of the steps in which the rate rises.
         epochs: passes over the data.
-        max_steps: steps to do at most; ``None``: all epochs.
-        batch_size: conversations of one forward pass and process.
-        accumulate: forward passes of a step.
+        max_steps: upper limit of steps; ``None``: all epochs.
+        batch_size: conversations per forward pass and process.
+        accumulate: forward passes per step.
         max_length: most tokens of a conversation; with packing: of a pack.
-        packing: put several conversations into one row, each attending to itself alone.
+        packing: put several conversations into one row, each of which attends only to itself.
         group_by_length: conversations of similar lengths together, so that little is padding.
-        checkpointing: compute activations again in the backward pass instead of keeping them.
+        checkpointing: recompute activations in the backward pass instead of keeping them.
         save_every: steps between checkpoints that training resumes from; ``None``: none.
         clip: largest norm of the gradients.
         seed: of adapters, order and dropout.
-        tracker: also send the curve to this one.
+        tracker: an experiment tracker that also gets the curve.
 
     Raises:
         ValueError: naming the setting, for a value out of range.
@@ -81,7 +82,7 @@ class TrainingSettings:
             if getattr(self, name) is not None:
                 _at_least_one(name, getattr(self, name))
         for name in ("learning_rate", "epochs", "clip"):
-            if not 0 < getattr(self, name) < math.inf:  # false for nan, too
+            if not 0 < getattr(self, name) < math.inf:  # also refuses nan
                 raise ValueError(
                     f"{name} is {getattr(self, name)}; expected a finite number above 0"
                 )

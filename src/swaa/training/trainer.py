@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer with answer rows declared, and losses over them."""
+"""TRL's SFTTrainer with answer rows declared, and with losses over answer rows only."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from swaa.training.losses import AnswerLosses
 from swaa.training.settings import TrainingSettings
 
 Progress = Callable[[float, Mapping[str, Any]], None]
-"""Takes the share that is done and a step's numbers."""
+"""Called with the share done and a step's numbers."""
 
 
 class SlidingTrainer(SFTTrainer):
-    """Trains an adapted model's LoRA by the mask it will be served with.
+    """Trains an adapted model's LoRA under the mask it will be served with.
 
     Args:
-        model: adapted, without LoRA; gets one.
+        model: adapted, without LoRA; it gets one.
         tokenizer: the model's.
         data: what is trained on.
-        settings: how.
+        settings: how to train.
         folder: of checkpoints.
-        mixed_precision: compute in bfloat16, adapters and optimiser in float32.
+        mixed_precision: compute in bfloat16, with adapters and optimiser in float32.
         progress: called after each step with the share done, 0 to 1, and the step's numbers.
     """
 
@@ -62,17 +62,17 @@ class SlidingTrainer(SFTTrainer):
         self.remove_callback(PrinterCallback)
         if progress is not None:
             self.add_callback(_Reporter(progress))
-        # TRL has put its own losses before the model's forward; ours are asked for instead.
+        # TRL has put its own losses into the model's forward; replace them with ours.
         attach_losses(model)
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> Any:
-        """As Transformers does it, but for a warm-up of one step, which would be at rate 0.
+        """Like Transformers', but without a warm-up of one step, which would run at rate 0.
 
         Args:
-            num_training_steps: in all.
-            optimizer: whose rate it sets.
+            num_training_steps: all steps of the training.
+            optimizer: the optimizer whose rate is scheduled.
         """
         steps = int(num_training_steps * self._settings.warmup)
         self.args.warmup_steps = steps if steps > 1 else 0
@@ -85,7 +85,7 @@ class SlidingTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """The objective over a batch's answer tokens, by the step's number of answer tokens."""
+        """The objective's sum over a batch's answer tokens, divided by the step's answer tokens."""
         teacher = teacher_states(model, inputs) if self._settings.teaches else None
         found = student_losses(model, inputs, teacher=teacher)
         self._note(found)
@@ -95,7 +95,7 @@ class SlidingTrainer(SFTTrainer):
         count = found.tokens if num_items_in_batch is None else num_items_in_batch
         loss = total / torch.as_tensor(count, device=total.device).clamp(min=1)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
-            loss = loss * self.accelerator.num_processes  # gradients are averaged over them
+            loss = loss * self.accelerator.num_processes  # gradients are averaged over processes
         return (loss, {}) if return_outputs else loss
 
     def _note(self, found: AnswerLosses) -> None:
@@ -117,14 +117,14 @@ class SlidingTrainer(SFTTrainer):
         super().log(logs, start_time)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """No card: what was trained is written down in ``training.json``."""
+        """Write no model card: ``training.json`` records what was trained."""
 
     def _send_telemetry(self) -> None:
-        """Nothing is sent anywhere."""
+        """Send nothing."""
 
 
 class _Reporter(TrainerCallback):
-    """Hands each step's numbers on."""
+    """Reports each step's numbers."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -149,7 +149,7 @@ def lora_config(settings: TrainingSettings) -> LoraConfig:
 def trainer_arguments(
     settings: TrainingSettings, folder: str | Path, mixed_precision: bool, device: torch.device
 ) -> SFTConfig:
-    """The settings in the words of TRL and Transformers."""
+    """The settings in the terms of TRL and Transformers."""
     constant = settings.schedule == "constant"
     options: dict[str, Any] = {
         "save_strategy": "no" if settings.save_every is None else "steps",
@@ -177,7 +177,7 @@ def trainer_arguments(
         "report_to": settings.tracker,
         "ddp_find_unused_parameters": False,
         "dataloader_pin_memory": device.type == "cuda",
-        # Lines are ready; only packing changes them.
+        # The data is ready; only packing changes it.
         "dataset_kwargs": {"skip_prepare_dataset": not settings.packing},
     }
     return SFTConfig(**options)

@@ -1,6 +1,6 @@
-"""Attention alone, at the very sizes of a run: what the limit of a run is made of.
+"""Attention alone, at the sizes of a run: what the limit of a run is computed from.
 
-Amdahl: with everything but attention taking ``T0``, no kernel makes a run faster than
+Amdahl's law: when everything except attention takes ``T0``, no kernel makes a run faster than
 ``(T0 + stock attention) / (T0 + our attention)``.
 """
 
@@ -21,7 +21,7 @@ from swaa.benchmark.generate.timing import time_calls
 from swaa.benchmark.timing import time_graph
 
 COLD_BYTES = 512 << 20
-"""Bytes that rotating inputs must exceed, so that no cache holds them."""
+"""Bytes that rotating inputs must exceed, so that no cache holds them all."""
 
 Run = Callable[[AttentionCall], Tensor]
 Row = Mapping[str, Any]
@@ -35,7 +35,7 @@ def attention_seconds(
 
     Args:
         run: serves a call.
-        calls: how many there were of each kind, as :class:`Recorder` counts them.
+        calls: how many there were of each kind, as counted by :class:`Recorder`.
         dtype: of q, k and v.
         device: where to run.
     """
@@ -55,7 +55,7 @@ def _alone(run: Run, kind: tuple[Any, ...], dtype: torch.dtype, device: torch.de
 
 
 def random_call(kind: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> AttentionCall:
-    """A call of a kind, laid out as the layers of a model lay theirs out.
+    """A call of a kind, with the layout that a model's layers use.
 
     A decoding row sees every slot of its cache, as at the end of an answer.
     """
@@ -90,7 +90,7 @@ def random_call(kind: tuple[Any, ...], dtype: torch.dtype, device: torch.device)
 
 
 def limits(row: Row, nothing: Row, stock: Row) -> dict[str, Any]:
-    """Speed against stock, the limit that Amdahl sets, and how much of it is reached."""
+    """Speed against stock, the limit set by Amdahl's law, and how much of it is reached."""
     if row["refused"] or nothing["refused"] or stock["refused"]:
         return {}
     found: dict[str, Any] = {}

@@ -1,8 +1,8 @@
 """Measure generation end to end: recipes against the same model with the best stock attention.
 
 All rows of a size come from one process and one model; only what serves the attention calls
-differs. A row of kind ``t0`` is the run without attention, from which the limit of the others
-follows; see :mod:`swaa.benchmark.generate.limit`.
+differs. A row of kind ``t0`` is the run without attention, which gives the limit of the other
+rows; see :mod:`swaa.benchmark.generate.limit`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ ON_CPU = (
     "torch sees no GPU: this measures the CPU, and says nothing about any GPU; a large model or a"
     " long prompt may take hours (to try the command: tiny --lengths 256)"
 )
-"""Said before anything is measured without a GPU."""
+"""Printed before measuring without a GPU."""
 
 Row = dict[str, Any]
 
@@ -62,7 +62,7 @@ class Setting(NamedTuple):
 
 @dataclass
 class _Session:
-    """What the rows share."""
+    """What all rows share."""
 
     options: Options
     model: PreTrainedModel
@@ -73,7 +73,7 @@ class _Session:
     begin: float
 
     def settings(self) -> list[Setting]:
-        """What each size is measured under, what the others are compared with first."""
+        """The settings for each size; those that others are compared with come first."""
         stock = StockAttention(self.stock["prefill"].stock, self.stock["decode"].stock)
         compared = [Setting(NOTHING, FULL, NoAttention()), Setting(STOCK, FULL, stock)]
         recipes = self.options.recipes.items()
@@ -99,12 +99,12 @@ def measure(
         options: what to measure.
         report: takes one line per row, as it is measured.
         progress: takes one line before each piece of work that may take minutes.
-        unfinished: a run of the same options; sizes that are whole in it are not measured again.
-        keep: takes the result so far, after each row; rows to come are in it, as not begun.
+        unfinished: a run of the same options; sizes that are complete in it are not measured again.
+        keep: takes the result so far, after each row; it holds rows to come as not begun.
 
     Raises:
         ValueError: for a model that the fast path does not serve, with the reason, and for an
-            unfinished run of other code or another device.
+            unfinished run from other code or another device.
     """
     begin = time.perf_counter()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -151,7 +151,7 @@ def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _first_rows(session: _Session, kept: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Those that hold for every size, then all that are to come, then those that are there."""
+    """Rows that hold for every size, then all rows to come, then those already measured."""
     if kept:
         head = [row for row in kept if size_of(row) is None]
         _take_head({row["kind"]: row for row in head}, session)
@@ -189,7 +189,7 @@ def _rows(session: _Session, done: set[tuple[int, int] | None]) -> Iterator[Row]
     scope = compiled_layers if options.compiled else _as_it_is
     swaa.adapt(session.model, FULL, quiet=True)
     with scope(session.model):
-        pass  # refuses a model that cannot be compiled before minutes have gone by
+        pass  # refuses a model that cannot be compiled now, not minutes later
     count = itertools.count(1)
     for tokens, batch in sizes:
         group: dict[str, Row] = {}
@@ -219,7 +219,7 @@ def _find_stock(session: _Session) -> None:
     text = config.get_text_config()
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     heads = (text.num_attention_heads, head_dim)
-    # As long as it takes to tell the kernels apart, and no longer.
+    # Long enough to tell the kernels apart, and no longer.
     keys = min(max(options.lengths), 32_768)
     dtype = getattr(torch, options.dtype)
 
@@ -305,7 +305,7 @@ def _backends(model: PreTrainedModel) -> Any:
 
 
 def _expected(session: _Session, setting: Setting, tokens: int, batch: int) -> Row:
-    """What sizes alone say: KV bytes, and the time that matrix products and weights need."""
+    """Computed from sizes alone: KV bytes, and the time for matrix products and weights."""
     options, rates = session.options, session.rates
     cost = price(
         session.model.config,
@@ -321,8 +321,8 @@ def _expected(session: _Session, setting: Setting, tokens: int, batch: int) -> R
     }
     if rates and cost.prefill_linear_flops and cost.decode_linear_flops:
         row["matmul_s"] = cost.prefill_linear_flops / rates["matmul"]
-        # Every weight that one token meets is read once per step, whatever the batch. (More tokens
-        # meet more experts: with a batch, this is too little for models that have some.)
+        # Every weight that one token uses is read once per step, whatever the batch. (With a batch,
+        # this is too little for mixture-of-experts models: more tokens use more experts.)
         weights = cost.decode_linear_flops / (2 * batch)
         row["weights_s"] = weights * getattr(torch, options.dtype).itemsize / rates["copy"]
     return row

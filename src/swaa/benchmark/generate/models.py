@@ -11,7 +11,7 @@ from swaa.model_shapes import shape_config
 from swaa.models import load_model
 
 SEED = 0
-"""Of random weights and prompts."""
+"""Seed of random weights and prompts."""
 
 
 class MeasuredModel(NamedTuple):

@@ -1,4 +1,4 @@
-"""What `swaa bench generate` measures, and what tells a run from another."""
+"""What `swaa bench generate` measures, and what distinguishes runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from swaa.config import SWAAConfig
 from swaa.integrations.transformers.fast import CHUNK
 
 STOCK, NOTHING = "stock", "no attention"
-"""Rows beside those of recipes."""
+"""Rows in addition to those of recipes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +31,8 @@ class Options:
         repeats: most timings of the first token at each size.
         dtype: of weights and cache.
         compiled: whether the decoder layers are compiled, for every row alike.
-        time_limit: seconds after which no other row is begun; those left say so, and such a run
-            is unfinished.
+        time_limit: seconds after which no new row begins; the remaining rows say so, and the run
+            counts as unfinished.
     """
 
     model: str
@@ -57,7 +57,7 @@ class Options:
             raise ValueError(f"{STOCK!r} and {NOTHING!r} are measured anyway; name other recipes")
 
     def config(self) -> dict[str, Any]:
-        """What tells a run from another: the options, and where it runs."""
+        """What distinguishes a run: the options, and where it runs."""
         values = asdict(self) | {
             "model": Path(self.model).name if Path(self.model).is_absolute() else self.model,
             "recipes": {name: config.to_dict() for name, config in self.recipes.items()},
@@ -67,12 +67,12 @@ class Options:
         return values | {"gpu": gpu}
 
     def file_name(self) -> str:
-        """Name of the result: that of the model."""
+        """Name of the result: the model's."""
         return re.sub(r"[^a-z0-9._-]+", "-", self.model.lower().rstrip("/").rpartition("/")[2])
 
 
 def seen_whole(options: Options) -> str | None:
-    """Where recipes differ from full attention in nothing, in one line; ``None``: nowhere."""
+    """Where recipes see exactly what full attention sees, in one line; ``None``: nowhere."""
     by_lengths: dict[tuple[int, ...], list[str]] = {}
     for name, config in options.recipes.items():
         every = sorted(set(options.lengths))

@@ -46,7 +46,7 @@ def plot_generate(rows: Sequence[Row], path: str | Path, *, title: str) -> None:
         for name, points in lines.items():
             floor = points[0]["kind"] == "t0"
             if floor and label.startswith("KV"):
-                continue  # it stores what stock attention stores
+                continue  # its cache is that of stock attention
             axis.plot(
                 [row["tokens"] for row in points],
                 [value(row) for row in points],

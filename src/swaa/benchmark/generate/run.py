@@ -1,4 +1,4 @@
-"""One run: a prompt, then an answer, timed from the outside and weighed."""
+"""One run: a prompt, then an answer; time and memory are measured from the outside."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from swaa.integrations.transformers.support import find_layers
 from swaa.statistics import percentiles
 
 LONGEST = 6.0
-"""About how long to time first tokens of one size (seconds)."""
+"""About how long to time first tokens at one size (seconds)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Workload:
         batch: sequences.
         new_tokens: of each answer.
         chunk: prompt tokens of a forward pass.
-        repeats: most timings of the first token, behind a run of two chunks that warms up;
+        repeats: most timings of the first token, after a warm-up run of two chunks;
             fewer when they take longer than :data:`LONGEST`, at least one.
     """
 
@@ -47,7 +47,7 @@ class Workload:
 
 
 class NoAttention:
-    """Attention replaced by nothing: a tensor that is there already."""
+    """Attention replaced by nothing: returns a tensor that already exists."""
 
     def __init__(self) -> None:
         self._made: dict[Any, Tensor] = {}
@@ -61,7 +61,7 @@ class NoAttention:
 
 
 class Recorder:
-    """Hands calls on, and counts those of each kind."""
+    """Passes calls on, and counts those of each kind."""
 
     def __init__(self, served_by: Any) -> None:
         self._served_by = served_by
@@ -75,9 +75,9 @@ class Recorder:
 
 
 def kind_of(call: AttentionCall) -> tuple[Any, ...]:
-    """What tells how long a call takes: its sizes and the numbers of its mask.
+    """What decides how long a call takes: its sizes and the numbers of its mask.
 
-    A number in a tensor is left out: it names a decoding row, which sees what its cache holds.
+    A number in a tensor is left out: it belongs to a decoding row, which sees what its cache holds.
     """
     numbers = (call.q_start, call.full_from, call.full_until)
     integers = tuple(None if isinstance(x, Tensor) else x for x in numbers)
@@ -86,7 +86,7 @@ def kind_of(call: AttentionCall) -> tuple[Any, ...]:
 
 
 def serve_by(model: PreTrainedModel, backends: Any) -> None:
-    """Let the layers of an adapted model call something else than the backends of swaa."""
+    """Let the layers of an adapted model call something other than the backends of swaa."""
     for module in find_layers(model).full.values():
         attach(module, LayerAttention(attached(module).plan, backends))
 
@@ -94,7 +94,7 @@ def serve_by(model: PreTrainedModel, backends: Any) -> None:
 def measure_run(
     model: PreTrainedModel, plans: Sequence[LayerPlan], work: Workload, recorder: Recorder
 ) -> dict[str, Any]:
-    """Time and weigh one workload.
+    """Measure time and memory of one workload.
 
     Args:
         model: adapted; its layers call ``recorder``.
@@ -107,7 +107,7 @@ def measure_run(
     """
     ids = _prompt(model, work)
     first_token = []
-    # The first time compiles and loads kernels, in decoding too; two chunks meet them all.
+    # The first run compiles and loads kernels, for decoding too; two chunks use them all.
     warm = replace(work, tokens=min(work.tokens, 2 * work.chunk), new_tokens=2)
     _, cache, tokens = _first_token(model, plans, warm, ids[:, : warm.tokens])
     _answer(model, cache, tokens, warm)
@@ -133,7 +133,7 @@ def measure_run(
 
 
 def _of_one_step(model: PreTrainedModel, recorder: Recorder) -> dict[tuple[Any, ...], int]:
-    """Calls of all steps, those that load kernels and are captured too, over their number."""
+    """Calls per step: those of all steps, kernel loading and graph capture included, averaged."""
     steps, rest = divmod(sum(recorder.calls.values()), len(find_layers(model).full))
     assert not rest
     return {kind: count // steps for kind, count in recorder.calls.items()}
@@ -156,7 +156,7 @@ def _first_token(
         model.config, plans, prompt_tokens=work.tokens, new_tokens=work.new_tokens
     )
     tokens = prefill(model, ids, cache, chunk=work.chunk).argmax(-1)
-    tokens.tolist()  # the user has the first token now, and not before
+    tokens.tolist()  # only now does the user have the first token
     return time.perf_counter() - begin, cache, tokens
 
 
@@ -181,7 +181,7 @@ def _timings(seconds: list[float]) -> dict[str, Any]:
 
 
 class _Memory:
-    """Bytes on the GPU beside what was there before; zeros say that there is no GPU."""
+    """Bytes on the GPU that were not in use before; all zero without a GPU."""
 
     def __init__(self) -> None:
         self._gpu = torch.cuda.is_available()
@@ -191,7 +191,7 @@ class _Memory:
             self._before = torch.cuda.memory_allocated()
 
     def after_prompt(self, cache: StaticSWAACache) -> dict[str, Any]:
-        """Of keys and values: as the cache counts them, and as the allocator does."""
+        """Bytes of keys and values: as the cache counts them, and as the allocator does."""
         held = torch.cuda.memory_allocated() - self._before if self._gpu else None
         return {
             "kv_bytes": cache.kv_bytes(),

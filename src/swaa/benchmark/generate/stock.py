@@ -1,4 +1,4 @@
-"""The best stock attention that runs here: asked for by measuring, not assumed."""
+"""The best stock attention that runs here: found by measuring, not assumed."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from swaa.attention.call import AttentionCall
 from swaa.benchmark.generate.timing import time_calls
 
 Attend = Callable[[AttentionCall], Tensor]
-"""Full causal attention of a call: the query rows are the last positions."""
+"""Full causal attention for a call: the query rows are the last positions."""
 
 FEW_ROWS = 16
-"""A call of at most this many rows is decoding."""
+"""A call with at most this many rows is decoding."""
 LARGEST_ERROR = 2e-2
-"""Largest relative error of an output in 16 bits; kernels that are right have 3e-3."""
+"""Largest relative error of an output in 16 bits; correct kernels have 3e-3."""
 
 
 class Stock(NamedTuple):
-    """A kernel that comes with torch or a package of its own.
+    """A kernel from torch or from another package.
 
     Attributes:
         name: for tables.
@@ -45,7 +45,7 @@ class Winner(NamedTuple):
 
     Attributes:
         stock: the kernel.
-        tried: seconds of each one at the same work, or why it was not timed.
+        tried: seconds of each kernel for the same work, or why it was not timed.
     """
 
     stock: Stock
@@ -53,7 +53,7 @@ class Winner(NamedTuple):
 
 
 class StockAttention:
-    """Serves the calls of a model whose layers are all full, in place of our backends."""
+    """Serves the calls of a model whose layers are all full, instead of our backends."""
 
     def __init__(self, prefill: Stock, decode: Stock) -> None:
         self._prefill = prefill.attend
@@ -72,14 +72,14 @@ def find_best(
     *,
     progress: Callable[[str], None] = lambda _line: None,
 ) -> Winner:
-    """Time every kernel that is right, and take the fastest.
+    """Time every correct kernel, and return the fastest.
 
     Args:
         stocks: to compare.
         call: what is timed.
-        checks: small calls, on which each must agree with the reference first; those with more
+        checks: small calls, on which each must first agree with the reference; those with more
             keys than rows are left out for kernels without chunks.
-        progress: takes one line before a kernel that is right is timed.
+        progress: takes one line before a kernel is timed.
 
     Raises:
         ValueError: when none can run.
@@ -119,8 +119,8 @@ def prefill_stocks() -> list[Stock]:
 def decode_stocks() -> list[Stock]:
     """Kernels for one row per sequence.
 
-    ``every slot`` reads the whole static cache, slots of tokens to come included: a little more
-    than it must, and no mask, which is the fastest that torch can do.
+    ``every slot`` reads the whole static cache, including slots of tokens to come: slightly more
+    than needed, but without a mask, which is the fastest that torch can do.
     """
     flash, cudnn = SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION
     return [
@@ -183,7 +183,7 @@ def _sdpa(backend: SDPBackend, call: AttentionCall) -> Tensor:
 
 
 def _sdpa_masked(call: AttentionCall) -> Tensor:
-    """Whatever torch picks under a mask; the group's query heads are packed in decoding."""
+    """Whatever torch picks for a mask; in decoding, the group's query heads are packed."""
     rows, keys = call.q.shape[1], call.k.shape[1]
     slots = torch.arange(keys, device=call.q.device)
     if rows == 1:

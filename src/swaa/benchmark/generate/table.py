@@ -1,4 +1,4 @@
-"""A ``generate`` result as lines and tables: speed and its limit, memory, what the rest costs."""
+"""A ``generate`` result as lines and tables: speed and its limit, memory, the remaining costs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Row = Mapping[str, Any]
 
 
 class Table(NamedTuple):
-    """Cells ready to be laid out; text that starts with a digit is a number."""
+    """Cells ready for layout; text that starts with a digit is a number."""
 
     title: str
     headers: tuple[str, ...]
@@ -17,7 +17,7 @@ class Table(NamedTuple):
 
 
 def tables(rows: Sequence[Row]) -> list[Table]:
-    """The tables of a result's rows; those with nothing to show are left out."""
+    """The tables for a result's rows; those with nothing to show are left out."""
     rows = sorted(rows, key=lambda row: (row.get("batch", 0), row.get("tokens", 0)))
     measured = [row for row in rows if row["kind"] == "run"]
     made = [
@@ -87,7 +87,7 @@ def _memory(rows: Sequence[Row]) -> Table:
         if row["refused"]:
             continue
         held = row["kv_allocated_bytes"]
-        # Without a GPU there is no allocator to ask, and the cache's own count stands for it.
+        # Without a GPU there is no allocator to ask, so the cache's own count is used.
         error = (row["kv_bytes"] if held is None else held) / row["kv_predicted_bytes"] - 1
         cells.append(
             (

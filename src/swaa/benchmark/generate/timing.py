@@ -20,7 +20,7 @@ def synchronize() -> None:
 
 
 def time_calls(work: Work) -> float:
-    """Median seconds of three runs of work that was run once before."""
+    """Median seconds of three runs, after one run to warm up."""
     work()
     return statistics.median(Marks.around(work, 3))
 
@@ -33,7 +33,7 @@ class Marks:
 
     @classmethod
     def around(cls, work: Work, repeats: int) -> list[float]:
-        """Seconds of each of several runs, launched one behind the other."""
+        """Seconds of each of several runs, launched one after another."""
         marks = cls()
         marks.add()
         for _ in range(repeats):

@@ -1,8 +1,8 @@
-"""Runs that are not whole: which rows were not begun, and which the next run need not measure.
+"""Unfinished runs: which rows were not begun, and which the next run need not measure.
 
-A result holds every row from the first one on; those to come say so. Rows of a size (tokens and
-batch) are compared with one another, so all of a size come from one process: one that was cut is
-measured anew, with what it is compared with.
+A result holds every row from the start; those to come are marked. Rows of a size (tokens and
+batch) are compared with one another, so all of a size come from one process: an incomplete size
+is measured anew, with what it is compared with.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from swaa.results import Provenance, Result
 
 NOT_BEGUN = "not begun"
-"""What a row that was not begun is refused for; a time limit is named behind it."""
+"""Why a row that was not begun is refused; a time limit is named after it."""
 
 _SAME = {
     "swaa": "swaa",
@@ -23,7 +23,7 @@ _SAME = {
     "device": "device",
     "model_revision": "weights",
 }
-"""Of provenance, what rows that are compared share, and what to call it."""
+"""Fields of the provenance that compared rows must share, and what to call each."""
 
 Row = Mapping[str, Any]
 Size = tuple[int, int]
@@ -40,17 +40,17 @@ def size_of(row: Row) -> Size | None:
 
 
 def rows_to_keep(unfinished: Result, now: Provenance) -> list[Row]:
-    """The rows of every size that is whole, behind those that hold for every size.
+    """The rows of every complete size, after those that hold for every size.
 
     Args:
         unfinished: a run of the same options.
-        now: where the rows to come are from.
+        now: provenance of the rows to come.
 
     Returns:
-        Nothing where no size is whole.
+        Nothing where no size is complete.
 
     Raises:
-        ValueError: when there are some, and of other code, versions, weights or another device.
+        ValueError: when such rows come from other code, versions, weights or another device.
     """
     cut = {size_of(row) for row in unfinished.rows if not_begun([row])}
     kept = [row for row in unfinished.rows if size_of(row) not in cut]
@@ -68,7 +68,7 @@ def rows_to_keep(unfinished: Result, now: Provenance) -> list[Row]:
 
 
 def _changed(word: str, before: Any, here: Any) -> str:
-    """``commit 1234abcd, here it is 5678dcba``; of versions, the first that differs."""
+    """``commit 1234abcd, here it is 5678dcba``; for versions, the first that differs."""
     if isinstance(before, Mapping):
         word = next(key for key in {**before, **here} if before.get(key) != here.get(key))
         before, here = before.get(word), here.get(word)

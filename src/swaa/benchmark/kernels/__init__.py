@@ -1,1 +1,1 @@
-"""Attention kernels next to the best stock ones, and the tiles they run fastest with."""
+"""Attention kernels next to the best stock ones, and the tiles that make ours fastest."""

@@ -1,4 +1,4 @@
-"""The kernels that are compared: our backends, and the best that comes with torch or FA4."""
+"""The kernels that are compared: our backends, and the best ones in torch or FA4."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 class Candidate:
     """A kernel and the mask that it computes.
 
-    ``prepare(queries, keys)`` makes the function that is timed, with whatever a caller would reuse
-    (block masks, offsets) already made.
+    ``prepare(queries, keys)`` makes the function that is timed; whatever a caller would reuse
+    (block masks, offsets) is made before timing.
     """
 
     name: str
@@ -43,9 +43,9 @@ def candidates(
 
     Args:
         phase: one of :data:`swaa.benchmark.kernels.work.PHASES`.
-        mask: of our kernels, and of stock kernels that know it.
-        backends: ours, by name.
-        stock: whether to compare with others.
+        mask: of our kernels, and of the stock kernels that support it.
+        backends: names of our backends.
+        stock: whether to compare with stock kernels.
     """
     if mask.decode_keys:  # nothing that is installed here chooses so
         return [_choosing(name, mask) for name in backends]
@@ -126,7 +126,7 @@ def _sdpa(backend: SDPBackend) -> Callable[[int, int], Attention]:
 
 
 def _packed_heads(backend: SDPBackend, last: int = 0) -> Callable[[int, int], Attention]:
-    """One query row: the query heads of a group become the rows, so that keys are read once."""
+    """One query row: the query heads of a group become rows, so that keys are read once."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         k, v = (x[:, -last:].transpose(1, 2) for x in (k, v))
@@ -199,7 +199,7 @@ def _fa4_dense(queries: int, keys: int) -> Attention:
 
 
 def _fa4_block_sparse(mask: Mask) -> Callable[[int, int], Attention]:
-    """What one writes by hand against FA4: its lists ready, no checks, no log-sum-exp."""
+    """What a user would write for FA4 by hand: lists made in advance, no checks, no log-sum-exp."""
 
     def prepare(queries: int, keys: int) -> Attention:
         from flash_attn.cute.interface import flash_attn_func

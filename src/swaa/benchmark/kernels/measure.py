@@ -1,7 +1,7 @@
 """Measure attention kernels side by side: ours and the best stock ones, in one process.
 
-No number of a kernel whose mask is wrong: before it is timed, every kernel shows on this GPU which
-keys each row sees, and in ``backward`` its gradients.
+A kernel whose mask is wrong gets no number: before it is timed, every kernel shows on this GPU
+which keys each row sees, and in ``backward`` its gradients.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from swaa.statistics import Percentiles
 from swaa.testing import keys_seen
 
 COLD_BYTES = 512 << 20
-"""Bytes that rotating inputs must exceed, so that no cache holds them."""
+"""Bytes that rotating inputs must exceed, so that no cache holds them all."""
 GRADIENT_ERROR = 1e-2
-"""Largest relative error of a gradient against fp64; bf16 kernels that are right have 3e-3."""
+"""Largest relative error of a gradient against fp64; correct bf16 kernels have 3e-3."""
 
 Row = dict[str, Any]
 
@@ -35,8 +35,8 @@ class Options:
     """What to measure: every phase at every length, window and number of sinks.
 
     ``decode`` measures full rows at batch 1 and sliding rows at ``batch``; window and sinks do not
-    matter to the former. With ``decode_keys`` it also measures, at batch 1, full rows that read so
-    many keys besides, chosen by content.
+    affect full rows. With ``decode_keys`` it also measures, at batch 1, full rows that read sinks,
+    window and so many other keys, chosen by content.
     """
 
     phases: tuple[str, ...] = PHASES
@@ -65,7 +65,7 @@ class Options:
             raise ValueError(f"dtype is {self.dtype!r}; choose float16 or bfloat16")
 
     def measurements(self) -> list[tuple[Shape, Mask]]:
-        """Every shape with our kernels' mask."""
+        """Every shape, with our kernels' mask."""
         base = Shape(
             phase="prefill",
             tokens=1,
@@ -140,12 +140,12 @@ def measure(options: Options) -> results.Result:
 
 
 def file_name(options: Options) -> str:
-    """Name of the result: heads and head size."""
+    """Name of the result: the number of heads and the head size."""
     return f"attention-h{options.heads}.{options.kv_heads}-d{options.head_dim}"
 
 
 def config_of(options: Options) -> dict[str, Any]:
-    """What tells a run from another: the options, and the GPU."""
+    """What distinguishes a run: the options, and the GPU."""
     given = asdict(options)
     if not options.decode_keys:
         del given["decode_keys"]  # as older results were named

@@ -1,6 +1,6 @@
 """Find the tile sizes of our Triton kernels on this GPU: one knob at a time, exact masks first.
 
-From the tile in force, each knob moves to its neighbours; what is faster stays, until no move
+From the tile in use, each knob moves to its neighbours; a faster tile is kept, until no move
 helps. A tile whose mask or gradients are wrong, or that does not compile, is never kept.
 """
 
@@ -24,11 +24,11 @@ from swaa.benchmark.kernels.work import Mask, Shape
 from swaa.benchmark.timing import time_work
 
 KERNELS = ("hopper", "prefill", "dq", "dkdv", "sinks")
-"""Kernels with a table; ``hopper`` serves prefill on compute capability 9.0."""
+"""Kernels that have a table; ``hopper`` serves prefill on compute capability 9.0."""
 BLOCKS = (16, 32, 64, 128, 256)
 STAGES = (1, 2, 3, 4, 5)
 GAIN = 0.99
-"""A tile replaces another when it takes less than this part of its time."""
+"""A tile replaces another when it takes less than this fraction of its time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Options:
     """What to tune, and on which work.
 
     Attributes:
-        kernels: of :data:`KERNELS`; ``hopper`` is left out on other GPUs.
+        kernels: from :data:`KERNELS`; ``hopper`` is skipped on other GPUs.
         head_dims: channels per head; each gets an entry.
         dtype: ``bfloat16`` or ``float16``; both share the entries.
         tokens: length of the prompt that is timed.
@@ -69,17 +69,17 @@ class Options:
 
 
 Table = dict[str, dict[str, dict[str, dict]]]
-"""``{kernel: {bits of the dtype: {head_dim: tile}}}``, as the shipped tables."""
+"""``{kernel: {bits of the dtype: {head_dim: tile}}}``, like the shipped tables."""
 
 
 def tune(options: Options) -> Table:
-    """Tune on the current GPU, and print one line per tile that was tried.
+    """Tune on the current GPU, and print one line per tile tried.
 
     Args:
         options: what to tune.
 
     Returns:
-        The table of this GPU: everything in force, what was tuned replaced.
+        The table of this GPU: everything in use, with what was tuned replaced.
 
     Raises:
         ValueError: without a CUDA GPU.
@@ -112,7 +112,7 @@ def descend(
     Args:
         tile: where to begin.
         moves: neighbours of a tile.
-        seconds: what a tile takes, infinity where it cannot run.
+        seconds: how long a tile takes; infinity where it cannot run.
     """
     tried = {tile: seconds(tile)}
     while True:
@@ -144,7 +144,7 @@ def neighbours(kernel: str, tile: Tile, device: torch.device) -> Iterator[Tile]:
 
 
 class Stopwatch:
-    """Seconds of some work with a tile, after its mask (and gradients) were found exact."""
+    """Times some work with a tile, after checking that its mask (and gradients) are exact."""
 
     def __init__(
         self, kernel: str, shape: Shape, mask: Mask, report: Callable[[str], None]
@@ -163,7 +163,7 @@ class Stopwatch:
             with forced(self.kernel, tile):
                 require_exact(self.candidate, self.shape)
                 seconds = self._time()
-        except Exception as error:  # out of shared memory, a compiler's limit: not this tile
+        except Exception as error:  # out of shared memory, a compiler's limit: skip this tile
             self.report(f"{head}: {type(error).__name__}: {str(error).splitlines()[0][:120]}")
             return float("inf")
         self.report(f"{head}: {1e3 * seconds:.3f} ms")
@@ -190,7 +190,7 @@ def _plain(mask: Mask) -> Callable[[int, int], Attention]:
 
 
 def _any_prefill(mask: Mask) -> Callable[[int, int], Attention]:
-    """A call that says where keys begin and end, which the Hopper kernel leaves to the other."""
+    """A call that passes where keys begin and end, which the Hopper kernel does not serve."""
 
     def prepare(queries: int, keys: int) -> Attention:
         start = torch.zeros(1, dtype=torch.int32, device="cuda")
@@ -212,7 +212,7 @@ def _any_prefill(mask: Mask) -> Callable[[int, int], Attention]:
 
 
 def table_in_force(device: torch.device) -> Table:
-    """Every 16-bit and 32-bit entry that a device now runs with, copied."""
+    """Every 16-bit and 32-bit entry that a device uses now, copied."""
     table: Table = {}
     for kernel in KERNELS:
         for size, dtype in (("16", torch.bfloat16), ("32", torch.float32)):
@@ -223,7 +223,7 @@ def table_in_force(device: torch.device) -> Table:
 
 
 def save(table: Table, folder: Path | str | None = None) -> Path:
-    """Write the table of the current GPU; it holds from the next start of Python on.
+    """Write the table of the current GPU; it is used from the next start of Python on.
 
     Args:
         table: from :func:`tune`.

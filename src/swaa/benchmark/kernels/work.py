@@ -1,4 +1,4 @@
-"""What a kernel is asked to do: shapes, and the least work and traffic that they need."""
+"""The work of a kernel: shapes, and the least computation and traffic that they need."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from swaa.attention.mask import left_bounds, visible
 from swaa.attention.pages import PAGE
 
 PHASES = ("prefill", "decode", "backward")
-"""``decode`` is one query row per sequence; ``backward`` a forward and its backward."""
+"""``decode`` is one query row per sequence; ``backward`` is a forward and its backward."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mask:
-    """The part of the rule that a kernel computes: a stock one may know no sinks, or no window.
+    """The part of the rule that a kernel computes: a stock kernel may lack sinks, or a window.
 
-    ``decode_keys``: keys that a decoding row chooses by content, besides sinks and window.
+    ``decode_keys``: other keys that a decoding row chooses by content.
     """
 
     window: int | None
@@ -82,7 +82,7 @@ class Shape:
         return forward * 7 // 2 if self.phase == "backward" else forward
 
     def kv_bytes(self, mask: Mask) -> int:
-        """Bytes of the keys and values that some row sees, each read once.
+        """Bytes of the keys and values that at least one row sees, each read once.
 
         Where pages are chosen, those of the statistics of all pages are among them.
         """

@@ -1,7 +1,7 @@
 """One vLLM engine of the long-prompt benchmark: start, wait for its turn, answer one long prompt.
 
-Runs in a process of its own, ``python -m swaa.benchmark.long_prompt.engine SETTING FOLDER``. What
-it measures goes to ``FOLDER/<name>.jsonl``, a line per event, as it happens.
+Runs in its own process, ``python -m swaa.benchmark.long_prompt.engine SETTING FOLDER``. What it
+measures goes to ``FOLDER/<name>.jsonl``, one line per event, as it happens.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ WAIT_SECONDS = 0.2
 
 
 def main(setting: dict[str, Any], folder: Path) -> None:
-    """Serve as a setting says (see :class:`swaa.benchmark.long_prompt.measure.Setting`)."""
-    # Ended early, it still takes its own engine processes along.
+    """Serve a setting (see :class:`swaa.benchmark.long_prompt.measure.Setting`)."""
+    # When ended early, it still ends its own engine processes.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     report = _Report(folder / f"{setting['name']}.jsonl")
     begin = time.perf_counter()

@@ -44,7 +44,7 @@ TINY = QWEN3_4B | {
 }
 GIB = 1 << 30
 CACHE_SHARE = {"stock_window": 0.35, "sliding": 0.35, "sliding_quarter": 0.5}
-"""Cache of engines that do not keep all keys, beside that of those which do."""
+"""Cache of engines that do not keep all keys, as a share of that of engines that do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +63,8 @@ class Setting:
         answer_tokens: of the timed request.
         repeats: of the timed request.
         requests: sent at once afterwards; 0: none.
-        traffic_prompt: tokens of each.
-        traffic_answer: tokens of each.
+        traffic_prompt: tokens of each of those requests' prompts.
+        traffic_answer: tokens of each of their answers.
         eager: without compilation and CUDA graphs.
     """
 
@@ -98,7 +98,7 @@ def recipes(window: int, sinks: int, layers: int) -> dict[str, SWAAConfig | int 
 
 
 def settings_of(args: argparse.Namespace, folder: Path) -> list[Setting]:
-    """The engines that a command line asks for; writes their models' configurations."""
+    """The engines that a command line asks for; writes their models' config.json files."""
     shape = TINY if args.tiny else QWEN3_4B
     layers = shape["num_hidden_layers"]
     longest = max(args.prompt + args.answer, args.traffic_prompt + args.traffic_answer) + 16
@@ -130,7 +130,7 @@ def settings_of(args: argparse.Namespace, folder: Path) -> list[Setting]:
 
 
 def _write_model(folder: Path, shape: dict[str, Any], native_window: int | None) -> Path:
-    """A folder with a config.json; under a native window every layer slides, vLLM's own way."""
+    """A folder with a config.json; a native window makes vLLM itself slide in every layer."""
     content = dict(shape)
     if native_window is not None:
         layers = shape["num_hidden_layers"]
@@ -154,7 +154,7 @@ def measure(
     turn: float,
     after: Path | None = None,
 ) -> None:
-    """Start all engines, then let each in turn measure; results stand in ``folder``.
+    """Start all engines, then let each measure in turn; results are written to ``folder``.
 
     Args:
         settings: the engines.
@@ -211,7 +211,7 @@ def _events(folder: Path, name: str) -> list[dict[str, Any]]:
 
 
 def row(setting: Setting, events: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """One row of the table, of what an engine has measured so far."""
+    """One row of the table, from what an engine has measured so far."""
     of: dict[str, list[dict[str, Any]]] = {}
     for event in events:
         of.setdefault(event["event"], []).append(event)
@@ -236,7 +236,7 @@ def row(setting: Setting, events: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows as text, one line an engine."""
+    """Rows as text, one line per engine."""
     lines = [
         f"{'engine':16} {'first token':>12} {'each token':>11} {'live KV':>10}"
         f" {'KV capacity':>18} {'traffic':>14}"
@@ -292,7 +292,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Measure, save one result, print the table; ended early, with what there is."""
+    """Measure, save one result, print the table; if ended early, with what there is."""
     args = parse(words)
     args.out.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))

@@ -1,1 +1,1 @@
-"""A served endpoint under load, one recipe after the other."""
+"""A served endpoint under load, one recipe after another."""

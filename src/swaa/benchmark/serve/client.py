@@ -1,4 +1,4 @@
-"""One streamed completion, timed piece by piece; whatever goes wrong is said, never raised."""
+"""One streamed completion, timed piece by piece; failures are reported, never raised."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Timing:
     Attributes:
         sent: when it was sent, by ``time.perf_counter`` (seconds).
         pieces: when each piece of the answer came.
-        new_tokens: as the server counts, or the pieces where it does not.
-        error: what went wrong; ``None``: nothing.
+        new_tokens: as the server counts them; where it does not, the number of pieces.
+        error: what went wrong; ``None``: nothing did.
     """
 
     sent: float
@@ -47,14 +47,14 @@ class Timing:
 
     @property
     def token_s(self) -> float | None:
-        """Seconds per token behind the first; ``None``: there is no second token."""
+        """Seconds per token after the first; ``None``: there is no second token."""
         if self.new_tokens < 2:
             return None
         return (self.pieces[-1] - self.pieces[0]) / (self.new_tokens - 1)
 
 
 def encode_request(address: Address, ids: Sequence[int], workload: Workload) -> bytes:
-    """The body of a request; made beforehand, since encoding long prompts takes a while."""
+    """The body of a request; made in advance, since encoding long prompts takes a while."""
     body = {
         "model": address.model,
         "prompt": ids,
@@ -62,7 +62,7 @@ def encode_request(address: Address, ids: Sequence[int], workload: Workload) -> 
         "temperature": 0,
         "stream": True,
         "stream_options": {"include_usage": True},
-        # Without it a random prompt may be answered by an end of text at once.
+        # Otherwise a random prompt may be answered at once by an end-of-text token.
         "ignore_eos": True,
     }
     return json.dumps(body, separators=(",", ":")).encode()
@@ -82,7 +82,7 @@ def request(address: Address, body: bytes, *, input_tokens: int) -> Timing:
     Args:
         address: where to.
         body: from :func:`encode_request`.
-        input_tokens: of the prompt; a server that counts otherwise did not serve what was asked.
+        input_tokens: of the prompt; a server that counts another number served another prompt.
     """
     connection = connection_to(address)
     path = urllib.parse.urlsplit(address.resource("completions")).path
@@ -121,7 +121,7 @@ def _read(response: http.client.HTTPResponse, sent: float, input_tokens: int) ->
         usage = _counts(value) or usage
         choices = value.get("choices")
         if isinstance(choices, list) and choices:
-            # Text may be empty: a token can be a part of a character.
+            # Text may be empty: a token can be part of a character.
             pieces.append(now)
             finished = finished or bool(_field(choices[0], "finish_reason"))
     if not finished:
@@ -148,7 +148,7 @@ def _object(data: bytes) -> dict[str, Any]:
 
 
 def _counts(piece: dict[str, Any]) -> dict[str, Any] | None:
-    """What a piece says of token counts: whole numbers by name, or None."""
+    """The token counts in a piece: whole numbers by name, or None."""
     usage = piece.get("usage")
     if usage is None:
         return None
@@ -165,7 +165,7 @@ def _field(choice: object, name: str) -> object:
 
 
 def _reason(error: Exception) -> str:
-    """Short and the same for the same cause, so that failures can be counted by it."""
+    """Short, and the same for the same cause, so that failures can be counted by cause."""
     if isinstance(error, _BrokenError):
         return str(error)
     if isinstance(error, (http.client.IncompleteRead, ConnectionResetError, BrokenPipeError)):

@@ -1,4 +1,4 @@
-"""What servers of this machine run on, asked for without a context on a GPU."""
+"""What this machine's servers run on, found without creating a context on a GPU."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Gpu(NamedTuple):
     """A GPU, or a part of one that MIG made.
 
     Attributes:
-        name: of the chip; of a part, its size too.
-        uuid: begins with ``GPU-``, of a part with ``MIG-``.
+        name: of the chip; for a part, its size too.
+        uuid: begins with ``GPU-``, or with ``MIG-`` for a part.
     """
 
     name: str
@@ -37,17 +37,18 @@ def local_device() -> str:
 
 
 def visible(gpus: Sequence[Gpu], wanted: str | None) -> list[Gpu]:
-    """Those that ``CUDA_VISIBLE_DEVICES`` leaves, by the CUDA programming guide.
+    """The GPUs that ``CUDA_VISIBLE_DEVICES`` leaves, by the CUDA programming guide.
 
     >>> both = [Gpu("H200", "GPU-1a"), Gpu("L4", "GPU-2b")]
     >>> [gpu.name for gpu in visible(both, "GPU-2")]
     ['L4']
 
     Args:
-        gpus: all, by PCI bus. CUDA may count GPUs of different kinds in another order, unless
-            ``CUDA_DEVICE_ORDER=PCI_BUS_ID`` is set.
-        wanted: the variable: indices and beginnings of UUIDs, with commas; what follows one that
-            names no GPU does not count; empty: none. ``None``: it is not set, which leaves all.
+        gpus: all GPUs, in PCI bus order. CUDA may order GPUs of different kinds in another way,
+            unless ``CUDA_DEVICE_ORDER=PCI_BUS_ID`` is set.
+        wanted: the variable: indices and beginnings of UUIDs, separated by commas. The first one
+            that names no GPU ends the list; an empty variable leaves none. ``None``: the variable
+            is not set, which leaves all.
     """
     whole = [gpu for gpu in gpus if gpu.uuid.startswith("GPU-")]
     if wanted is None:
@@ -63,7 +64,7 @@ def visible(gpus: Sequence[Gpu], wanted: str | None) -> list[Gpu]:
         if len(named) != 1:
             break
         found += named
-    # One GPU named twice: CUDA then shows none.
+    # If one GPU is named twice, CUDA shows none.
     return found if len(set(found)) == len(found) else []
 
 

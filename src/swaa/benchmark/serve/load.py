@@ -1,4 +1,4 @@
-"""Send a workload to a server, each request when it is due, and sum up what came back."""
+"""Send a workload to a server, each request when it is due, and summarise the answers."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Load:
     """What a workload did.
 
     Attributes:
-        workload: that was sent.
-        started: by ``time.perf_counter``, when the first request was due (seconds).
+        workload: what was sent.
+        started: when the first request was due, by ``time.perf_counter`` (seconds).
         timings: of the requests, in their order.
     """
 
@@ -38,7 +38,7 @@ class Load:
 
     @property
     def failures(self) -> dict[str, int]:
-        """How many failed, for each reason, the most frequent first."""
+        """How many requests failed, by reason, the most frequent first."""
         reasons = Counter(t.error for t in self.timings if t.error is not None)
         return dict(reasons.most_common())
 
@@ -50,16 +50,16 @@ def run_load(
     nonce: str = "",
     progress: Callable[[int], None] | None = None,
 ) -> Load:
-    """Warm the server up by one request, then send the workload.
+    """Warm the server up with one request, then send the workload.
 
     Args:
         address: of the server.
         workload: what to send.
         nonce: see :meth:`Workload.prompts`.
-        progress: called with the number of requests that ended.
+        progress: called with the number of requests that have ended.
 
     Raises:
-        ConnectionError: when the request that warms up fails, with the reason.
+        ConnectionError: when the warm-up request fails, with the reason.
     """
     bodies = [encode_request(address, ids, workload) for ids in workload.prompts(nonce)]
     first = request(address, bodies.pop(0), input_tokens=workload.input_tokens)
@@ -68,7 +68,7 @@ def run_load(
     timings: list[Timing | None] = [None] * workload.requests
     slots = threading.Semaphore(workload.concurrency or workload.requests)
     ended = threading.Semaphore(0)
-    # Daemons: who interrupts the load must not wait for answers that may never come.
+    # Daemon threads: whoever interrupts the load must not wait for answers that may never come.
     threads = [
         threading.Thread(
             target=_send, args=(address, body, workload, index, timings, slots, ended), daemon=True
@@ -151,7 +151,7 @@ def summarize(load: Load) -> list[dict[str, Any]]:
 
 
 def samples(load: Load) -> list[dict[str, Any]]:
-    """One JSON object a request: when it was sent, what it took, why it failed."""
+    """One JSON object per request: when it was sent, how long it took, why it failed."""
     found = []
     for index, timing in enumerate(load.timings):
         sample: dict[str, Any] = {"id": index, "sent_s": round(timing.sent - load.started, 6)}

@@ -1,4 +1,4 @@
-"""Recipes behind a server: the same workload for each, one result a recipe, done ones skipped."""
+"""Serve recipes under the same workload: one result per recipe, finished ones skipped."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ KIND = "serve"
 """Folder of these results."""
 
 SERVED = "served"
-"""Machine behind an endpoint that nobody named."""
+"""Machine of an endpoint whose user did not name it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint(Address):
-    """A server that runs already; which recipe it runs is its operator's word.
+    """A server that is already running; which recipe it runs is what the user says.
 
     Attributes:
         device: what it runs on.
@@ -41,10 +41,10 @@ class Endpoint(Address):
 
 @dataclass(frozen=True, kw_only=True)
 class Launcher:
-    """Starts ``vllm serve`` anew for each recipe.
+    """Starts a new ``vllm serve`` for each recipe.
 
     Attributes:
-        arguments: of ``vllm serve``; ``--max-model-len`` is added where it is not among them.
+        arguments: for ``vllm serve``; ``--max-model-len`` is added unless it is among them.
         timeout_s: longest wait for a server's first answer (seconds).
         device: of this machine.
     """
@@ -56,14 +56,14 @@ class Launcher:
 
 @dataclass(frozen=True, kw_only=True)
 class ServeRun:
-    """A recipe behind a server under a workload.
+    """A recipe on a server, under a workload.
 
     Attributes:
         model: folder or hub name.
         setting: name of the recipe, or path of its file.
         config: the recipe.
         workload: what is sent.
-        source: of servers.
+        source: what provides the server.
         timeout_s: longest wait for a piece of an answer (seconds).
     """
 
@@ -76,7 +76,7 @@ class ServeRun:
 
     @property
     def name(self) -> str:
-        """Of the result file."""
+        """Name of the result file."""
         sizes = f"{self.workload.input_tokens}-{self.workload.output_tokens}"
         words = (Path(self.model).name, Path(self.setting).name, sizes)
         text = "-".join(re.sub(r"[^a-z0-9._]+", "-", word.lower()) for word in words)
@@ -84,7 +84,7 @@ class ServeRun:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Everything that tells this run from another: what its file's hash is made of."""
+        """Everything that distinguishes this run; the hash of its file is computed from it."""
         launched = isinstance(self.source, Launcher)
         return {
             "model": Path(self.model).name,
@@ -98,7 +98,7 @@ class ServeRun:
 
 
 def find(run: ServeRun, *, folder: str | Path = results.FOLDER) -> results.Result | None:
-    """The result of a run that is finished; ``None``: it is not."""
+    """The result of a finished run; ``None``: it is not finished."""
     return results.find(KIND, run.name, run.identity, folder=folder)
 
 
@@ -113,15 +113,16 @@ def execute(
     Args:
         run: what to do.
         folder: of all results.
-        progress: called with the number of requests that ended.
+        progress: called with the number of requests that have ended.
 
     Raises:
-        ConnectionError: when there is no server, it dies, or it answers nothing; no result is kept.
+        ConnectionError: when there is no server, it dies, or it answers nothing; no result is
+            kept.
     """
     began = time.perf_counter()
     log = results.result_path(KIND, run.name, run.identity, folder=folder).with_suffix(".log")
     with _served(run, log) as (address, server):
-        # A server that ran before may hold these very prompts in its prefix cache.
+        # An already running server may hold these very prompts in its prefix cache.
         nonce = "" if server is not None else secrets.token_hex(8)
         load = run_load(address, run.workload, nonce=nonce, progress=progress)
         _check(load, address)
@@ -136,7 +137,7 @@ def execute(
 
 
 def arguments_of(run: ServeRun) -> list[str]:
-    """Of ``vllm serve``: those given, and the length that the workload needs."""
+    """Arguments for ``vllm serve``: those given, and the length that the workload needs."""
     assert isinstance(run.source, Launcher)
     given = list(run.source.arguments)
     if any(word.split("=")[0] == "--max-model-len" for word in given):
@@ -157,7 +158,7 @@ def _served(run: ServeRun, log: Path) -> Iterator[tuple[Address, Server | None]]
 
 
 def _check(load: Load, address: Address) -> None:
-    """A server that answers nothing, or is gone at the end, was not measured."""
+    """Refuse a measurement of a server that answered nothing, or was gone at the end."""
     reasons = "; ".join(f"{count} x {reason}" for reason, count in load.failures.items())
     if not load.finished:
         raise ConnectionError(f"{address.url} answered no request: {reasons}")
@@ -174,7 +175,7 @@ def _check(load: Load, address: Address) -> None:
 
 
 def _names(arguments: Sequence[str]) -> list[str]:
-    # Results hold names, neither paths nor secrets.
+    # Results hold names, but neither paths nor secrets.
     shown = arguments_without_secrets(arguments)
     return [Path(word).name if Path(word).is_absolute() else word for word in shown]
 
@@ -188,7 +189,7 @@ def _result(run: ServeRun, rows: Sequence[dict[str, Any]], seconds: float) -> re
         packages=("vllm",),
     )
     if isinstance(run.source, Endpoint):
-        # What serves there, and with what, is not known here.
+        # What the endpoint runs, and in which versions, is not known here.
         versions = {"python": provenance.versions["python"]}
         provenance = dataclasses.replace(provenance, versions=versions)
     return results.Result(

@@ -1,4 +1,4 @@
-"""Start a server for a recipe and end it by its process id, whatever happens in between."""
+"""Start a server for a recipe, and end it by its process id whatever happens in between."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from swaa.integrations.vllm.launch import end_with_parent
 POLL_SECONDS = 0.5
 END_SECONDS = 60
 PORTS = 3
-"""Ports that are tried, where others are faster to take them."""
+"""How many ports are tried, in case other programs take them first."""
 _TAKEN = re.compile("address already in use", re.IGNORECASE)
 _KV_TOKENS = re.compile(r"KV cache size: ([\d,]+) tokens")
 
@@ -43,7 +43,8 @@ class Server:
         """Wait until it answers.
 
         Raises:
-            ConnectionError: when it ends before, or is not up in time; with its last words.
+            ConnectionError: when it ends before it is up, or is not up in time; with the end of its
+                log.
         """
         started = time.perf_counter()
         while not self._answers():
@@ -57,10 +58,10 @@ class Server:
         """Make sure that it still runs.
 
         Args:
-            grace_s: time for a dying server to end (seconds).
+            grace_s: time to wait for a dying server to end (seconds).
 
         Raises:
-            ConnectionError: when it ended; with its last words.
+            ConnectionError: when it has ended; with the end of its log.
         """
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(grace_s)
@@ -69,17 +70,17 @@ class Server:
             raise ConnectionError(f"the server ended with code {code}; {self._last_words()}")
 
     def kv_tokens(self) -> int | None:
-        """Tokens that its KV cache has room for, where vLLM says so."""
+        """Tokens that its KV cache has room for, where vLLM reports it."""
         found = _KV_TOKENS.findall(self._log.read_text("utf-8", "replace"))
         return int(found[-1].replace(",", "")) if found else None
 
     def end(self) -> None:
-        """End it and every process that it left behind."""
+        """End it, and every process that it left running."""
         if self._process.poll() is None:
             self._process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(END_SECONDS)
-        # It leads a group of its own, whose id is its process id; engines may outlive it there.
+        # It leads its own process group, whose id is its process id; engines may outlive it there.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
@@ -102,15 +103,15 @@ class Server:
 
 @contextlib.contextmanager
 def running(command: Sequence[str], *, log: Path, timeout_s: float) -> Iterator[Server]:
-    """A server for as long as the block runs; its log is kept if the block fails.
+    """A server that runs as long as the block; its log is kept if the block fails.
 
     Args:
-        command: that starts it; ``--host`` and ``--port`` are added.
+        command: starts the server; ``--host`` and ``--port`` are added.
         log: file for what it prints.
         timeout_s: longest wait for its first answer (seconds).
 
     Raises:
-        ConnectionError: when it does not come up, or has ended when the block has.
+        ConnectionError: when it does not come up, or has ended by the end of the block.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with _terminated_by_exception(), contextlib.ExitStack() as ended:
@@ -127,7 +128,7 @@ def _start(
         try:
             return ended.enter_context(_started(command, log, timeout_s))
         except ConnectionError:
-            # Between the look for a free port and the server's start another may take it.
+            # Another program may take the free port before the server does.
             if not ports or not _TAKEN.search(log.read_text("utf-8", "replace")):
                 raise
 
@@ -150,7 +151,7 @@ def _started(command: Sequence[str], log: Path, timeout_s: float) -> Iterator[Se
         yield server
         server.check()
     except ConnectionError as error:
-        # Where the server died, its last words say more than that it did not answer.
+        # If the server died, the end of its log says more than "it did not answer".
         server.check(grace_s=2)
         if str(log) in str(error):
             raise
@@ -160,7 +161,7 @@ def _started(command: Sequence[str], log: Path, timeout_s: float) -> Iterator[Se
 
 
 def launch_command(model: str, recipe: str, *, full: bool) -> list[str]:
-    """What starts vLLM under a recipe: ``swaa serve``, or vLLM itself for full attention."""
+    """The command that starts vLLM: ``swaa serve``, or vLLM itself for full attention."""
     if full:
         return [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model]
     return [sys.executable, "-m", "swaa", "serve", model, "--recipe", recipe]

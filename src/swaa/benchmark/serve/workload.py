@@ -1,4 +1,4 @@
-"""What a server is asked: random prompts of exact length, and when they arrive."""
+"""What a server is asked: random prompts of an exact length, and when they arrive."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class Workload:
 
     Attributes:
         input_tokens: of each prompt, exactly.
-        output_tokens: generated for each, exactly, where the server heeds ``ignore_eos``.
+        output_tokens: generated for each, exactly, where the server obeys ``ignore_eos``.
         requests: how many.
-        rate: requests a second, arriving at random (a Poisson process); ``None``: all at once.
-        concurrency: most requests under way; further ones wait here. ``None``: no limit.
-        vocabulary: token ids are drawn below it, the first tenth left out: special tokens are
-            usually among the first.
+        rate: requests per second, arriving at random (a Poisson process); ``None``: all at once.
+        concurrency: most requests in progress; further ones wait in the client. ``None``: no limit.
+        vocabulary: token ids are drawn below it, without the first tenth, where special tokens
+            usually are.
         seed: of prompts and arrivals.
 
     Raises:
@@ -51,8 +51,8 @@ class Workload:
         """Token ids of the warm-up's prompt, then of every request's, all different.
 
         Args:
-            nonce: makes other prompts of the same seed, for a server whose prefix cache may have
-                seen these.
+            nonce: gives other prompts for the same seed, for a server whose prefix cache may hold
+                the usual ones.
         """
         numbers = random.Random(f"{self.seed} {nonce}")
         ids = range(self.vocabulary // 10, self.vocabulary)
@@ -79,4 +79,4 @@ PRESETS = {
     "short": Workload(input_tokens=4_096, output_tokens=128, requests=32),
     "smoke": Workload(input_tokens=256, output_tokens=16, requests=4),
 }
-"""Workloads by name; ``paper`` is that of SWAA (arXiv 2512.10411, Table 5)."""
+"""Workloads by name; ``paper`` is the one in SWAA (arXiv 2512.10411, Table 5)."""

@@ -1,4 +1,4 @@
-"""What answers prompts: a model in this process, or an endpoint."""
+"""The interface of what answers prompts: a model in this process, or an endpoint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Request:
     Attributes:
         id: of the sample.
         ids: the whole prompt, chat template included.
-        content: the user's words alone, for endpoints that frame them.
+        content: the user's words alone, for endpoints that add the template.
         max_new_tokens: longest output (tokens).
     """
 
@@ -31,12 +31,12 @@ class Reply:
 
     Attributes:
         id: of the sample.
-        output: what was generated, special tokens left out but for those around thoughts.
+        output: what was generated, without special tokens except those around thoughts.
         first_token_s: seconds from sending the prompt, or its batch, to its first token;
             ``None``: not measured.
-        new_tokens: tokens generated, the one that ends the answer included; ``None``: unknown.
-        truncated: the longest output allowed ended it.
-        ids: tokens generated, the one that ends the answer included; empty: unknown.
+        new_tokens: tokens generated, including the one that ends the answer; ``None``: unknown.
+        truncated: the output ended because it reached the longest allowed.
+        ids: token ids generated, including the one that ends the answer; empty: unknown.
     """
 
     id: str
@@ -49,7 +49,7 @@ class Reply:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How answers are drawn where they are not the most likely ones.
+    """How answers are drawn at random.
 
     The same seed and prompts in the same batches give the same answers, whatever was drawn before.
 
@@ -78,7 +78,7 @@ class Engine(Protocol):
     """Answers prompts, greedily unless it was made with a :class:`Sampling`."""
 
     def describe(self) -> dict[str, Any]:
-        """What tells runs with this engine apart from runs with another."""
+        """What distinguishes runs with this engine from runs with another."""
         ...
 
     def answer(self, batches: Sequence[Sequence[Request]]) -> Iterator[Reply]:
@@ -87,10 +87,10 @@ class Engine(Protocol):
 
 
 def make_batches(requests: Sequence[Request], size: int) -> list[tuple[Request, ...]]:
-    """Prompts of similar lengths together, so that little of a batch is padding.
+    """Batches of prompts of similar lengths, so that little of a batch is padding.
 
-    Which prompts share a batch depends on all of them and on ``size``, never on what is done
-    already: a batch may move the last digits of its members' logits.
+    Which prompts share a batch depends only on all of them and on ``size``, never on what is done
+    already, because a batch can change the last digits of its members' logits.
 
     >>> requests = [
     ...     Request(id=name, ids=(0,) * tokens, content="", max_new_tokens=1)
@@ -103,6 +103,6 @@ def make_batches(requests: Sequence[Request], size: int) -> list[tuple[Request, 
         requests: all prompts of a run.
         size: prompts in a batch.
     """
-    # Longest first: what does not fit into memory shows at once.
+    # Longest first: a lack of memory shows at once.
     ordered = sorted(requests, key=lambda request: -len(request.ids))
     return [tuple(ordered[first : first + size]) for first in range(0, len(ordered), size)]

@@ -1,4 +1,4 @@
-"""Any OpenAI-compatible endpoint as engine: several prompts at once, retried where that helps."""
+"""Any OpenAI-compatible endpoint as engine: several prompts at once, with useful retries."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from swaa.thoughts import hidden_beside_thoughts, without
 
 
 class OpenAIEngine:
-    """Answers with what serves an endpoint, such as a vLLM server that runs swaa's plugin.
+    """Answers through an endpoint, such as a vLLM server that runs swaa's plugin.
 
     Args:
         endpoint: where to ask.
         api: ``completions`` sends the whole prompt as token ids, exactly as a model in this
             process reads it; ``chat`` sends the user's words and leaves the template to the server.
-        concurrency: prompts under way at once.
-        sampling: draw answers; ``None``: greedily.
+        concurrency: requests in progress at once.
+        sampling: draw answers; ``None``: answer greedily.
         tokenizer: the model's; where ``</think>`` is a special token, the server is asked to leave
-            such tokens in (``skip_special_tokens``, a word of vLLM and SGLang), and the others are
-            taken out here. ``None``: as the server decodes.
+            such tokens in (``skip_special_tokens``, an option of vLLM and SGLang), and the others
+            are removed here. ``None``: as the server decodes.
     """
 
     def __init__(
@@ -46,15 +46,15 @@ class OpenAIEngine:
         self._hidden = () if tokenizer is None else hidden_beside_thoughts(tokenizer)
 
     def describe(self) -> dict[str, Any]:
-        """What tells runs with this engine apart; where the server is does not."""
+        """What distinguishes runs with this engine; the server's address does not."""
         return {"engine": "openai", "api": self._api, "served_model": self._endpoint.model}
 
     def answer(self, batches: Sequence[Sequence[Request]]) -> Iterator[Reply]:
         """Answer all prompts; the server makes batches of its own.
 
         Raises:
-            EndpointError: for the first prompt that failed for good, after the replies of those
-                under way.
+            EndpointError: for the first prompt whose retries failed, after the replies to the
+                requests in progress.
         """
         waiting = deque(request for batch in batches for request in batch)
         failed: BaseException | None = None
@@ -82,7 +82,7 @@ class OpenAIEngine:
         if self._api == "chat":
             said = self._endpoint.chat([{"role": "user", "content": request.content}], **options)
         else:
-            # As ids: servers would put a special token before a text that has it already.
+            # As ids: servers would put a special token before a text that already has it.
             said = self._endpoint.complete(request.ids, **options)
         return Reply(
             id=request.id,

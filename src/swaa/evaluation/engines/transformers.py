@@ -24,7 +24,7 @@ from swaa.phase import prompt_length
 from swaa.thoughts import spoken
 
 LOWER = "lower --batch-size, set --chunk, or ask for shorter prompts"
-"""What helps where prompts do not fit into memory."""
+"""Advice where prompts do not fit into memory."""
 
 
 class TransformersEngine:
@@ -32,10 +32,10 @@ class TransformersEngine:
 
     Args:
         loaded: model and tokenizer.
-        config: how to adapt the model; without a window it stays as it is.
+        config: how to adapt the model; without a window it is not changed.
         backend: attention backend of the adapted model.
         chunk: prompt tokens per forward pass; ``None``: all in one.
-        sampling: draw answers; ``None``: greedily.
+        sampling: draw answers; ``None``: answer greedily.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class TransformersEngine:
         return self.adaptation.summary if self.adaptation else "full attention, the model as it is"
 
     def describe(self) -> dict[str, Any]:
-        """What tells runs with this engine apart."""
+        """What distinguishes runs with this engine."""
         return {
             "engine": "transformers",
             "dtype": str(self._loaded.model.dtype).removeprefix("torch."),
@@ -85,7 +85,7 @@ class TransformersEngine:
         }
 
     def answer(self, batches: Sequence[Sequence[Request]]) -> Iterator[Reply]:
-        """Answer batch after batch.
+        """Answer one batch after another.
 
         Raises:
             ValueError: when a batch does not fit into the device's memory.
@@ -98,14 +98,14 @@ class TransformersEngine:
             yield from replies
 
     def negative_log_likelihoods(self, ids: Sequence[int], *, answer_from: int) -> Tensor:
-        """How unlikely each token is after those before it.
+        """The negative log-likelihood of each token after those before it.
 
         Args:
             ids: one text.
             answer_from: position of the first token that counts as generated, not as prompt.
 
         Returns:
-            ``[tokens - 1]`` in nats, on the CPU: of the second token, the third and so on.
+            ``[tokens - 1]`` in nats, on the CPU: for the second token, the third and so on.
         """
         model: Any = self._loaded.model
         tokens = torch.tensor([list(ids)], device=model.device)
@@ -123,7 +123,7 @@ class TransformersEngine:
         return torch.cat(parts).cpu()
 
     def read(self, texts: Sequence[tuple[Sequence[int], int]]) -> Iterator[Tensor]:
-        """:meth:`negative_log_likelihoods` of each text and where its answer begins."""
+        """:meth:`negative_log_likelihoods` for each text and where its answer begins."""
         for ids, answer_from in texts:
             work = f"a text of {len(ids)} tokens"
             with explain_out_of_memory(work, "lower --chunk or --lengths"):
@@ -166,7 +166,7 @@ class TransformersEngine:
             prefill_chunk_size=self._chunk,
             pad_token_id=self._pad_id,
             do_sample=self._sampling is not None,
-            # A checkpoint's own options would be warned of, or narrow what is drawn from.
+            # A checkpoint's own options would cause warnings, or narrow what is drawn from.
             temperature=self._sampling.temperature if self._sampling else None,
             top_k=0 if self._sampling else None,
             top_p=None,
@@ -176,7 +176,7 @@ class TransformersEngine:
 
     @contextmanager
     def _seeded(self, batch: Sequence[Request]) -> Iterator[None]:
-        """Draw by the batch's own seed, and leave everybody else's randomness as it was."""
+        """Draw with the batch's own seed, and restore the random state afterwards."""
         if self._sampling is None:
             yield
             return
@@ -218,7 +218,7 @@ class TransformersEngine:
 
 
 class _FirstToken(LogitsProcessor):
-    """Notes when the first token's logits were there."""
+    """Records when the first token's logits exist."""
 
     def __init__(self) -> None:
         self.at = 0.0

@@ -1,4 +1,4 @@
-"""The tasks: what each offers, and the table of them."""
+"""The interface of a task, and the table of all tasks."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ TASKS = {
 
 
 class Task(Protocol):
-    """What a task offers; see the modules beside for examples.
+    """The interface of a task; see the modules in this package for examples.
 
     Attributes:
-        name: as typed, argument included; of a file its name without folders.
-        needs_length: whether prompts are made to a length, rather than come with one.
+        name: as typed, argument included; a file's name without its folders.
+        needs_length: whether prompts are made to a length; otherwise they come with one.
         needs_judge: whether answers are free text that only a judge can score.
     """
 
@@ -43,7 +43,7 @@ class Task(Protocol):
     def needs_judge(self) -> bool: ...  # noqa: D102 # above
 
     def describe(self) -> dict[str, Any]:
-        """What tells runs of the task apart: its version, options, data and their checksum."""
+        """What distinguishes runs of the task: its version, options, data and their checksum."""
         ...
 
     def samples(
@@ -53,14 +53,14 @@ class Task(Protocol):
 
         Args:
             prompt: frames and counts.
-            length: tokens of each prompt; tasks that read a file: the most a prompt may have.
+            length: tokens of each prompt; for tasks that read a file: the most a prompt may have.
             count: how many; ``None``: all there are.
             seed: of everything random.
         """
         ...
 
     def score(self, sample: Sample, answer: str | None) -> Score:
-        """What a final answer is worth; ``None``: there was none."""
+        """The score of a final answer; ``None``: there was no answer."""
         ...
 
 
@@ -85,7 +85,7 @@ def find_tasks(names: Sequence[str]) -> list[Task]:
 
 
 def parse_count(task: str, argument: str | None, default: int) -> int:
-    """The number behind a task's colon.
+    """The number after a task's colon.
 
     Raises:
         ValueError: for anything but a whole number from 1 to 32.

@@ -1,4 +1,4 @@
-"""Facts that the tasks of hidden numbers share: names, numbers, sentences, and their scorer."""
+"""What the tasks with hidden numbers share: names, numbers, sentences, and their scorer."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def listed(words: Sequence[str]) -> str:
 
 
 def share_found(answers: Sequence[str], answer: str | None, *, pattern: str = "{}") -> Score:
-    """The share of ``answers`` that an answer holds, each as a whole word.
+    """The share of ``answers`` that an answer contains, each as a whole word.
 
     >>> share_found(["12", "34"], "It is 12 and 345.").value
     0.5

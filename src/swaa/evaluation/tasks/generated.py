@@ -1,4 +1,4 @@
-"""What the tasks that need no data share: a loop over seeds, hiding, and a scorer."""
+"""Code shared by the tasks that need no data: a loop over seeds, hiding, and a scorer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from swaa.evaluation.tasks.facts import share_found
 from swaa.evaluation.tasks.haystack import hide, random_for
 
 VERSION = 1
-"""Of all generators; a change of any prompt raises it, so that old results are not mixed in."""
+"""Version of all generators; raised when any prompt changes, to keep old results apart."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class Question:
     Attributes:
         facts: depth and sentence of everything hidden.
         text: the question.
-        answer_prefix: words that the answer is begun with.
+        answer_prefix: words that begin the answer.
         answers: what the answer must hold.
         max_new_tokens: longest answer (tokens).
-        needed: how many of the facts, from the first, the answer needs; ``None``: all.
+        needed: how many of the first facts the answer needs; ``None``: all.
         tags: for the scorer.
     """
 
@@ -54,7 +54,7 @@ class GeneratedTask(ABC):
     needs_judge = False
 
     def describe(self) -> dict[str, Any]:
-        """What tells runs of the task apart."""
+        """What distinguishes runs of the task."""
         values = dataclasses.asdict(self)
         return {"task": values.pop("name"), "version": VERSION, **values}
 
@@ -64,7 +64,7 @@ class GeneratedTask(ABC):
         """The questions; see :class:`swaa.evaluation.tasks.Task`.
 
         Raises:
-            ValueError: when no length is given, or one without room for the question.
+            ValueError: without a length, or for one without room for the question.
         """
         if length is None:
             raise ValueError(f"{self.name} makes prompts of any length; say of how many tokens")
@@ -76,7 +76,7 @@ class GeneratedTask(ABC):
         return made
 
     def score(self, sample: Sample, answer: str | None) -> Score:
-        """The share of the answers that the answer holds; right is all of them."""
+        """The share of the expected answers that the answer contains; right means all of them."""
         return share_found(sample.answers, answer)
 
     @abstractmethod
@@ -128,10 +128,10 @@ class HiddenTask(GeneratedTask):
 
 
 def no_argument(task: str, argument: str | None) -> None:
-    """Refuse words behind the colon.
+    """Refuse an argument after the colon.
 
     Raises:
-        ValueError: when there are any.
+        ValueError: when there is one.
     """
     if argument is not None:
         raise ValueError(f"{task}:{argument}: the task takes no argument")

@@ -1,4 +1,4 @@
-"""Long texts of an exact number of tokens with sentences hidden in them."""
+"""Long texts with an exact number of tokens and with sentences hidden in them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Haystack:
     """A text with hidden sentences.
 
     Attributes:
-        context: the text, instructions in front included.
+        context: the text, with the instructions before it.
         needles: where the hidden sentences lie, in the order they were given.
     """
 
@@ -32,7 +32,7 @@ class Haystack:
 
 @functools.cache
 def read_filler() -> str:
-    """The public-domain text that ships with the package, one paragraph a line."""
+    """The public-domain text that ships with the package, one paragraph per line."""
     raw = importlib.resources.files("swaa.demo").joinpath("persuasion.txt").read_text("utf-8")
     return "\n".join(" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", raw))
 
@@ -43,7 +43,7 @@ def _sentence_ends() -> tuple[int, ...]:
 
 
 def spread(index: int) -> float:
-    """Depth of sample ``index``, 0 to 1: evenly spread however many samples follow.
+    """Depth of sample ``index``, 0 to 1: evenly spread for any number of samples.
 
     >>> [spread(index) for index in range(5)]
     [0.0, 0.5, 0.25, 0.75, 0.125]
@@ -56,7 +56,7 @@ def spread(index: int) -> float:
 
 
 def random_for(task: str, length: int | None, seed: int, index: int) -> random.Random:
-    """Randomness of one sample: the same whichever samples are made beside it."""
+    """Random numbers for one sample, which do not depend on the other samples made."""
     return random.Random(f"{task} {length} {seed} {index}")
 
 
@@ -74,19 +74,19 @@ def hide(
 
     Args:
         prompt: frames and counts.
-        sentences: depth from 0, the text's beginning, to 1, its end, and the sentence.
+        sentences: each with its depth: 0 is the text's beginning, 1 its end.
         intro: words before the text.
-        question: as will be asked.
-        answer_prefix: as will be used.
-        length: tokens of the prompt, template, question and answer prefix included.
-        chance: picks where the text begins.
+        question: the one that will be asked.
+        answer_prefix: the one that will be used.
+        length: tokens of the prompt, with template, question and answer prefix.
+        chance: chooses where the text begins.
 
     Raises:
         ValueError: when the sentences and the question alone have more tokens.
     """
     text = _Text(intro, tuple(sorted(sentences, key=lambda item: item[0])), chance)
 
-    @functools.cache  # the search comes back to texts, and counting is all of its time
+    @functools.cache  # the search repeats texts, and nearly all of its time is counting
     def missing(context: str) -> int:
         return length - prompt.count(context, question, answer_prefix)
 
@@ -96,7 +96,7 @@ def hide(
             f"a prompt of {length} tokens has no room: instructions, hidden sentences and question"
             f" take {length - room}; ask for longer prompts"
         )
-    # A few steps of a secant search: letters per token hardly differ along the text.
+    # A few steps of a secant search: letters per token hardly change along the text.
     letters, per_token, left = 0, 4.0, room
     for _ in range(8):
         letters = max(0, letters + int(left * per_token))
@@ -104,7 +104,7 @@ def hide(
         if 0 <= left <= 8:
             break
         per_token = letters / max(1, room - left)
-        left -= 4  # aim short: what is missing is added, nothing is taken away
+        left -= 4  # aim short: later, missing words are added, but none are removed
     while letters and missing(text.build(letters)) < 0:
         letters = max(0, letters - 16)
     context = grow(text.build(letters), text.after(letters), missing)
@@ -112,7 +112,7 @@ def hide(
 
 
 class _Text:
-    """Filler from a random sentence on, with sentences put behind the sentence ends nearest."""
+    """Filler from a random sentence on; hidden sentences go after the nearest sentence ends."""
 
     def __init__(
         self, intro: str, sentences: Sequence[tuple[float, str]], chance: random.Random
@@ -136,7 +136,7 @@ class _Text:
             pieces += [text[done:place].strip(" "), sentence]
             done = place
         pieces.append(text[done:].lstrip(" "))
-        # The last piece keeps its end: what is added behind must continue it.
+        # The last piece keeps its end, so that added text continues it.
         body = " ".join(piece for piece in pieces[:-1] if piece)
         return f"{self._intro}\n\n{body} {pieces[-1]}" if body else f"{self._intro}\n\n{pieces[-1]}"
 
@@ -148,9 +148,9 @@ def grow(context: str, more: str, missing: Callable[[str], int]) -> str:
     """Add words of ``more``, then letters, until nothing is missing.
 
     Args:
-        context: a text that is too short by less than ``more`` has.
+        context: a text that is too short, but by less than the length of ``more``.
         more: running text.
-        missing: tokens that a context is short of; negative: too long.
+        missing: the tokens that a context lacks; negative: it is too long.
 
     Raises:
         ValueError: when no cut of the text has the wanted number of tokens.
@@ -167,13 +167,13 @@ def grow(context: str, more: str, missing: Callable[[str], int]) -> str:
             context, left = longer, after
             words = words[count:]
         else:
-            left = 1  # overshot: on with single words
+            left = 1  # too much: continue with single words
     if not missing(context):
         return context
     for end in range(1, len(words[0])):
         if not missing(context + words[0][:end]):
             return context + words[0][:end]
-    # A space at the end counts only once something follows: without it, a letter is one token.
+    # A space at the end counts only once something follows; without it, a letter is one token.
     for start, pad in itertools.product((context, context.rstrip()), _PADS):
         padded = start
         while missing(padded) > 0:

@@ -3,8 +3,8 @@
 Each line is an object with ``context``, ``question`` and ``answers`` (a list of texts, or one
 text). Optional: ``answer_prefix``, ``max_new_tokens`` (128), ``match`` (``all`` answers must be
 in the model's, the default, or ``any`` of them; as whole words and numbers, see
-:mod:`swaa.evaluation.words`) and ``needle``, words of the context that the
-answer needs, for accuracy by place.
+:mod:`swaa.evaluation.words`) and ``needle``, words of the context that the answer needs, for
+accuracy by place.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from swaa.evaluation.tasks.rows import DataFile, Row, take
 from swaa.evaluation.words import normalise, says
 
 VERSION = 2
-"""Of the scorer: the first found words inside of words. Results of another are kept apart."""
+"""Version of the scorer. Version 1 also found answers inside words; its results are kept apart."""
 
 MAX_NEW_TOKENS = 128
-"""Longest answer where the line does not say (tokens)."""
+"""Longest answer where a line does not say (tokens)."""
 
 
 @dataclass(frozen=True)
 class OwnQuestions:
-    """Questions with answers that are found by whole words and numbers, however written."""
+    """Questions whose answers are found by whole words and numbers, however written."""
 
     file: DataFile
     needs_length = False
@@ -40,7 +40,7 @@ class OwnQuestions:
         return f"jsonl:{self.file.path.name}"
 
     def describe(self) -> dict[str, Any]:
-        """What tells runs of the task apart."""
+        """What distinguishes runs of the task."""
         return {"task": "jsonl", "version": VERSION, **self.file.describe()}
 
     def samples(

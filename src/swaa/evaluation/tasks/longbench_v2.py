@@ -1,10 +1,10 @@
 """`longbench_v2`: long documents with questions of four choices.
 
 Reads the benchmark's own columns: ``context``, ``question``, ``choice_A`` to ``choice_D``,
-``answer`` (a letter); ``_id``, ``domain``, ``difficulty`` and ``length`` where there. Also the
-columns of the paper's evaluation: ``prompt`` (document, question and choices in one) and
-``answer``. The answer is the letter in the last "The correct answer is (X)"; a reply without one
-is no answer, which counts as wrong and is also counted apart, since with four choices even
+``answer`` (a letter), and ``_id``, ``domain``, ``difficulty`` and ``length`` where they exist. It
+also reads the columns of the paper's evaluation: ``prompt`` (document, question and choices in
+one) and ``answer``. The model's answer is the letter in its last "The correct answer is (X)"; a
+reply without one counts as wrong and is also counted separately, since with four choices even
 guessing gives 25 %.
 """
 
@@ -40,7 +40,7 @@ class LongBenchV2:
         return f"longbench_v2:{self.file.path.name}"
 
     def describe(self) -> dict[str, Any]:
-        """What tells runs of the task apart."""
+        """What distinguishes runs of the task."""
         return {"task": "longbench_v2", "version": 1, **self.file.describe()}
 
     def samples(
@@ -59,7 +59,7 @@ class LongBenchV2:
 
 
 def find_letter(answer: str) -> str | None:
-    """The letter that an answer settles on; ``None``: it names none in the form asked for.
+    """The letter of an answer's final choice; ``None``: it names none in the form asked for.
 
     >>> find_letter("(A)? No. **The correct answer is (C)**."), find_letter("It is C.")
     ('C', None)

@@ -2,12 +2,13 @@
 
 Reads the benchmark's own columns: ``question_id``, ``question_type``, ``question``,
 ``question_date``, ``answer``, ``haystack_dates``, ``haystack_sessions`` (lists of turns with
-``role`` and ``content``) and ``answer_session_ids`` with ``haystack_session_ids``. Also the columns
-of the paper's evaluation: ``prompt``, or ``context``, with ``question`` and ``answer``.
+``role`` and ``content``) and ``answer_session_ids`` with ``haystack_session_ids``. It also reads
+the columns of the paper's evaluation: ``prompt``, or ``context``, with ``question`` and
+``answer``.
 
-``longmemeval:10:FILE`` keeps ten sessions of each history, those with the answer among them and
-the others drawn by the seed, in their order: prompts of the paper's lengths (16k to 32k tokens)
-from the files with longer histories. Which sessions the paper kept is not published.
+``longmemeval:10:FILE`` keeps ten sessions of each history, in their order: those with the answer,
+and others drawn by the seed. From files with longer histories this makes prompts of the paper's
+lengths (16k to 32k tokens). Which sessions the paper kept is not published.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class LongMemEval:
         return f"longmemeval:{kept}{self.file.path.name}"
 
     def describe(self) -> dict[str, Any]:
-        """What tells runs of the task apart."""
+        """What distinguishes runs of the task."""
         described = self.file.describe()
         return {"task": "longmemeval", "version": 1, "sessions": self.sessions, **described}
 
@@ -56,7 +57,7 @@ class LongMemEval:
         return take(self.file.rows(), sample, prompt, length=length, count=count)
 
     def score(self, sample: Sample, answer: str | None) -> Score:
-        """Left to a judge, unless there is no answer."""
+        """Leave the score to a judge, unless there is no answer."""
         del sample
         return Score(None, extracted=answer) if answer else Score(0.0, answered=False)
 

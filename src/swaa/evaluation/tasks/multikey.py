@@ -1,4 +1,4 @@
-"""`multikey`: one hidden number asked for, numbers of others hidden beside it."""
+"""`multikey`: one hidden number is asked for, next to hidden numbers of other names."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class MultiKey(HiddenTask):
         """The number of the first name."""
         names = pick_names(chance, self.others + 1)
         numbers = pick_numbers(chance, self.others + 1)
-        # The depth of the one asked for is spread, those of the others are random.
+        # The depths asked for are spread evenly, those of the others are random.
         depths = [spread(index), *(chance.random() for _ in range(self.others))]
         sentences = map(sentence, names, numbers)
         return Question(
@@ -38,9 +38,9 @@ class MultiKey(HiddenTask):
         )
 
     def score(self, sample: Sample, answer: str | None) -> Score:
-        """Whether the answer holds the number asked for, and none of the others."""
+        """Whether the answer contains the number asked for, and none of the others."""
         found = super().score(sample, answer)
-        # A list of every number in the text would hold any of them.
+        # A list of every number in the text would contain each of them.
         others = sample.tags["others"].split()
         if any(share_found([other], answer).value for other in others):
             return Score(0.0, found.answered)

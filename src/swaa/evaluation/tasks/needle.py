@@ -12,7 +12,7 @@ from swaa.evaluation.tasks.haystack import spread
 
 @dataclass(frozen=True)
 class Needle(HiddenTask):
-    """One hidden number at depths from the text's beginning to its end."""
+    """One hidden number, at depths from the text's beginning to its end."""
 
     name: str = "needle"
     intro = "A special magic number is hidden in the following text. Remember it for a question."

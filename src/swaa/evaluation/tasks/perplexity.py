@@ -1,7 +1,7 @@
 """`perplexity`: how well running text is predicted inside the window, beyond it, and as an answer.
 
 A text of ``length`` tokens goes through the model once. Its last tokens count as generated, so that
-full decode and the dense tail hold for them as they would for an answer; all before count as
+full decode and the dense tail affect them as they affect an answer; all earlier tokens count as
 prompt. No chat template, no question.
 """
 
@@ -18,10 +18,10 @@ from swaa.evaluation.tasks.generated import GeneratedTask, no_argument
 from swaa.evaluation.tasks.haystack import grow, read_filler
 
 BLOCK = 64
-"""Tokens whose likelihoods are added up in a sample's record."""
+"""Tokens per block; a sample's record holds each block's summed likelihoods."""
 
 LONGEST_ANSWER = 256
-"""Tokens at the end that count as generated; of short texts a quarter."""
+"""Most tokens at the end that count as generated; a quarter of a short text."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Perplexity(GeneratedTask):
             raise ValueError(f"perplexity of {length} tokens; expected at least {2 * BLOCK}")
         text = read_filler()
         start = text.index(". ", chance.randrange(len(text) // 2)) + 2
-        # Ten letters a token are more than any tokenizer needs.
+        # No tokenizer needs more than ten letters per token.
         rest = (text[start:] + text * (10 * length // len(text) + 1))[: 10 * length]
         missing = _missing(prompt, length)
         letters = _most_letters(rest, missing)
@@ -56,7 +56,7 @@ class Perplexity(GeneratedTask):
 
 
 def answer_from(length: int) -> int:
-    """Position of the first token that counts as generated, at a block's beginning."""
+    """Position of the first token that counts as generated, which begins a block."""
     return (length - min(LONGEST_ANSWER, length // 4)) // BLOCK * BLOCK
 
 
@@ -69,7 +69,7 @@ def encode(prompt: Prompt, text: str) -> list[int]:
 def split(
     samples: Sequence[Mapping[str, Any]], *, window: int | None, sink_tokens: int
 ) -> dict[str, float | None]:
-    """Mean negative log-likelihood by position, in nats a token.
+    """Mean negative log-likelihood by position, in nats per token.
 
     Args:
         samples: with ``blocks``: sum and count of each :data:`BLOCK` tokens, and ``answer_from``.
@@ -77,8 +77,8 @@ def split(
         sink_tokens: first tokens that every row sees.
 
     Returns:
-        ``inside`` what window and sinks show whole, ``beyond`` it, as ``answer``; ``None`` where
-        there is no such position. Blocks that lie across a bound are left out.
+        ``inside``: what window and sinks cover, ``beyond``: the rest of the prompt, and ``answer``;
+        ``None`` where there is no such position. Blocks that cross a boundary are left out.
     """
     sums = {name: [0.0, 0] for name in ("inside", "beyond", "answer")}
     for sample in samples:
@@ -99,7 +99,7 @@ def split(
 
 
 def _most_letters(text: str, missing: Callable[[str], int]) -> int:
-    """How much of the text fits, by bisection."""
+    """How many letters of the text fit, by bisection."""
     least, most = 0, len(text)
     while least < most:
         middle = (least + most + 1) // 2

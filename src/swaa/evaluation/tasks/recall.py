@@ -1,4 +1,4 @@
-"""`recall`: look one key up in a prompt full of key-value pairs."""
+"""`recall`: look up one key in a prompt full of key-value pairs."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ class Recall(GeneratedTask):
         self, prompt: Prompt, name: str, length: int, index: int, chance: random.Random
     ) -> Sample:
         """One question."""
-        # Keys have five digits and values six, so that none is taken for the other.
+        # Keys have five digits and values six, so that they cannot be confused.
         keys = chance.sample(range(10_000, 100_000), min(90_000, length))
         lines = [f"key {key}: {chance.randint(100_000, 999_999)}" for key in keys]
-        # The question is as long for one key as for another, up to a token or two.
+        # The question has the same length for every key, up to a token or two.
         count = _most(lines, _missing(prompt, length, *_asked(lines[0])))
         if count < 1:
             raise ValueError(f"a prompt of {length} tokens has no room for a list of pairs")
-        # The last two may have to go again.
+        # The last two lines may have to be removed again.
         wanted = lines[int(spread(index) * max(1, count - 2))]
         question, prefix = _asked(wanted)
         missing = _missing(prompt, length, question, prefix)
         while missing(_list(lines[:count])) < 0:
             count -= 1
-        # Words behind the list bring the prompt to its length.
+        # Words after the list bring the prompt to its length.
         context = grow(f"{_list(lines[:count])}\n", read_filler()[:2000], missing)
         return Sample(
             id=name,

@@ -1,4 +1,4 @@
-"""Rows of a local file in one of the formats that benchmarks come in; errors name file and line."""
+"""Rows of a local file in one of the formats of benchmarks; errors name file and line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from swaa.files import checksum
 FORMATS = (".jsonl", ".json", ".parquet")
 
 HUB = "hf://"
-"""Before a file of a data set on the hub: ``hf://OWNER/DATASET/FILE``."""
+"""Prefix for a file of a data set on the hub: ``hf://OWNER/DATASET/FILE``."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Row:
 
     Attributes:
         file: name of its file, without folders.
-        number: line of a ``.jsonl``, else the row, from 1.
+        number: line of a ``.jsonl``, otherwise the row, from 1.
         values: its columns.
     """
 
@@ -43,10 +43,10 @@ class Row:
         return ValueError(f"{self.file}, {what} {self.number}: {reason}")
 
     def text(self, *names: str, default: str | None = None) -> str:
-        """The text in the first of these columns that there is; numbers as text.
+        """The text in the first of these columns that exists; numbers as text.
 
         Raises:
-            ValueError: naming file, line and columns, when there is none or it is no text.
+            ValueError: naming file, line and columns, when none exists or it is not text.
         """
         for name in names:
             value = self.values.get(name)
@@ -72,11 +72,11 @@ class DataFile:
 
     @classmethod
     def find(cls, task: str, argument: str | None) -> DataFile:
-        """The file behind a task's colon: here, or one of the hub's data sets.
+        """The file named after a task's colon: a local one, or one from a data set on the hub.
 
         Raises:
             ValueError: when none is named, or its format is not known.
-            FileNotFoundError: when it is not there, or cannot be had.
+            FileNotFoundError: when it does not exist, or cannot be downloaded.
         """
         if argument is None:
             raise ValueError(
@@ -100,7 +100,7 @@ class DataFile:
         """All rows.
 
         Raises:
-            ValueError: naming file and line, for what is no row.
+            ValueError: naming file and line, for anything that is not a row.
             ImportError: for a parquet file without the package that reads it.
         """
         read = {".jsonl": _jsonl, ".json": _json, ".parquet": _parquet}[self.path.suffix]
@@ -119,17 +119,17 @@ def take(
     length: int | None,
     count: int | None,
 ) -> list[Sample]:
-    """Samples of rows in their order, with their lengths; longer ones than ``length`` left out.
+    """Samples from rows, in order, with their lengths; those longer than ``length`` are left out.
 
     Args:
         rows: of a file.
-        make: one sample of a row, its length not yet known.
+        make: makes a sample from a row, without its length.
         prompt: counts tokens.
         length: the most tokens of a prompt; ``None``: no limit.
         count: the most samples; ``None``: all.
 
     Raises:
-        ValueError: naming file and line, for a row that is no sample, or has another's id.
+        ValueError: naming file and line, for a row that is not a sample, or repeats an id.
     """
     samples: list[Sample] = []
     seen: set[str] = set()
@@ -147,7 +147,7 @@ def take(
 
 
 def _download(address: str) -> Path:
-    """A file of the hub, kept in its cache."""
+    """A file from the hub, kept in its cache."""
     owner, _, rest = address.removeprefix(HUB).partition("/")
     name, _, file = rest.partition("/")
     if not (owner and name and file):

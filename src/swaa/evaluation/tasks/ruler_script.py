@@ -1,7 +1,7 @@
-"""Run one generator of the RULER wheel as its authors do, without what it would download.
+"""Run one generator of the RULER wheel as its authors do, but without its downloads.
 
-Its scripts read the command line when imported and seed the whole process, so that this one runs in
-a process of its own: ``python -m swaa.evaluation.tasks.ruler_script SPEC``, SPEC being a JSON file.
+Its scripts read the command line when imported and seed the whole process, so this one runs in its
+own process: ``python -m swaa.evaluation.tasks.ruler_script SPEC``, where SPEC is a JSON file.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 MARKS = ("\ue000", "\ue001")
-"""Put behind the context and before the answer prefix, where the prompt is taken apart again."""
+"""Put after the context and before the answer prefix, to take the prompt apart there."""
 
 _OVERHEAD = "overhead"
 
 
 def split_sentences(text: str) -> list[str]:
-    """Sentences of English text, in place of the splitter whose model nltk would download.
+    """Sentences of English text; replaces the splitter whose model nltk would download.
 
     >>> split_sentences('He came. "Who?" she asked. No 3.5 of them.')
     ['He came.', '"Who?"', 'she asked.', 'No 3.5 of them.']
@@ -32,7 +32,7 @@ def split_sentences(text: str) -> list[str]:
 
 
 class _Tokenizer:
-    """What the scripts count with: the model's tokenizer, and the chat template's tokens."""
+    """Counts for the scripts: the model's tokens, plus those of the chat template."""
 
     def __init__(self, folder: str, overhead: int) -> None:
         from transformers import AutoTokenizer
@@ -62,7 +62,7 @@ def main(spec: dict[str, Any]) -> None:
 
     _module("nltk")
     _module("nltk.tokenize", sent_tokenize=split_sentences)
-    # By both names that the scripts import it by.
+    # The scripts import it by both names.
     _module("tokenizer", select_tokenizer=select_tokenizer)
     package = importlib.util.find_spec("long_context_eval")
     assert package is not None
@@ -88,7 +88,7 @@ def main(spec: dict[str, Any]) -> None:
         "template": f"{template} {MARKS[1]}{base['answer_prefix']}",
         **task["args"],
     }
-    # As where Python starts a script.
+    # Like Python when it starts a script.
     sys.path.insert(0, str(script.parent))
     sys.argv = [str(script), *(word for k, v in words.items() for word in (f"--{k}", str(v)))]
     runpy.run_path(str(script), run_name="__main__")

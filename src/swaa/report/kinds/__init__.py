@@ -29,11 +29,11 @@ READERS: dict[str, Callable[[Run], Figures]] = {
     "tune": tune.read,
     "vllm": vllm.read,
 }
-"""Kinds that have a figure; runs of others are listed with their rows."""
+"""Kinds that have a figure; runs of other kinds are listed with their rows."""
 
 
 def figures_of(run: Run) -> tuple[Figures, Problem | None]:
-    """What a run shows, and what kept it from showing more."""
+    """What a run shows, and the reason if it could not show everything."""
     result = run.result
     subject = model_name(result.provenance.model or result.name)
     reader = READERS.get(result.kind)

@@ -30,7 +30,7 @@ def read(run: Run) -> Figures:
 
 
 def _outcome(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The most needles that a setting answered, and the fastest of those that did."""
+    """The most needles that a setting answered, and the fastest of the settings that did."""
     top = max(row["answered"] for row in rows)
     equal = [row for row in rows if row["answered"] == top]
     fast = max(equal, key=lambda row: row["speedup"])
@@ -63,7 +63,7 @@ def _answers(result: Result) -> Iterator[Answers]:
 
 
 def _timed(config: Mapping[str, Any]) -> str:
-    """How often; the first demos timed once."""
+    """How often each setting was timed; the first demos timed once."""
     rounds = config.get("rounds", 1)
     return "one run" if rounds == 1 else f"median of {rounds}, settings in turns"
 

@@ -1,4 +1,4 @@
-"""Results of ``swaa eval``: settings on one task at one length, one a file or gathered."""
+"""Results of ``swaa eval``: settings on one task at one length, one per file or gathered."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def read(run: Run) -> Figures:
 
 
 def _outcome(answers: Sequence[Answers]) -> str:
-    """Full attention's answers beside the highest of the settings that slide."""
+    """Full attention's answers next to the best of the settings that slide."""
     if len(answers) == 1:
         return _said(answers[0])
     sliding = [answer for answer in answers if not answer.full]
@@ -51,7 +51,7 @@ def _outcome(answers: Sequence[Answers]) -> str:
 
 
 def _highest(sliding: Sequence[Answers]) -> str:
-    """What the highest settings answered on these prompts: elsewhere others may be higher."""
+    """What the best settings answered on these prompts: on other prompts others may be better."""
     if len(sliding) == 1:
         return f"{sliding[0].setting}: {_said(sliding[0])}"
     top = max(map(_height, sliding))
@@ -70,7 +70,7 @@ def _said(answer: Answers) -> str:
 
 
 def _height(answer: Answers) -> float:
-    """What settings are ranked by: the mean score, which of most tasks is the accuracy."""
+    """What settings are ranked by: the mean score, which for most tasks is the accuracy."""
     return _known(answer.score, answer.accuracy)
 
 
@@ -79,7 +79,7 @@ def _known(value: float | None, otherwise: float) -> float:
 
 
 def _settings(result: Result) -> Mapping[str, SWAAConfig]:
-    """The settings by name; of a file with one, only the file's name tells what it is called."""
+    """The settings by name; where a file holds one setting, the file's name gives it."""
     config = result.config
     if is_gathered(result):
         return {name: SWAAConfig.from_dict(one) for name, one in config["settings"].items()}
@@ -120,7 +120,7 @@ def _answers(run: Run) -> Iterator[Answers]:
 
 
 def _shares(result: Result, config: SWAAConfig, row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What the run wrote of its costs; of runs that wrote none, what is known of the model."""
+    """The costs that the run wrote; for runs without them, what is known of the model."""
     if "keys_share" in row:
         return {name: row.get(name) for name in ("keys_share", "flops_share", "kv_share")}
     length = result.config["length"]
@@ -159,7 +159,7 @@ def _measurements(result: Result, answers: Sequence[Answers]) -> Iterator[Measur
 
 
 def _group(result: Result, length: int | None) -> str:
-    """Everything by which two runs must agree to be compared."""
+    """Everything that must be the same for two runs to be compared."""
     config = result.config
     prompt, engine = config["prompt"], config["engine"]
     parts = [

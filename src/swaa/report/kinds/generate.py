@@ -75,7 +75,7 @@ def _measurements(result: Result, row: Row) -> Iterator[Measurement]:
         if row["setting"] in config["recipes"] and row.get(name) is not None:
             yield _of("speed", measure, "share", row[name], more)
     for name, measure in _BYTES.items():
-        # Runs without attention still fill their cache, with what nobody reads.
+        # Runs without attention still fill their cache, but nobody reads it.
         if row["kind"] == "run" and row.get(name):
             yield _of("memory", measure, "B", row[name], own)
 
@@ -85,7 +85,7 @@ def _of(chart: Any, measure: str, unit: Unit, value: float, rest: Mapping[str, A
 
 
 def _spread(row: Row, name: str) -> dict[str, Any]:
-    """Percentiles of a time, and a note; of one timing there are none."""
+    """Percentiles of a time, and a note; a single timing has no percentiles."""
     once = row[name].get("timings") == 1
     notes = ["one timing"] if once else []
     limit = _limit(row, name.removesuffix("_s"))
@@ -97,7 +97,7 @@ def _spread(row: Row, name: str) -> dict[str, Any]:
 
 
 def _limit(row: Row, name: str) -> str:
-    """What Amdahl allows beside the stock attention, where the row was measured against it."""
+    """The limit set by Amdahl's law, where the row was measured against stock attention."""
     limit, reached = row.get(f"{name}_limit"), row.get(f"{name}_of_limit")
     if limit is None or reached is None or row["setting"] == "stock":
         return ""

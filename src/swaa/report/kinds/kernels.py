@@ -1,4 +1,4 @@
-"""Results of ``swaa bench kernels``: attention of one layer, ours beside the best stock kernels."""
+"""Results of ``swaa bench kernels``: attention of one layer, ours and the best stock kernels."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _measurements(result: Result) -> Iterator[Measurement]:
 
 
 def _of_hardware(row: Mapping[str, Any]) -> str:
-    """Share of what the same GPU reached in the same run: matrix products, or copies in decode."""
+    """Share of the same GPU's ceiling in the same run: matrix products, or copies in decode."""
     name, what = ("of_copy", "copy bandwidth") if row["phase"] == "decode" else _MATMUL
     share = row.get(name)
     return "" if share is None else f"{100 * share:.0f} % of the {what} of this run"

@@ -1,4 +1,4 @@
-"""Results on selected keys: how a choice scores, or what a layer takes; rows for the table."""
+"""Results on selected keys: the score of a choice, or the cost of a layer; only table rows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from swaa.report.folder import Run
 
 
 def read(run: Run) -> Figures:
-    """What such a result shows: its rows stand in the table, none of them is drawn."""
+    """What such a result shows: its rows are in the table, none of them is drawn."""
     result = run.result
     scored = [row for row in result.rows if "kl" in row]
     outcome = f"{len(result.rows)} calls timed"

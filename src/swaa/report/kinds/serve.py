@@ -1,4 +1,4 @@
-"""Results of ``swaa bench serve``: one recipe behind a server, under one workload."""
+"""Results of ``swaa bench serve``: one recipe on a server, under one workload."""
 
 from __future__ import annotations
 

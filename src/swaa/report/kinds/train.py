@@ -1,4 +1,4 @@
-"""Results of a training: right answers of the full model, before and after, on the same samples."""
+"""Results of a training: the full model's right answers before and after, on the same samples."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _after(state: str) -> str:
 
 
 def _objectives(config: Mapping[str, Any]) -> list[str]:
-    """What was minimised: of one training, or of several that are measured together."""
+    """What was minimised: by one training, or by several that are measured together."""
     trainings = [config] if "settings" in config else config["trainings"].values()
     return [training["settings"]["objective"] for training in trainings]
 

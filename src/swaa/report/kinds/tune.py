@@ -25,7 +25,7 @@ def read(run: Run) -> Figures:
 
 
 def _outcome(run: Run) -> str:
-    """Full attention's answers in one task beside those of the recipe that is highest over all."""
+    """Full attention's answers in one task next to those of the recipe that is highest over all."""
     rows = [
         row
         for row in run.result.rows
@@ -82,14 +82,14 @@ def _answers(run: Run) -> Iterator[Answers]:
 
 
 def _asked(row: Mapping[str, Any]) -> str:
-    """The task, and which samples: at which length where several were asked at."""
+    """The task and its samples, with their length where there are several lengths."""
     at = f" of {row['length']:,} tokens" if "length" in row else ""
     kind = "not tuned on" if row.get("role") == "other" else "held out"
     return f"{row['task']}, {row['samples']} samples{at} {kind}"
 
 
 def _told_apart(run: Run) -> str:
-    """What one tuning asked for, and others may not."""
+    """What distinguishes this tuning from others."""
     config = run.result.config
     objective = config.get("objective") or "the default objective"
     budgets = config.get("budgets")
@@ -102,5 +102,5 @@ def _told_apart(run: Run) -> str:
 
 
 def _when(run: Run) -> str:
-    """To the second: each tuning splits and prices its samples anew, so none share a picture."""
+    """To the second: each tuning splits and prices its samples anew, so no two share a picture."""
     return run.result.provenance.created[:19].replace("T", " ")

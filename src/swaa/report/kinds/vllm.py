@@ -31,7 +31,7 @@ def read(run: Run) -> Figures:
 
 
 def _outcome(run: Run, settings: Mapping[str, Mapping[str, Any]]) -> str:
-    """The first token of stock vLLM beside that of our fastest engine."""
+    """Time to first token of stock vLLM next to that of our fastest engine."""
     timed = {
         row["engine"]: row["first_token_seconds"]
         for row in run.result.rows

@@ -1,4 +1,4 @@
-"""What says which layers matter; :data:`SIGNALS` lists the signals."""
+"""The signals that say which layers matter; :data:`SIGNALS` lists them."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ SIGNALS = {
     "lazy_ratio_reversed": "the same, its lazy layers kept instead",
     "far_attention": "attention of the head that looks farthest beyond sinks and window",
 }
-"""Signals that rank layers; `periodic` patterns rank nothing."""
+"""Signals that rank layers; `periodic` patterns are not among them."""
 
 
 FROM_ATTENTION = ("lazy_ratio", "lazy_ratio_reversed", "far_attention")
-"""Signals of one pass of full attention over all samples; the others take a pass a layer."""
+"""Signals from one pass of full attention over all samples; others take one pass per layer."""
 
 
 def top(importance: Mapping[int, float], count: int) -> tuple[int, ...]:
-    """The ``count`` most important layers, in order; of equals the later layer.
+    """The ``count`` most important layers, in order; of equal ones the later layer.
 
     >>> top({0: 0.1, 1: 0.5, 2: 0.3}, 2)
     (1, 2)

@@ -10,26 +10,26 @@ from swaa.selection.board import Board, Objective, mean
 from swaa.selection.candidate import Candidate, Role
 
 Direction = Literal["add-one", "leave-one-out"]
-"""All layers slide and one gets the role; or all have the role and one is made to slide."""
+"""Either all layers slide and one gets the role, or all have the role and one slides."""
 
 
 def importance(
     board: Board, knobs: Candidate, role: Role, objective: Objective, direction: Direction
 ) -> dict[int, float]:
-    """How much each layer's role lowers the objective (nats a token); more is better kept.
+    """How much each layer's role lowers the objective (nats per token); high: keep the role.
 
-    Add-one measures what a layer brings alone, leave-one-out what is lost without it: at most one
-    pass a layer, begun at that layer.
+    Add-one measures what a layer adds alone, leave-one-out what is lost without it: at most one
+    pass per layer, which begins at that layer.
 
     Args:
         board: measures.
         knobs: window, sinks and tail; for the role ``full`` also the layers with full decode.
         role: what is given to a layer, or taken from it.
         objective: what is compared.
-        direction: from nothing, or from everything.
+        direction: add to no layers, or remove from all.
     """
     base, flipped = flips(board.able, knobs, role, direction)
-    # Screened, everything is a few rows away from all layers sliding.
+    # When screened, all layers full differ from all sliding in only a few rows.
     near = base.with_layers("full", ()) if board.screen else base
     board.ask([base, *flipped.values()], near=near)
 
@@ -43,19 +43,19 @@ def importance(
 def flips(
     able: Sequence[int], knobs: Candidate, role: Role, direction: Direction
 ) -> tuple[Candidate, dict[int, Candidate]]:
-    """The set that flips begin with, and that with each layer flipped.
+    """The set that flips begin with, and the sets with one layer flipped.
 
     Args:
         able: layers that can slide.
-        knobs: this and the others as of :func:`importance`.
+        knobs: this and the others as for :func:`importance`.
         role: what is given to a layer, or taken from it.
-        direction: from nothing, or from everything.
+        direction: add to no layers, or remove from all.
     """
     adding = direction == "add-one"
     base = knobs.with_layers(role, () if adding else frozenset(able))
     flipped = {layer: base.with_layers(role, base.layers(role) ^ {layer}) for layer in able}
     if not adding and role == "full":
-        # A layer that is full decodes in full; made to slide, it does as the knobs say.
+        # A full layer decodes in full; once it slides, it decodes as the knobs say.
         flipped = {
             layer: replace(candidate, decode=knobs.decode & {layer})
             for layer, candidate in flipped.items()

@@ -1,7 +1,7 @@
-"""`lazy_ratio` and `far_attention`: how much of a layer's attention sinks and a window hold.
+"""`lazy_ratio` and `far_attention`: how much of a layer's attention goes to sinks and a window.
 
 A lazy layer loses little when it slides (LightTransfer, arXiv 2410.13846, section 3). Its ratio is
-a mean over heads; one head that looks far is lost in it, so `far_attention` takes the head that
+a mean over heads, which hides a single head that looks far, so `far_attention` uses the head that
 looks farthest. Each is measured in one pass of full attention, from two log-sum-exps of the last
 queries' scores; keys come in blocks, so that no matrix of all queries by all keys is made.
 """
@@ -50,7 +50,7 @@ def lazy_ratio(
         backend: attention backend of the pass.
 
     Returns:
-        By layer, 0 to 1: the mean over samples, heads and rows. High is lazy: let it slide.
+        By layer, 0 to 1: the mean over samples, heads and rows. High is lazy: let the layer slide.
     """
     model: Any = loaded.model
     totals: dict[int, list[float]] = {}
@@ -74,19 +74,19 @@ def far_attention(
     sink_tokens: int,
     backend: str = "auto",
 ) -> dict[int, float]:
-    """The share of attention that the head that looks farthest gives beyond sinks and window.
+    """The share of attention beyond sinks and window, of the head that looks farthest.
 
     Args:
         loaded: model and tokenizer; not adapted.
-        samples: read one at a time, with their answers: the rows looked at are those of the answer
+        samples: read one at a time, with their answers: the measured rows are those of the answer
             and the :data:`LAST_QUERIES` before it.
         window: keys before a row that count as recent, itself included.
         sink_tokens: first tokens that count.
         backend: attention backend of the pass.
 
     Returns:
-        By layer, 0 to 1: of each head the mean over samples and rows, of them the largest. High
-        is to be left full.
+        By layer, 0 to 1: the largest of the heads' means over samples and rows. Leave
+        layers with high values full.
     """
     model: Any = loaded.model
     totals: dict[int, Tensor] = {}
@@ -110,7 +110,7 @@ def lazy_shares(
     Args:
         q: ``[batch, tokens, heads, head_dim]``, causal over the keys.
         k: ``[batch, tokens, kv_heads, head_dim]``.
-        window: keys a row counts as recent, itself included.
+        window: keys before a row that count as recent, itself included.
         sink_tokens: first keys that count.
         scale: factor of the scores.
         queries: last rows to look at.
@@ -121,7 +121,7 @@ def lazy_shares(
     batch, tokens, kv_heads, _ = k.shape
     last = q[:, -queries:].float()
     rows = torch.arange(tokens - last.shape[1], tokens, device=q.device)[:, None]
-    # Query heads beside the key head that they share: [batch, kv_heads, group, queries, dim].
+    # Query heads next to the key head that they share: [batch, kv_heads, group, queries, dim].
     last = last.unflatten(2, (kv_heads, -1)).permute(0, 2, 3, 1, 4)
     near = last.new_full(last.shape[:-1], float("-inf"))
     everything = near.clone()
@@ -142,7 +142,7 @@ def _masked_lse(scores: Tensor, mask: Tensor) -> Tensor:
 
 @dataclass
 class _Meter(Backends):
-    """Serves a layer's calls as its backends would, and notes the shares of each."""
+    """Serves a layer's calls like its backends, and records the shares of each."""
 
     window: int = 0
     sink_tokens: int = 0
@@ -167,7 +167,7 @@ class _Meter(Backends):
 def _measuring(
     loaded: LoadedModel, window: int, sink_tokens: int, queries: int, backend: str
 ) -> Iterator[dict[int, _Meter]]:
-    """Full attention whose layers are measured; the model is as before behind the block."""
+    """Full attention whose layers are measured; the model is restored after the block."""
     adapt(loaded.model, SWAAConfig(window=1), backend=backend, trial=False, quiet=True)
     meters: dict[int, _Meter] = {}
     try:

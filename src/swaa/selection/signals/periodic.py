@@ -1,4 +1,4 @@
-"""`periodic`: patterns that look at nothing: every n-th layer, and blocks. The paper's choice."""
+"""`periodic`: patterns that measure nothing: every n-th layer, and blocks. The paper's choice."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from fractions import Fraction
 def patterns(able: Sequence[int], share: Fraction) -> dict[str, tuple[int, ...]]:
     """Each pattern that keeps a share of the layers, by the name of its rule.
 
-    Blocks keep it rounded to whole layers; steps are whole, so they may keep less.
+    Blocks round the share to whole layers; steps are whole numbers, so they may keep fewer layers.
 
     >>> patterns(range(8), Fraction(1, 2))["odd"], patterns(range(8), Fraction(1, 4))["every:4+1"]
     ((1, 3, 5, 7), (1, 5))
 
     Args:
         able: layers that can slide.
-        share: of them to keep, above 0.
+        share: of the layers to keep, above 0.
 
     Returns:
         ``odd`` and ``even``, or each ``every:n+offset``, and the blocks ``first:share``,
@@ -37,7 +37,7 @@ def patterns(able: Sequence[int], share: Fraction) -> dict[str, tuple[int, ...]]
 
 
 def blocks(able: Sequence[int], count: int, *, step: int = 1) -> list[tuple[int, ...]]:
-    """Contiguous blocks of ``count`` layers, one beginning at each ``step``-th layer.
+    """Contiguous blocks of ``count`` layers; one begins at each ``step``-th layer.
 
     >>> blocks(range(6), 4)
     [(0, 1, 2, 3), (1, 2, 3, 4), (2, 3, 4, 5)]
