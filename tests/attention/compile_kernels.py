@@ -82,8 +82,8 @@ def few(head_dim, dtype):
     paged = {"block_table": table, "kv_lens": torch.tensor([500, 33], dtype=torch.int32)}
     sliding = {"window": 40, "sink_tokens": 5}
     choosing = {**sliding, "full_from": 0, "decode_keys": 64}
-    decode.attend(make_call(q, k, k, **choosing))
-    decode.attend(make_call(q.expand(2, -1, -1, -1), pages, pages, **choosing, **paged))
+    if head_dim == 128 or dtype == torch.float32:  # the usual one, and the largest
+        decode.attend(make_call(q.expand(2, -1, -1, -1), pages, pages, **choosing, **paged))
     for rows in (1, 200):
         q = torch.randn(2, rows, 8, head_dim, dtype=dtype)
         decode.attend(make_call(q, pages, pages, **sliding, **paged))

@@ -225,7 +225,8 @@ def _find_stock(session: _Session) -> None:
 
     def call(rows: int, keys: int) -> Any:
         start = None if rows == 1 else keys - rows
-        kind = (1, rows, *heads, keys, text.num_key_value_heads, None, 0, 0, start, None, None)
+        mask = (None, 0, 0, 0)  # as kind_of has it: every row sees everything
+        kind = (1, rows, *heads, keys, text.num_key_value_heads, *mask, start, None, None)
         return random_call(kind, dtype, session.model.device)
 
     for phase, stocks, rows, checks in (

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from swaa.config import SWAAConfig
-from swaa.evaluation.statistics import wilson
 from swaa.report.figures import Figures, Trained, model_name
 from swaa.report.folder import Run
+from swaa.statistics import wilson
 
 
 def read(run: Run) -> Figures:
