@@ -2,10 +2,12 @@
 
 import logging
 import re
+import sys
 import textwrap
 from pathlib import Path
 
 import pytest
+import torch
 import transformers
 
 MODES = {
@@ -57,6 +59,14 @@ With the reason. Composites (vision, audio) share the reason of their kind.
 | --- | --- |
 {{skipped}}
 """
+
+
+@pytest.fixture(autouse=True)
+def _compiled_anew():
+    """Models share the code that wraps their forward, of which only some versions are compiled."""
+    yield
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
 
 
 @pytest.fixture(autouse=True)

@@ -145,6 +145,11 @@ def refuse_unsupported(model: PreTrainedModel) -> None:
             f"{name} has layers that read the keys of earlier ones (num_kv_shared_layers), which"
             " those would free or hide"
         )
+    if (getattr(config, "n_recurrent_loops", None) or 1) > 1:
+        raise UnsupportedModelError(
+            f"{name} runs some of its layers several times (n_recurrent_loops), each with keys of"
+            " its own"
+        )
     if _has(config, "attention_chunk_size"):
         raise UnsupportedModelError(f"{name} attends within chunks (attention_chunk_size)")
     if _has(config, "kv_lora_rank"):
