@@ -97,8 +97,15 @@ def capacity(kv_cache: Any, vllm_config: Any) -> tuple[int, int]:
         spec = group.kv_cache_spec
         ours += -(-spec.max_memory_usage_bytes(vllm_config) // spec.page_size_bytes)
         blocks = -(-longest // spec.block_size) * len(group.layer_names) / width
-        stock += blocks * spec.unpadded_page_size_bytes / spec.page_size_bytes
+        stock += blocks * _without_statistics(spec)
     return int(kv_cache.num_blocks / ours * longest), int(kv_cache.num_blocks / stock * longest)
+
+
+def _without_statistics(spec: Any) -> float:
+    """Share of a block that keys and values take: statistics lie behind them, under decode_keys."""
+    each = list(getattr(spec, "kv_cache_specs", {0: spec}).values())
+    bare = sum(one.unpadded_page_size_bytes for one in each)
+    return bare / sum(one.page_size_bytes for one in each)
 
 
 def _role(plan: LayerPlan) -> str:
