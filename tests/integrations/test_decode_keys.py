@@ -147,6 +147,7 @@ def test_bytes_of_statistics_are_counted(config):
     keys = sum(x.nbytes for layer in cache.layers for x in (layer.keys, layer.values))
     statistics = sum(layer.statistics.nbytes for layer in layers)
     assert cache.kv_bytes() == keys + statistics
+    assert cache.peak_kv_bytes >= cache.kv_bytes()
     assert statistics >= len(layers) * layers[0].keys.nbytes * 2 // PAGE
 
 

@@ -259,7 +259,8 @@ class SWAACache(DynamicCache):
         if rows is not None and statistics is not None:
             rows.statistics[layer_idx] = statistics
         held = sum(self._bytes) - self._bytes[layer_idx]
-        self.peak_kv_bytes = max(self.peak_kv_bytes, held + keys.nbytes + values.nbytes)
+        handed = keys.nbytes + values.nbytes + (0 if statistics is None else statistics.nbytes)
+        self.peak_kv_bytes = max(self.peak_kv_bytes, held + handed)
         self._bytes[layer_idx] = layer_bytes(self.layers[layer_idx])
         return keys, values
 
