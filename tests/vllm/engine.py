@@ -132,6 +132,33 @@ def sampling(**options):
     return SamplingParams(**{**defaults, **options})
 
 
+def generating_judge(folder):
+    """Compares an answer with that of ``generate`` of the adapted model, its prompt cut alike."""
+    from transformers import AutoModelForCausalLM
+
+    import swaa
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+    def check(prompt, answer, *, config, chunk):
+        swaa.adapt(model, config, quiet=True)
+        output = model.generate(
+            input_ids=torch.tensor([prompt]),
+            max_new_tokens=len(answer.token_ids),
+            do_sample=False,
+            prefill_chunk_size=chunk,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        assert list(answer.token_ids) == output.sequences[0, len(prompt) :].tolist()
+        wanted = torch.stack(output.logits)[:, 0].log_softmax(-1).amax(-1)
+        said = zip(answer.token_ids, answer.logprobs, strict=True)
+        found = [one[token].logprob for token, one in said]
+        assert (torch.tensor(found) - wanted).abs().max() < TOLERANCE
+
+    return check
+
+
 class Judge:
     """The model under the rule of the mask, in Transformers."""
 

@@ -1,5 +1,6 @@
 """Generated rows that choose what they read, in vLLM against the adapted Transformers model."""
 
+import functools
 import random
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from swaa.attention.pages import PAGE
 from swaa.attention.pages import page_statistics as describe
 from swaa.config import SWAAConfig
-from tests.vllm.engine import TOLERANCE, Engine, prompts_of, sampling
+from tests.vllm.engine import Engine, generating_judge, prompts_of, sampling
 from tests.vllm.test_scheduling import random_requests, serve
 
 CONFIG = SWAAConfig(
@@ -34,29 +35,7 @@ def engine(checkpoint):
 
 @pytest.fixture(scope="module")
 def judge(checkpoint):
-    from transformers import AutoModelForCausalLM
-
-    import swaa
-
-    model = AutoModelForCausalLM.from_pretrained(checkpoint(), dtype=torch.float32).eval()
-
-    def check(prompt, answer, chunk=CHUNK, config=CONFIG):
-        swaa.adapt(model, config, quiet=True)
-        output = model.generate(
-            input_ids=torch.tensor([prompt]),
-            max_new_tokens=len(answer.token_ids),
-            do_sample=False,
-            prefill_chunk_size=chunk,
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
-        assert list(answer.token_ids) == output.sequences[0, len(prompt) :].tolist()
-        wanted = torch.stack(output.logits)[:, 0].log_softmax(-1).amax(-1)
-        said = zip(answer.token_ids, answer.logprobs, strict=True)
-        found = [one[token].logprob for token, one in said]
-        assert (torch.tensor(found) - wanted).abs().max() < TOLERANCE
-
-    return check
+    return functools.partial(generating_judge(checkpoint()), config=CONFIG, chunk=CHUNK)
 
 
 @pytest.mark.parametrize("length", [1, 100, 129, 384, 500])

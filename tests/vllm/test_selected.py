@@ -1,12 +1,12 @@
 """Selected rows in vLLM against the adapted Transformers model, its prompt cut alike."""
 
 import dataclasses
+import functools
 
 import pytest
-import torch
 
 from swaa.config import LayerPlan, SWAAConfig
-from tests.vllm.engine import TOLERANCE, Engine, Judge, prompts_of, sampling
+from tests.vllm.engine import Engine, Judge, generating_judge, prompts_of, sampling
 
 CONFIG = SWAAConfig(
     window=40,
@@ -30,29 +30,7 @@ def engine(checkpoint):
 
 @pytest.fixture(scope="module")
 def judge(checkpoint):
-    from transformers import AutoModelForCausalLM
-
-    import swaa
-
-    model = AutoModelForCausalLM.from_pretrained(checkpoint(), dtype=torch.float32).eval()
-    swaa.adapt(model, CONFIG, quiet=True)
-
-    def check(prompt, answer, chunk=CHUNK):
-        output = model.generate(
-            input_ids=torch.tensor([prompt]),
-            max_new_tokens=len(answer.token_ids),
-            do_sample=False,
-            prefill_chunk_size=chunk,
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
-        assert list(answer.token_ids) == output.sequences[0, len(prompt) :].tolist()
-        wanted = torch.stack(output.logits)[:, 0].log_softmax(-1).amax(-1)
-        said = zip(answer.token_ids, answer.logprobs, strict=True)
-        found = [one[token].logprob for token, one in said]
-        assert (torch.tensor(found) - wanted).abs().max() < TOLERANCE
-
-    return check
+    return functools.partial(generating_judge(checkpoint()), config=CONFIG, chunk=CHUNK)
 
 
 @pytest.mark.parametrize("length", [1, 100, 129, 384, 500])
