@@ -234,7 +234,7 @@ def _plans(config: SWAAConfig, layers: Layers) -> tuple[LayerPlan, ...]:
     full = LayerPlan(window=None)
     plans = config.layers(layers.depth)
     plans = tuple(plan if i in layers.full else full for i, plan in enumerate(plans))
-    if config.window is not None and all(plan.full for plan in plans):
+    if config.window is not None and all(plan.full and not plan.decode_keys for plan in plans):
         able = ", ".join(map(str, sorted(layers.full)))
         raise ValueError(
             f"no layer would slide: full_layers names all that can (layers {able});"
