@@ -38,7 +38,9 @@ def read_runs(folder: str | Path) -> list[list[Finished]]:
 
 
 def kept_by(recipe: Recipe, files: Iterable[Sequence[Finished]]) -> tuple[Kept, ...]:
-    """What a recipe keeps in each file that ran it and full attention, in the order of reading.
+    """What a recipe keeps of full attention's answers, for each model, task, length and window.
+
+    Each entry comes from one file, which ran both; where several did, from the newest.
 
     Args:
         recipe: compared by its knobs except the window, which is given next to the number.
@@ -46,15 +48,23 @@ def kept_by(recipe: Recipe, files: Iterable[Sequence[Finished]]) -> tuple[Kept, 
     """
     if recipe.name.startswith(TRAINED):
         return ()
-    found = [
-        _kept(run, full)
+    pairs = [
+        (run, full)
         for runs in files
         for full in runs
         if _config(full).window is None
         for run in runs
         if _same(recipe.config, _config(run)) and "right" in run.result.rows[0]
     ]
-    return tuple(sorted(found, key=lambda kept: (kept.model, kept.length, kept.window or 0)))
+    newest: dict[tuple[object, ...], Kept] = {}
+    for run, full in sorted(pairs, key=lambda pair: pair[0].result.provenance.created):
+        kept = _kept(run, full)
+        newest[kept.model, kept.task, kept.length, kept.window] = kept
+    return tuple(
+        sorted(
+            newest.values(), key=lambda kept: (kept.model, kept.length, kept.window or 0, kept.task)
+        )
+    )
 
 
 def fill(text: str, files: Sequence[Sequence[Finished]]) -> str:
