@@ -14,9 +14,11 @@ import pytest
 
 from swaa.cli import main
 from swaa.config import SWAAConfig
+from swaa.integrations import launch as running
+from swaa.integrations.address import Address
+from swaa.integrations.settings import Settings
 from swaa.integrations.vllm import launch
-from swaa.integrations.vllm.address import Address, find_address
-from swaa.integrations.vllm.settings import Settings
+from swaa.integrations.vllm.address import find_address
 from swaa.recipes import load_recipe
 
 
@@ -245,7 +247,7 @@ def test_a_taken_address_is_refused():
 
 @pytest.mark.parametrize(
     ("code", "asked", "expected"),
-    [(0, True, 0), (0, False, 1), (-2, True, 130), (7, False, 7), (launch.NOT_ACTIVE, False, 3)],
+    [(0, True, 0), (0, False, 1), (-2, True, 130), (7, False, 7), (running.NOT_ACTIVE, False, 3)],
     ids=["asked_to_end", "by_itself", "by_a_signal", "failed", "not_active"],
 )
 def test_exit_codes_are_those_that_supervisors_read(monkeypatch, capsys, code, asked, expected):
@@ -253,10 +255,10 @@ def test_exit_codes_are_those_that_supervisors_read(monkeypatch, capsys, code, a
         asked_to_end.extend([0.0] * asked)
         return code
 
-    monkeypatch.setattr(launch.subprocess, "Popen", lambda *_, **__: None)
-    monkeypatch.setattr(launch.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(running.subprocess, "Popen", lambda *_, **__: None)
+    monkeypatch.setattr(running.signal, "signal", lambda *_: None)
     monkeypatch.setattr(launch, "find_address", lambda _: None)
-    monkeypatch.setattr(launch, "_watch", watch)
-    monkeypatch.setattr(launch, "_end", lambda _: None)
+    monkeypatch.setattr(running, "_watch", watch)
+    monkeypatch.setattr(running, "_end", lambda _: None)
     assert launch.serve(["folder"], Settings(config=load_recipe("fast"))) == expected
     assert ("the server ended by itself" in capsys.readouterr().err) == (expected == 1)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-from pathlib import Path
 from typing import Any
 
+from swaa.integrations.launch import write_report
 from swaa.integrations.refusal import NotActiveError
 from swaa.integrations.summary import adapted
 from swaa.integrations.vllm import settings
@@ -48,10 +47,7 @@ def verify(wrapper: Any, active: Active, kv_cache: Any) -> None:
     logging.getLogger("vllm.swaa").info("rank %d: %s", wrapper.global_rank, line)
     if os.environ.get(REPORTS):
         ranks = vllm_config.parallel_config.local_world_size
-        path = Path(os.environ[REPORTS], f"rank-{wrapper.global_rank}-{os.getpid()}.json")
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps({"local_world_size": ranks, "summary": line}), "utf-8")
-        partial.rename(path)  # a reader never sees half of it
+        write_report(os.environ[REPORTS], wrapper.global_rank, ranks, line)
 
 
 def say_full_attention(wrapper: Any) -> None:
