@@ -74,9 +74,7 @@ class SlidingAttention(AttentionBackend):
         super().init_cuda_graph_state(max_bs, max_num_tokens, *args)
         self.swaa_buffers = self.swaa_table.buffers(max(max_bs, max_num_tokens))
 
-    def init_forward_metadata_out_graph(
-        self, forward_batch: Any, in_capture: bool = False
-    ) -> None:
+    def init_forward_metadata_out_graph(self, forward_batch: Any, in_capture: bool = False) -> None:
         """Prepare a decode batch for a graph that is captured or replayed."""
         super().init_forward_metadata_out_graph(forward_batch, in_capture=in_capture)
         if self.swaa_buffers is None:
@@ -158,28 +156,23 @@ class SlidingAttention(AttentionBackend):
         assert batch.prompts is not None
         offsets = batch.offsets[requests.start : requests.stop + 1]
         keys, values = self._pools(layer)
-        full: dict[str, Tensor | None] = {}
-        if plan.needs_prompt_length:
-            prompts = batch.prompts[requests]
-            full["full_from"] = (prompts - plan.dense_tail).clamp(min=0)
-            full["full_until"] = None if plan.full_decode else prompts
+        phased, prompts = plan.needs_prompt_length, batch.prompts[requests]
         output[run.rows] = swaa_attention(
             rows[None, run.rows],
             keys,
             values,
             window=plan.window,
             sink_tokens=plan.sink_tokens,
+            full_from=(prompts - plan.dense_tail).clamp(min=0) if phased else None,
+            full_until=prompts if phased and not plan.full_decode else None,
             kv_lens=batch.lengths[requests],
             cu_seqlens_q=offsets - offsets[0],
             block_table=pages.table[requests],
             scale=layer.scaling,
             backend=self.swaa_kernels,
-            **full,
         ).output[0]
 
-    def _gathered(
-        self, rows: Tensor, layer: Any, pages: Pages, run: Run, output: Tensor
-    ) -> None:
+    def _gathered(self, rows: Tensor, layer: Any, pages: Pages, run: Run, output: Tensor) -> None:
         """Attention of a run of requests, over gathered keys."""
         chunks = run.chunks
         assert chunks is not None

@@ -64,7 +64,9 @@ class SwaaRadixCache(UnifiedRadixCache):
     def swa_reprefill_tail_tokens(self, req: Any = None) -> int:
         """How many tokens before a request's end no hit may reach."""
         stock = super().swa_reprefill_tail_tokens(req)
-        limit = None if req is None else reusable(len(req.origin_input_ids), self.swaa)
+        if req is None:
+            return stock
+        limit = reusable(len(req.origin_input_ids), self.swaa)
         if limit is None:
             return stock
         return max(stock, len(req.origin_input_ids) + len(req.output_ids) - limit)
@@ -84,9 +86,7 @@ class SwaaRadixCache(UnifiedRadixCache):
 
     # Sinks and dense tail in the sliding pool ---------------------------------------------------
 
-    def evict_sliding_windows(
-        self, req: Any, pre_len: int, *, eviction_interval: int = 1
-    ) -> None:
+    def evict_sliding_windows(self, req: Any, pre_len: int, *, eviction_interval: int = 1) -> None:
         """Free a request's slots between sinks and window; under a tail, once it is computed."""
         if self.swaa_tail and pre_len < len(req.origin_input_ids):
             return

@@ -98,9 +98,9 @@ class PoolConfigurator(HybridSWAPoolConfigurator):
     """Sizes both pools so that no prompt stalls, and the full pool holds as much as it can.
 
     Where ``--swa-full-tokens-ratio`` is given, it sizes the sliding pool, but a dense tail still
-    gets room for one longest prompt. Otherwise the sliding pool has room for ``max_running_requests``
-    if that is given, else for as many requests of the longest context as the full pool holds, and
-    at least :data:`LEAST_REQUESTS`.
+    gets room for one longest prompt. Otherwise the sliding pool has room for
+    ``--max-running-requests`` if that is given, else for as many requests of the longest context
+    as the full pool holds, and at least :data:`LEAST_REQUESTS`.
     """
 
     def __init__(self, kvc: Any) -> None:
