@@ -68,7 +68,7 @@ def _poison_when_made():
 def _poison(allocator):
     """A freed slot of the sliding pool holds NaN."""
     pool, inner = allocator._kvcache.swa_kv_pool, allocator.swa_attn_allocator
-    page = torch.arange(allocator.page_size)
+    page = torch.arange(allocator.page_size, device=pool.k_buffer[0].device)
 
     def freeing(name, slots_of):
         original = getattr(inner, name)
