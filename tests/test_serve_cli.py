@@ -17,6 +17,7 @@ from swaa.config import SWAAConfig
 from swaa.integrations import launch as running
 from swaa.integrations.address import Address
 from swaa.integrations.settings import Settings
+from swaa.integrations.sglang import launch as sglang_launch
 from swaa.integrations.vllm import launch
 from swaa.integrations.vllm.address import find_address
 from swaa.recipes import load_recipe
@@ -70,6 +71,66 @@ def test_a_server_listens_elsewhere_than_here_on_request_only(
         ["folder", "--port", "9000", "--host", "127.0.0.1"],
     ]
     assert capsys.readouterr().err.count("listens on this machine only") == 1
+
+
+@pytest.mark.parametrize("words", [["folder", "--engine", "sglang"], ["--engine=sglang", "folder"]])
+def test_the_engine_that_serves(handed, monkeypatch, words):
+    monkeypatch.setattr(sglang_launch, "check_installed", lambda: None)
+    asked = []
+    monkeypatch.setattr(sglang_launch, "serve", lambda *given: asked.append(given) or 0)
+    assert main(["serve", *words, "--recipe", "fast", "--tp-size", "2"]) == 0
+    assert asked == [(["folder", "--tp-size", "2"], Settings(config=load_recipe("fast")))]
+    assert not handed
+
+
+@pytest.mark.parametrize(
+    ("words", "flags"),
+    [
+        ([], ["--attention-backend", "swaa_triton", "--cuda-graph-backend-prefill", "disabled"]),
+        (["--device", "cpu"], ["--attention-backend", "swaa_torch_native"]),
+        (["--device=cpu", "--attention-backend", "swaa_triton"], []),
+        (
+            ["--prefill-attention-backend=swaa_triton"],
+            ["--cuda-graph-backend-prefill", "disabled"],
+        ),
+        (
+            ["--cuda-graph-backend-prefill", "disabled"],
+            ["--attention-backend", "swaa_triton"],
+        ),
+    ],
+    ids=["gpu", "cpu", "named", "prefill_named", "graphs_named"],
+)
+def test_flags_that_sglang_needs(monkeypatch, words, flags):
+    given = []
+    monkeypatch.setattr(sglang_launch, "run", lambda *call, **named: given.append((call, named)))
+    settings = Settings(config=load_recipe("fast"))
+    sglang_launch.serve(["folder", *words], settings)
+    ((command, address), named) = given[0]
+    asked = {"swaa": settings.to_dict()}
+    own = ["--radix-cache-backend", "swaa", "--json-model-override-args", json.dumps(asked)]
+    assert command[3:] == ["serve", "folder", *words, *flags, *own]
+    assert address == Address(port=30_000)
+    assert json.loads(named["environment"]["SWAA_SGLANG_REQUIRED"]) == settings.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--json-model-override-args", "{}"], "cannot be combined with 'swaa serve'"),
+        (["--radix-cache-backend=swaa"], "cannot be combined with 'swaa serve'"),
+        (["--port", "0"], "--port 0: expected a number above 0"),
+        (["--por", "81"], "--por: write the flag out: --port"),
+    ],
+)
+def test_arguments_of_sglang_that_would_get_past_the_check(words, reason):
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        sglang_launch.serve(["folder", *words], Settings(config=load_recipe("fast")))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("sglang") is not None, reason="SGLang is installed")
+def test_without_sglang(capsys):
+    assert main(["serve", "folder", "--engine", "sglang"]) == 2
+    assert "pip install sglang==0.5.23" in capsys.readouterr().err
 
 
 OWN = {"window": 24, "sink_tokens": 4, "dense_tail": 8}

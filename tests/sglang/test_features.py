@@ -125,12 +125,12 @@ def test_random_traffic(engine, judge):
     chosen = random.Random(0)
     bases = prompts_of(*[chosen.randint(1, 200) for _ in range(6)], seed=9)
     prompts = []
-    for number in range(20):
+    for number in range(16):
         base = chosen.choice(bases)
         cut = base[: chosen.randint(1, len(base))] if chosen.random() < 0.5 else base
         prompts.append(cut + prompts_of(chosen.randint(1, 60), seed=100 + number)[0])
-    for first in range(0, 20, 10):
-        some = prompts[first : first + 10]
+    for first in range(0, 16, 8):
+        some = prompts[first : first + 8]
         answers = engine.answers(some, max_tokens=chosen.randint(5, 40))
         for prompt, answer in zip(some, answers, strict=True):
             judge.check(prompt, answer)

@@ -8,7 +8,10 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from swaa.integrations.refusal import UnsupportedError
+from swaa.integrations.refusal import NotActiveError, UnsupportedError
+
+_wrapped: dict[tuple[str, str], str] = {}
+"""The engine of each function that was wrapped, by module and path."""
 
 
 def wrap(
@@ -36,6 +39,7 @@ def wrap(
     original = getattr(owner, name, None)
     if original is None:
         raise UnsupportedError(f"{engine} has no {module}.{path} any more; swaa needs it")
+    _wrapped[module, path] = engine
     if hasattr(original, "swaa_original"):
         return
     missing = [
@@ -51,8 +55,18 @@ def wrap(
     setattr(owner, name, wrapped if kind is None else kind(wrapped))
 
 
-def is_wrapped(module: str, path: str) -> bool:
-    """Whether a function is still the one that :func:`wrap` put there, or wraps it in turn."""
+def check_wrapped(engine: str) -> None:
+    """Check that every function that was wrapped still is, perhaps by somebody else in turn.
+
+    Raises:
+        NotActiveError: naming the first that is not.
+    """
+    for (module, path), owner in _wrapped.items():
+        if owner == engine and not _is_wrapped(module, path):
+            raise NotActiveError(f"swaa is not active: its hook on {module}.{path} was replaced")
+
+
+def _is_wrapped(module: str, path: str) -> bool:
     found = getattr(_owner(module, path), path.split(".")[-1], None)
     while found is not None:
         if "swaa_original" in vars(getattr(found, "__func__", found)):

@@ -9,8 +9,8 @@ from typing import Any
 from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
 
 from swaa.integrations.refusal import UnsupportedError
-from swaa.integrations.sglang import hooks
 from swaa.integrations.sglang.attention import SlidingAttention
+from swaa.integrations.wrapping import check_wrapped
 
 
 def factory(stock: str) -> Callable[[Any], Any]:
@@ -21,7 +21,7 @@ def factory(stock: str) -> Callable[[Any], Any]:
     """
 
     def make(runner: Any) -> Any:
-        hooks.check()
+        check_wrapped("SGLang")
         backend = ATTENTION_BACKENDS[stock](runner)
         backend.__class__ = _derived(type(backend))
         backend.swaa_begin(runner, _kernels(runner))

@@ -17,9 +17,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from swaa.integrations.refusal import NotActiveError
 from swaa.integrations.sglang.support import CACHE, PREFIX, STOCK, check_version
-from swaa.integrations.wrapping import is_wrapped, wrap
+from swaa.integrations.wrapping import wrap
 
 
 def install() -> None:
@@ -44,17 +43,6 @@ def install() -> None:
         register_attention_backend(name)(_backend(name.removeprefix(PREFIX)))
     if CACHE not in registry.registered_radix_cache_backends():
         registry.register_radix_cache_backend(CACHE, _cache)
-
-
-def check() -> None:
-    """Check that every hook is in place.
-
-    Raises:
-        NotActiveError: naming the first that is not.
-    """
-    for module, path, _wrapper, _arguments in HOOKS:
-        if not is_wrapped(module, path):
-            raise NotActiveError(f"swaa is not active: its hook on {module}.{path} was replaced")
 
 
 def _backend(stock: str) -> Callable[[Any], Any]:

@@ -13,10 +13,11 @@ from swaa.config import LayerPlan
 from swaa.integrations.launch import write_report
 from swaa.integrations.refusal import NotActiveError
 from swaa.integrations.settings import Settings
-from swaa.integrations.sglang import hooks, settings, support
+from swaa.integrations.sglang import settings, support
 from swaa.integrations.sglang.attention import SlidingAttention
 from swaa.integrations.sglang.environment import REPORTS
 from swaa.integrations.summary import adapted
+from swaa.integrations.wrapping import check_wrapped
 
 
 def verify(runner: Any) -> None:
@@ -34,7 +35,7 @@ def verify(runner: Any) -> None:
     found = settings.find(runner.model_config)
     if found is None:
         return
-    hooks.check()
+    check_wrapped("SGLang")
     plans = settings.plans_of(runner.model_config)
     _check_backends(runner, plans)
     if get_memory().radix_cache_backend != support.CACHE:
