@@ -16,7 +16,7 @@ PARAMETERS = {
     "sglang.srt.model_executor.forward_batch_info:ForwardBatch.init_new": (
         *("batch", "model_runner"),
     ),
-    "sglang.srt.model_executor.model_runner:ModelRunner.init_attention_backends": (),
+    "sglang.srt.managers.scheduler:Scheduler.init_model_worker": (),
     "sglang.srt.beam_search.coordinator:BeamCoordinator.validate_and_init": ("req", "recv_req"),
     f"{CACHE}.checkpoint": ("req", "up_to"),
     f"{CACHE}.lock": ("node_id", "skip_lock_components"),

@@ -4,8 +4,8 @@
 2. ``ModelConfig._derive_hybrid_model``: declare the layers that slide in decoding, for their pool.
 3. ``create_memory_pool_configurator``: size both pools.
 4. ``ForwardBatch.init_new``: note where each request's prompt ends.
-5. ``ModelRunner.init_attention_backends``: check that the engine has what the configuration says,
-   and refuse to start otherwise.
+5. ``Scheduler.init_model_worker``: check that the engine has what the configuration says, and
+   refuse to start otherwise.
 6. ``BeamCoordinator.validate_and_init``: refuse beam search, request by request.
 
 SGLang's own hooks are applied after plugins have run, and one that fails is only logged. So these
@@ -108,13 +108,13 @@ def _noting(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _verifying(original: Callable[..., Any]) -> Callable[..., Any]:
-    def init_attention_backends(self: Any) -> None:
-        original(self)
+    def init_model_worker(self: Any) -> None:
+        original(self)  # pools have their last size only after graphs were captured
         from swaa.integrations.sglang import report
 
-        report.verify(self)
+        report.verify(self.tp_worker.model_runner)
 
-    return init_attention_backends
+    return init_model_worker
 
 
 def _searching_beams(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -146,12 +146,7 @@ HOOKS: tuple[tuple[str, str, Callable[..., Any], tuple[str, ...]], ...] = (
         _noting,
         ("batch", "model_runner"),
     ),
-    (
-        "sglang.srt.model_executor.model_runner",
-        "ModelRunner.init_attention_backends",
-        _verifying,
-        (),
-    ),
+    ("sglang.srt.managers.scheduler", "Scheduler.init_model_worker", _verifying, ()),
     (
         "sglang.srt.beam_search.coordinator",
         "BeamCoordinator.validate_and_init",

@@ -105,11 +105,11 @@ class Table:
             known: the same on the host, or None.
         """
         count = batch.batch_size
-        longest = int(batch.seq_lens_cpu[:count].max())  # on the host already
-        slots = self.slots[batch.req_pool_indices[:count], : -(-longest // self.page)]
-        rows = batch.extend_seq_lens[:count]
         counts = tuple(map(int, batch.extend_seq_lens_cpu[:count]))
-        lengths = tuple(map(int, batch.seq_lens_cpu[:count].tolist()))
+        cached = tuple(map(int, batch.extend_prefix_lens_cpu[:count]))
+        lengths = tuple(map(sum, zip(cached, counts, strict=True)))
+        slots = self.slots[batch.req_pool_indices[:count], : -(-max(lengths) // self.page)]
+        rows = batch.extend_seq_lens[:count]
         return Batch(
             **self._pools(slots, batch.out_cache_loc),
             lengths=batch.seq_lens[:count].to(torch.int32),

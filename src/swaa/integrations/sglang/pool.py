@@ -19,6 +19,7 @@ from sglang.srt.model_executor.pool_configurator import (
 from sglang.srt.runtime_context import get_schedule
 
 from swaa.config import LayerPlan
+from swaa.integrations.refusal import UnsupportedError
 from swaa.integrations.sglang import settings
 
 LEAST_REQUESTS = 16
@@ -105,6 +106,11 @@ class PoolConfigurator(HybridSWAPoolConfigurator):
 
     def __init__(self, kvc: Any) -> None:
         super().__init__(kvc)
+        if not self._full_layers_num:
+            raise UnsupportedError(
+                "swaa: SGLang needs a layer that keeps all keys on each pipeline rank; name one in"
+                " full_layers, or serve with --disable-hybrid-swa-memory"
+            )
         config = settings.find(kvc.model_config)
         assert config is not None
         schedule = get_schedule()

@@ -1,4 +1,4 @@
-"""After the backends are made: refuse an engine that is not what was asked for, and log it."""
+"""After start-up: refuse an engine that is not what was asked for, and log it."""
 
 from __future__ import annotations
 
@@ -24,14 +24,12 @@ def verify(runner: Any) -> None:
     """Check a rank, then log one line.
 
     Args:
-        runner: SGLang's ``ModelRunner``, whose pools and attention backends are made.
+        runner: SGLang's ``ModelRunner``, with its pools, attention backends and graphs.
 
     Raises:
         NotActiveError: when it would not compute what was asked for.
         UnsupportedError: for a layer that cannot be adapted.
     """
-    if runner.is_draft_worker:
-        return
     found = settings.find(runner.model_config)
     if found is None:
         return
