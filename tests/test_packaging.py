@@ -112,6 +112,7 @@ def test_the_wheel_holds_the_package_and_says_what_it_is(wheel):
     )
     assert "swaa = swaa.cli:main" in scripts
     assert "swaa = swaa.integrations.vllm.plugin:register" in scripts
+    assert "swaa = swaa.integrations.sglang.plugin:register" in scripts
 
 
 @pytest.fixture(scope="module")

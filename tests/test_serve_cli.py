@@ -14,9 +14,12 @@ import pytest
 
 from swaa.cli import main
 from swaa.config import SWAAConfig
+from swaa.integrations import launch as running
+from swaa.integrations.address import Address
+from swaa.integrations.settings import Settings
+from swaa.integrations.sglang import launch as sglang_launch
 from swaa.integrations.vllm import launch
-from swaa.integrations.vllm.address import Address, find_address
-from swaa.integrations.vllm.settings import Settings
+from swaa.integrations.vllm.address import find_address
 from swaa.recipes import load_recipe
 
 
@@ -68,6 +71,66 @@ def test_a_server_listens_elsewhere_than_here_on_request_only(
         ["folder", "--port", "9000", "--host", "127.0.0.1"],
     ]
     assert capsys.readouterr().err.count("listens on this machine only") == 1
+
+
+@pytest.mark.parametrize("words", [["folder", "--engine", "sglang"], ["--engine=sglang", "folder"]])
+def test_the_engine_that_serves(handed, monkeypatch, words):
+    monkeypatch.setattr(sglang_launch, "check_installed", lambda: None)
+    asked = []
+    monkeypatch.setattr(sglang_launch, "serve", lambda *given: asked.append(given) or 0)
+    assert main(["serve", *words, "--recipe", "fast", "--tp-size", "2"]) == 0
+    assert asked == [(["folder", "--tp-size", "2"], Settings(config=load_recipe("fast")))]
+    assert not handed
+
+
+@pytest.mark.parametrize(
+    ("words", "flags"),
+    [
+        ([], ["--attention-backend", "swaa_triton", "--cuda-graph-backend-prefill", "disabled"]),
+        (["--device", "cpu"], ["--attention-backend", "swaa_torch_native"]),
+        (["--device=cpu", "--attention-backend", "swaa_triton"], []),
+        (
+            ["--prefill-attention-backend=swaa_triton"],
+            ["--cuda-graph-backend-prefill", "disabled"],
+        ),
+        (
+            ["--cuda-graph-backend-prefill", "disabled"],
+            ["--attention-backend", "swaa_triton"],
+        ),
+    ],
+    ids=["gpu", "cpu", "named", "prefill_named", "graphs_named"],
+)
+def test_flags_that_sglang_needs(monkeypatch, words, flags):
+    given = []
+    monkeypatch.setattr(sglang_launch, "run", lambda *call, **named: given.append((call, named)))
+    settings = Settings(config=load_recipe("fast"))
+    sglang_launch.serve(["folder", *words], settings)
+    ((command, address), named) = given[0]
+    asked = {"swaa": settings.to_dict()}
+    own = ["--radix-cache-backend", "swaa", "--json-model-override-args", json.dumps(asked)]
+    assert command[3:] == ["serve", "folder", *words, *flags, *own]
+    assert address == Address(port=30_000)
+    assert json.loads(named["environment"]["SWAA_SGLANG_REQUIRED"]) == settings.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--json-model-override-args", "{}"], "cannot be combined with 'swaa serve'"),
+        (["--radix-cache-backend=swaa"], "cannot be combined with 'swaa serve'"),
+        (["--port", "0"], "--port 0: expected a number above 0"),
+        (["--por", "81"], "--por: write the flag out: --port"),
+    ],
+)
+def test_arguments_of_sglang_that_would_get_past_the_check(words, reason):
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        sglang_launch.serve(["folder", *words], Settings(config=load_recipe("fast")))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("sglang") is not None, reason="SGLang is installed")
+def test_without_sglang(capsys):
+    assert main(["serve", "folder", "--engine", "sglang"]) == 2
+    assert "pip install sglang==0.5.23" in capsys.readouterr().err
 
 
 OWN = {"window": 24, "sink_tokens": 4, "dense_tail": 8}
@@ -245,7 +308,7 @@ def test_a_taken_address_is_refused():
 
 @pytest.mark.parametrize(
     ("code", "asked", "expected"),
-    [(0, True, 0), (0, False, 1), (-2, True, 130), (7, False, 7), (launch.NOT_ACTIVE, False, 3)],
+    [(0, True, 0), (0, False, 1), (-2, True, 130), (7, False, 7), (running.NOT_ACTIVE, False, 3)],
     ids=["asked_to_end", "by_itself", "by_a_signal", "failed", "not_active"],
 )
 def test_exit_codes_are_those_that_supervisors_read(monkeypatch, capsys, code, asked, expected):
@@ -253,10 +316,10 @@ def test_exit_codes_are_those_that_supervisors_read(monkeypatch, capsys, code, a
         asked_to_end.extend([0.0] * asked)
         return code
 
-    monkeypatch.setattr(launch.subprocess, "Popen", lambda *_, **__: None)
-    monkeypatch.setattr(launch.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(running.subprocess, "Popen", lambda *_, **__: None)
+    monkeypatch.setattr(running.signal, "signal", lambda *_: None)
     monkeypatch.setattr(launch, "find_address", lambda _: None)
-    monkeypatch.setattr(launch, "_watch", watch)
-    monkeypatch.setattr(launch, "_end", lambda _: None)
+    monkeypatch.setattr(running, "_watch", watch)
+    monkeypatch.setattr(running, "_end", lambda _: None)
     assert launch.serve(["folder"], Settings(config=load_recipe("fast"))) == expected
     assert ("the server ended by itself" in capsys.readouterr().err) == (expected == 1)

@@ -66,3 +66,26 @@ def test_unknown_engine():
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == 2
     assert "unknown engine 'none'; choose from stock, stock_window" in ran.stderr
+
+
+def test_sglang_says_its_capacity_in_tokens_and_bytes(tmp_path):
+    args = long_prompt.parse([str(tmp_path), "--engine", "sglang"])
+    settings = long_prompt.settings_of(args, tmp_path)
+    assert [setting.name for setting in settings] == [
+        *("stock", "full_decode", "sliding", "sliding_quarter"),
+    ]
+    assert {setting.engine for setting in settings} == {"sglang"}
+    ready = {"event": "ready", "seconds": 9.0, "kv_tokens": 3000, "kv_bytes": 3 << 30}
+    row = long_prompt.row(settings[0], [ready, *EVENTS[2:]])
+    assert row["kv_tokens_per_gib"] == 1000
+    assert row["live_kv_bytes"] is None
+    assert long_prompt.result_of(settings, [row], 1.0, tiny=True).kind == "sglang"
+
+
+def test_engines_are_those_that_the_serving_engine_has(tmp_path, capsys):
+    args = long_prompt.parse([str(tmp_path), "--engine", "sglang", "--engines", "stock_fa3"])
+    assert long_prompt.settings_of(args, tmp_path)[0].attention == "fa3"
+    for engine, name in (("vllm", "stock_fa3"), ("sglang", "stock_window")):
+        with pytest.raises(SystemExit):
+            long_prompt.parse([str(tmp_path), "--engine", engine, "--engines", name])
+        assert f"unknown engine '{name}'" in capsys.readouterr().err

@@ -59,14 +59,16 @@ def build_masks(config, layer_types, starts, total, rows, documents=None, native
                 first = start
                 if documents is not None:
                     first = next(u for u in range(total) if documents[b][u] == documents[b][t])
+                row = [False] * total
                 for u in range(first, t + 1):
                     if layer_types[layer] == "sliding_attention":
-                        mask[b, t, u] = t - u < native_window
+                        row[u] = t - u < native_window
                         continue
                     full = layer in full_layers or t in of.tail
                     full = full or (t in of.answers and layer in decode)
                     near = t - u < config.window or u - first < config.sink_tokens
-                    mask[b, t, u] = full or near
+                    row[u] = full or near
+                mask[b, t] = torch.tensor(row)
         masks[layer] = mask
     return masks
 

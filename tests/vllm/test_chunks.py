@@ -7,7 +7,7 @@ import torch
 
 from swaa.attention import swaa_attention
 from swaa.config import LayerPlan
-from swaa.integrations.vllm.chunks import NEVER, lay_out, place
+from swaa.integrations.chunks import NEVER, lay_out, place
 
 PLANS = {
     "sliding": LayerPlan(window=24, sink_tokens=4),

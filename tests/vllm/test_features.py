@@ -5,7 +5,7 @@ import contextlib
 import pytest
 
 from swaa.config import SWAAConfig
-from swaa.integrations.vllm.support import UnsupportedError
+from swaa.integrations.refusal import UnsupportedError
 from tests.vllm.engine import BLOCK, CHUNK, Engine, Judge, prompts_of, sampling
 
 CONFIGS = {

@@ -219,7 +219,7 @@ def test_server_whose_plugin_is_filtered_out(checkpoint, tmp_path):
 
 @pytest.mark.slow
 def test_server_whose_workers_do_not_report_is_ended(checkpoint, tmp_path):
-    from swaa.integrations.vllm import launch
+    from swaa.integrations.launch import NOT_ACTIVE
 
     log = tmp_path / "log"
     code = (
@@ -237,5 +237,5 @@ def test_server_whose_workers_do_not_report_is_ended(checkpoint, tmp_path):
             timeout=600,
             check=False,
         )
-    assert ran.returncode == launch.NOT_ACTIVE
+    assert ran.returncode == NOT_ACTIVE
     assert "no worker says that swaa is active" in log.read_text()

@@ -241,7 +241,8 @@ def test_old_gpus_are_refused(monkeypatch):
 
 
 def test_version_outside_the_range(monkeypatch):
-    from swaa.integrations.vllm.support import ANY_VERSION, UnsupportedError, check_version
+    from swaa.integrations.refusal import UnsupportedError
+    from swaa.integrations.vllm.support import ANY_VERSION, check_version
 
     for version in ("0.32.0", "0.32.1+cpu", "0.33.0", "0.33.1rc1"):
         check_version(version)

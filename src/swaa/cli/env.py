@@ -10,7 +10,7 @@ from swaa.cli.table import format_table
 
 PACKAGES = (
     *("swaa", "torch", "transformers", "triton", "flash-attn-4", "nvidia-cutlass-dsl"),
-    *("vllm", "trl", "matplotlib"),
+    *("vllm", "sglang", "trl", "matplotlib"),
 )
 """Packages whose versions are shown."""
 

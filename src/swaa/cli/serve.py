@@ -1,8 +1,9 @@
-"""`swaa serve`: `vllm serve` under a recipe; ends at once if the workers do not confirm it."""
+"""`swaa serve`: a serving engine under a recipe; ends at once if the workers do not confirm it."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,74 +13,89 @@ from swaa.cli import Parser
 from swaa.cli.options import DEFAULT_RECIPE, add_config_options, add_switch, config_from
 
 if TYPE_CHECKING:
-    from swaa.integrations.vllm.settings import Settings
+    from swaa.integrations.settings import Settings
+
+ENGINES = {"vllm": "vllm serve", "sglang": "sglang serve"}
+"""Serving engines, and the command that each is started by."""
 
 
 def register(subparsers: Any) -> None:
     """Add the verb to the command line."""
     parser = subparsers.add_parser(
         "serve",
-        help="serve a model by vLLM under a recipe",
-        usage="swaa serve MODEL [--recipe R] [knobs] [arguments of vllm serve]",
-        description="Start 'vllm serve' under a recipe. Every argument that is not listed here goes"
-        " to vLLM. The server is ended unless every worker confirms that the recipe is active. It"
-        " listens on 127.0.0.1 unless --host or --uds says otherwise.",
+        help="serve a model by vLLM or SGLang under a recipe",
+        usage="swaa serve MODEL [--engine E] [--recipe R] [knobs] [arguments of the engine]",
+        description="Start 'vllm serve' or 'sglang serve' under a recipe. Every argument that is"
+        " not listed here goes to the engine. The server is ended unless every worker confirms that"
+        " the recipe is active. It listens on 127.0.0.1 unless --host or --uds says otherwise.",
     )
     parser.add_argument("model", metavar="MODEL", help="folder or hub name")
     _add_options(parser)
     parser.add_argument(
-        "arguments", nargs=argparse.REMAINDER, metavar="...", help="of 'vllm serve' (default: none)"
+        "arguments", nargs=argparse.REMAINDER, metavar="...", help="of the engine (default: none)"
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Serve until the server ends; returns its exit code."""
-    from swaa.integrations.vllm.address import kept_to_this_machine
-    from swaa.integrations.vllm.launch import check_installed, serve
-    from swaa.integrations.vllm.settings import Settings
+    from swaa.integrations.settings import Settings
 
     own = Parser(prog="swaa serve", add_help=False, passes_on=True)
     _add_options(own)
     own, rest = own.parse_known_args(args.arguments, argparse.Namespace(**vars(args)))
-    check_installed()
+    engine = own.engine
+    launch = importlib.import_module(f"swaa.integrations.{engine}.launch")
+    launch.check_installed()
     if own.model.startswith(("/", "./", "../", "~")) and not Path(own.model).expanduser().exists():
         raise FileNotFoundError(f"no such file or folder: {own.model}")
-    carried = _carried(own.model, rest) if own.recipe is None else None
+    carried = _carried(own.model, engine, rest) if own.recipe is None else None
     publish = own.publish_generated or (carried is not None and carried.publish_generated)
     config = config_from(own, default=DEFAULT_RECIPE if carried is None else carried.config)
     if config.window is None:
-        raise ValueError("the recipe leaves every layer full; run 'vllm serve' for that")
+        raise ValueError(f"the recipe leaves every layer full; run '{ENGINES[engine]}' for that")
     if own.recipe is None:
         source = f"{DEFAULT_RECIPE}, the default" if carried is None else "the checkpoint's own"
         print(f"swaa serve: recipe: {source}", file=sys.stderr, flush=True)
-    arguments = kept_to_this_machine(rest)
-    if len(arguments) > len(rest):
+    arguments = rest if engine == "sglang" else _kept_to_this_machine(rest)
+    settings = Settings(config=config, publish_generated=publish)
+    return launch.serve([own.model, *arguments], settings)
+
+
+def _kept_to_this_machine(arguments: Sequence[str]) -> list[str]:
+    """Arguments of vLLM, which by itself listens on every address; SGLang does not."""
+    from swaa.integrations.vllm.address import kept_to_this_machine
+
+    kept = kept_to_this_machine(arguments)
+    if len(kept) > len(arguments):
         print(
             "swaa serve: listens on this machine only; --host 0.0.0.0 opens it to others",
             file=sys.stderr,
             flush=True,
         )
-    return serve([own.model, *arguments], Settings(config=config, publish_generated=publish))
+    return kept
 
 
-def _carried(model: str, arguments: Sequence[str]) -> Settings | None:
+def _carried(model: str, engine: str, arguments: Sequence[str]) -> Settings | None:
     """What a checkpoint's config.json asks for, or None; a hub model's, if it can be reached."""
     from transformers import PreTrainedConfig
 
-    from swaa.integrations.vllm.address import read_flags
-    from swaa.integrations.vllm.settings import KEY, parse
+    from swaa.integrations.settings import KEY, parse
 
-    flags = read_flags(arguments)
+    address = importlib.import_module(f"swaa.integrations.{engine}.address")
+    flags = address.read_flags(arguments)
     where = flags.get("hf-config-path", model)
     try:
         values, _ = PreTrainedConfig.get_config_dict(where, revision=flags.get("revision"))
     except (OSError, ValueError):
-        return None  # vLLM can load from more places, and reports what is wrong
+        return None  # engines can load from more places, and report what is wrong
     return None if values.get(KEY) is None else parse(values[KEY])
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     carried = f"what the model's config.json carries, or {DEFAULT_RECIPE}"
+    parser.add_argument(
+        "--engine", choices=tuple(ENGINES), default="vllm", help="that serves (default: vllm)"
+    )
     add_config_options(parser, default=carried)
     add_switch(
         parser,

@@ -1,1 +1,1 @@
-"""vLLM on one long prompt, stock and under recipes: ``python -m swaa.benchmark.long_prompt``."""
+"""Serving engines on one long prompt: ``python -m swaa.benchmark.long_prompt``."""

@@ -1,9 +1,10 @@
-"""Time vLLM on one long prompt: stock and under recipes, on one GPU, in one session.
+"""Time vLLM or SGLang on one long prompt: stock and under recipes, on one GPU, in one session.
 
-    python -m swaa.benchmark.long_prompt OUT [--engines NAMES] [--prompt N] ...
+    python -m swaa.benchmark.long_prompt OUT [--engine sglang] [--engines NAMES] [--prompt N] ...
 
-Starting an engine takes minutes, most of it compilation, so all start at once and wait; then each
-is timed alone, in turn. The model has the shape of Qwen3-4B and random weights: speed and memory
+Starting a vLLM engine takes minutes, most of it compilation, so all start at once and wait; then
+each is timed alone, in turn. SGLang's engines take what memory they find, so each starts when the
+one before has ended. The model has the shape of Qwen3-4B and random weights: speed and memory
 do not depend on them.
 """
 
@@ -47,15 +48,22 @@ CACHE_SHARE = {"stock_window": 0.35, "sliding": 0.35, "sliding_quarter": 0.5}
 """Cache of engines that do not keep all keys, as a share of that of engines that do."""
 
 
+OTHER_STOCK = ("stock_fa3", "stock_flashinfer")
+"""Stock SGLang with other attention backends than the one that ours is derived from."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Setting:
     """What one engine serves.
 
     Attributes:
         name: of the row.
+        engine: ``vllm`` or ``sglang``.
         model: folder with a config.json.
-        swaa: knobs, or None for stock vLLM.
-        kv_bytes: of its KV cache.
+        swaa: knobs, or None for the stock engine.
+        attention: backend of a stock SGLang; None: the one that ours is derived from.
+        kv_bytes: of its KV cache; SGLang takes ``memory_share`` instead.
+        memory_share: of the GPU that SGLang's weights and KV memory may take.
         dtype: of weights and cache.
         max_tokens: longest request.
         chunk_tokens: most tokens of a forward pass.
@@ -69,9 +77,12 @@ class Setting:
     """
 
     name: str
+    engine: str
     model: str
     swaa: dict[str, Any] | None
+    attention: str | None
     kv_bytes: int
+    memory_share: float
     dtype: str
     max_tokens: int
     chunk_tokens: int
@@ -89,6 +100,7 @@ def recipes(window: int, sinks: int, layers: int) -> dict[str, SWAAConfig | int 
     quarter = tuple(range(3, layers, 4))
     return {
         "stock": None,
+        **dict.fromkeys(OTHER_STOCK),
         "stock_window": window,
         "full_decode": SWAAConfig(window=window, sink_tokens=sinks, full_decode=True),
         "sliding": SWAAConfig(window=window, sink_tokens=sinks),
@@ -111,9 +123,12 @@ def settings_of(args: argparse.Namespace, folder: Path) -> list[Setting]:
         found.append(
             Setting(
                 name=name,
+                engine=args.engine,
                 model=str(_write_model(folder / "models", shape, native)),
                 swaa=wanted.to_dict() if isinstance(wanted, SWAAConfig) else None,
+                attention=name.removeprefix("stock_") if name in OTHER_STOCK else None,
                 kv_bytes=int(kv_gib * GIB),
+                memory_share=args.memory_share,
                 dtype="float32" if args.tiny else "bfloat16",
                 max_tokens=longest,
                 chunk_tokens=args.chunk,
@@ -154,7 +169,7 @@ def measure(
     turn: float,
     after: Path | None = None,
 ) -> None:
-    """Start all engines, then let each measure in turn; results are written to ``folder``.
+    """Start engines and let each measure in turn; results are written to ``folder``.
 
     Args:
         settings: the engines.
@@ -163,6 +178,16 @@ def measure(
         turn: seconds that each may take to measure.
         after: no turn begins before this file exists.
     """
+    if settings and settings[0].engine == "sglang":
+        for setting in settings:
+            _measure_together([setting], folder, start=start, turn=turn, after=after)
+    else:
+        _measure_together(settings, folder, start=start, turn=turn, after=after)
+
+
+def _measure_together(
+    settings: Sequence[Setting], folder: Path, *, start: float, turn: float, after: Path | None
+) -> None:
     processes = {setting.name: _spawn(setting, folder) for setting in settings}
     try:
         end = time.monotonic() + start
@@ -219,15 +244,16 @@ def row(setting: Setting, events: Iterable[dict[str, Any]]) -> dict[str, Any]:
     best = min(timed, key=lambda event: event["first"], default={})
     live = warm.get("usage")
     longest = ready.get("longest_requests")
+    held, of_bytes = ready.get("kv_tokens"), ready.get("kv_bytes")
+    if longest is not None:
+        held, of_bytes = longest * setting.max_tokens, setting.kv_bytes
     traffic = of.get("traffic", [{}])[0]
     return {
         "engine": setting.name,
         "first_token_seconds": best.get("first"),
         "each_token_seconds": min((event["each"] for event in timed), default=None),
         "live_kv_bytes": None if live is None else live * setting.kv_bytes,
-        "kv_tokens_per_gib": None
-        if longest is None
-        else longest * setting.max_tokens / setting.kv_bytes * GIB,
+        "kv_tokens_per_gib": held / of_bytes * GIB if held and of_bytes else None,
         "traffic_seconds": traffic.get("seconds"),
         "traffic_tokens": traffic.get("tokens"),
         "start_seconds": ready.get("seconds"),
@@ -267,7 +293,11 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     names = tuple(recipes(2048, 128, 36))
     parser.add_argument("out", type=Path, help="folder for results and logs")
     parser.add_argument(
-        "--engines", default=",".join(names[:-1]), help=f"of {', '.join(names)}, in turn"
+        "--engine", choices=("vllm", "sglang"), default="vllm", help="(default: vllm)"
+    )
+    parser.add_argument(
+        "--engines",
+        help=f"of {', '.join(names)}, in turn (default: all that the engine has but tail)",
     )
     parser.add_argument("--window", type=int, default=2048, help="keys (default: 2048)")
     parser.add_argument("--sinks", type=int, default=128, help="tokens (default: 128)")
@@ -279,12 +309,18 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--traffic-prompt", type=int, default=128_000, help="(default: 128000)")
     parser.add_argument("--traffic-answer", type=int, default=512, help="(default: 512)")
     parser.add_argument("--kv-gib", type=float, default=20, help="of an engine that keeps all keys")
+    parser.add_argument(
+        "--memory-share", type=float, default=0.5, help="of the GPU, for SGLang (default: 0.5)"
+    )
     parser.add_argument("--start", type=float, default=900, help="seconds to start (default: 900)")
     parser.add_argument("--turn", type=float, default=300, help="seconds each (default: 300)")
     parser.add_argument("--after", type=Path, help="time nothing before this file exists")
     parser.add_argument("--tiny", action="store_true", help="a tiny model, to try the script")
     args = parser.parse_args(words)
-    args.engines = args.engines.split(",")
+    foreign = OTHER_STOCK if args.engine == "vllm" else ("stock_window",)
+    names = tuple(name for name in names if name not in foreign)
+    usual = [name for name in names if name not in ("tail", *OTHER_STOCK)]
+    args.engines = usual if args.engines is None else args.engines.split(",")
     unknown = set(args.engines) - set(names)
     if unknown:
         parser.error(f"unknown engine {sorted(unknown)[0]!r}; choose from {', '.join(names)}")
@@ -318,10 +354,10 @@ def result_of(
         model="Qwen3-4B shape, random weights",
         seed=0,
         seconds=seconds,
-        packages=("vllm",),
+        packages=(settings[0].engine,),
     )
     return results.Result(
-        kind="vllm",
+        kind=settings[0].engine,
         name="tiny" if tiny else "qwen3-4b-shape",
         config={
             "settings": [asdict(setting) | {"model": "random weights"} for setting in settings],

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from swaa.integrations.vllm.launch import end_with_parent
+from swaa.integrations.launch import end_with_parent
 
 POLL_SECONDS = 0.5
 END_SECONDS = 60

@@ -17,10 +17,10 @@ from swaa.attention import swaa_attention
 from swaa.attention.pages import PAGE
 from swaa.attention.pages import page_statistics as describe_pages
 from swaa.config import LayerPlan
-from swaa.integrations.vllm.chunks import Chunks, FullRows
+from swaa.integrations.chunks import Chunks, FullRows
+from swaa.integrations.refusal import UnsupportedError
 from swaa.integrations.vllm.metadata import SlidingMetadata, most_gathered
 from swaa.integrations.vllm.selected import PromptRows
-from swaa.integrations.vllm.support import UnsupportedError
 
 
 class SlidingAttention(AttentionImpl[SlidingMetadata]):

@@ -13,10 +13,10 @@ from typing import Any
 
 from vllm.platforms import current_platform
 
+from swaa.integrations.refusal import UnsupportedError
 from swaa.integrations.vllm.attention import CPUAttention, GPUAttention, SlidingAttention
 from swaa.integrations.vllm.kv_cache import Memory
 from swaa.integrations.vllm.metadata import SlidingMetadataBuilder
-from swaa.integrations.vllm.support import UnsupportedError
 
 
 def platform_attention() -> tuple[type[Any], type[SlidingAttention]]:

@@ -16,14 +16,14 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
 import importlib.util
 import inspect
 from collections.abc import Callable
 from typing import Any
 
-from swaa.integrations.vllm.support import UnsupportedError, check_version
+from swaa.integrations.refusal import UnsupportedError
+from swaa.integrations.vllm.support import check_version
+from swaa.integrations.wrapping import wrap
 
 _ATTENTION_ARGUMENTS = ("cache_config", "per_layer_sliding_window", "prefix", "attn_backend")
 
@@ -61,30 +61,10 @@ def install() -> None:
         (_grouping_module(), "get_kv_cache_groups", _grouping, ("kv_cache_spec",)),
     )
     for module, path, wrapper, arguments in wrappers:
-        _wrap(module, path, wrapper, arguments)
+        wrap("vLLM", module, path, wrapper, arguments)
     from swaa.integrations.vllm.kv_cache import register_specs
 
     register_specs()
-
-
-def _wrap(module: str, path: str, wrapper: Callable[..., Any], arguments: tuple[str, ...]) -> None:
-    *owner_name, name = path.split(".")
-    owner: Any = importlib.import_module(module)
-    for part in owner_name:
-        owner = getattr(owner, part, None)
-    original = getattr(owner, name, None)
-    if original is None:
-        raise UnsupportedError(f"vLLM has no {module}.{path} any more; swaa needs it")
-    if hasattr(original, "swaa_original"):
-        return
-    missing = [
-        argument for argument in arguments if argument not in inspect.signature(original).parameters
-    ]
-    if missing:
-        raise UnsupportedError(f"vLLM's {path} takes no {', '.join(missing)} any more")
-    wrapped: Any = functools.wraps(original)(wrapper(original))
-    wrapped.swaa_original = original
-    setattr(owner, name, wrapped)
 
 
 def _grouping_module() -> str:
@@ -108,7 +88,7 @@ def _configuring(original: Callable[..., Any]) -> Callable[..., Any]:
             settings.write_back(made, fitted)
             # Here, not on installation: workers do not need the front end's modules.
             for module, path, wrapper, arguments in _FRONT_END:
-                _wrap(module, path, wrapper, arguments)
+                wrap("vLLM", module, path, wrapper, arguments)
         return made
 
     return create_engine_config

@@ -34,7 +34,7 @@ from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry, register_kv_cach
 
 from swaa.attention.pages import PAGE
 from swaa.config import LayerPlan
-from swaa.integrations.vllm.support import UnsupportedError
+from swaa.integrations.refusal import UnsupportedError
 
 _hit_limit: ContextVar[int | None] = ContextVar("swaa_hit_limit", default=None)
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from vllm.v1.attention.backend import AttentionCGSupport, AttentionMetadataBuilder
 
 from swaa.config import LayerPlan
+from swaa.integrations.chunks import Chunks, Layout, lay_out, place
 from swaa.integrations.vllm import selected
-from swaa.integrations.vllm.chunks import Chunks, Layout, lay_out, place
 from swaa.integrations.vllm.selected import Selected
 
 

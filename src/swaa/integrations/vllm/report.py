@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-from collections import Counter
-from pathlib import Path
 from typing import Any
 
-from swaa.config import MOST_TOKENS, LayerPlan
+from swaa.integrations.launch import write_report
+from swaa.integrations.refusal import NotActiveError
+from swaa.integrations.summary import adapted
 from swaa.integrations.vllm import settings
 from swaa.integrations.vllm.attention import SlidingAttention
 from swaa.integrations.vllm.drafts import draft_model
 from swaa.integrations.vllm.environment import REPORTS
 from swaa.integrations.vllm.layers import Active
 from swaa.integrations.vllm.metadata import SlidingMetadataBuilder
-
-
-class NotActiveError(RuntimeError):
-    """The engine would not compute what the configuration asks for."""
 
 
 def verify(wrapper: Any, active: Active, kv_cache: Any) -> None:
@@ -52,10 +47,7 @@ def verify(wrapper: Any, active: Active, kv_cache: Any) -> None:
     logging.getLogger("vllm.swaa").info("rank %d: %s", wrapper.global_rank, line)
     if os.environ.get(REPORTS):
         ranks = vllm_config.parallel_config.local_world_size
-        path = Path(os.environ[REPORTS], f"rank-{wrapper.global_rank}-{os.getpid()}.json")
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps({"local_world_size": ranks, "summary": line}), "utf-8")
-        partial.rename(path)  # a reader never sees half of it
+        write_report(os.environ[REPORTS], wrapper.global_rank, ranks, line)
 
 
 def say_full_attention(wrapper: Any) -> None:
@@ -71,18 +63,16 @@ def summary(active: Active, layers: dict[str, Any], kv_cache: Any, vllm_config: 
     """One line: what slides, by which kernels, and how many tokens the KV cache then holds."""
     served = [layer for layer in layers.values() if not layer.swaa.draft]
     sliding = [layer for layer in served if not layer.swaa.plan.full]
-    roles = Counter(_role(layer.swaa.plan) for layer in served)
     drafting = len(layers) - len(served)
     beside = f" beside a draft model of {drafting}" if drafting else ""
     kernels = ", ".join(sorted({layer.impl.kernels for layer in sliding})) or "stock"
     tokens, full_tokens = capacity(kv_cache, vllm_config)
     groups = "; ".join(_describe(group) for group in kv_cache.kv_cache_groups)
-    config, longest = active.settings.config, vllm_config.model_config.max_model_len
-    idle = f" (no request of {longest:,} tokens outgrows it)" if config.covers(longest) else ""
+    plans = [layer.swaa.plan for layer in served]
+    longest = vllm_config.model_config.max_model_len
+    head, colon, rest = adapted(active.settings.config, plans, longest=longest).partition(":")
     return (
-        f"swaa adapted {len(sliding)} of {len(served)} layers"
-        f" ({', '.join(f'{count} {role}' for role, count in sorted(roles.items()))}){beside}:"
-        f" {config.describe()}{idle}, backend {kernels};"
+        f"{head}{beside}{colon}{rest}, backend {kernels};"
         f" KV cache of {kv_cache.num_blocks} blocks holds {tokens:,} tokens at the longest context"
         f" (full attention {full_tokens:,}); groups: {groups}"
     )
@@ -106,14 +96,6 @@ def _without_statistics(spec: Any) -> float:
     each = list(getattr(spec, "kv_cache_specs", {0: spec}).values())
     bare = sum(one.unpadded_page_size_bytes for one in each)
     return bare / sum(one.page_size_bytes for one in each)
-
-
-def _role(plan: LayerPlan) -> str:
-    if plan.full:
-        return "full"
-    if plan.dense_tail == MOST_TOKENS:
-        return "full prompt"
-    return "full decode" if plan.full_decode else "sliding"
 
 
 def _describe(group: Any) -> str:

@@ -2,121 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from swaa.config import AUTHORS_KEYS, MOST_TOKENS, LayerPlan, SWAAConfig
+from swaa.integrations.settings import KEY, Settings, carried_by, parse, read, refuse_misplaced
 from swaa.integrations.vllm.drafts import served_model
-from swaa.layers import shown
-from swaa.recipes import resolve
 
-KEY = "swaa"
-"""Key of ``additional_config`` and of a checkpoint's config.json."""
-
-_KNOBS = tuple(field.name for field in dataclasses.fields(SWAAConfig))
-_MISPLACED = ("recipe", "publish_generated", "swaa_config", *_KNOBS, *AUTHORS_KEYS)
-"""Keys that belong under ``"swaa"``: elsewhere they would not be read."""
-_FORMS = "a recipe name, {'recipe': ...} with knobs on top, or the knobs of SWAAConfig"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """A configuration for an engine.
-
-    Attributes:
-        config: the knobs.
-        publish_generated: let keys of the dense tail and of generated tokens into the prefix cache.
-            They were computed in their own phase: a later prompt that reuses them has a shorter
-            time to first token, but its answer depends on what was served before.
-    """
-
-    config: SWAAConfig
-    publish_generated: bool = False
-
-    def __post_init__(self) -> None:
-        if self.publish_generated and self.config.window is None:
-            raise ValueError("publish_generated would do nothing: every layer is full")
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values, which :func:`parse` reads."""
-        return {"recipe": self.config.to_dict(), "publish_generated": self.publish_generated}
-
-    def fitted(self, layers: int) -> Settings:
-        """The same settings for a model of so many layers: others are logged and dropped.
-
-        Raises:
-            ValueError: for a list with no layer of the model.
-        """
-        config = self.config.within(layers)
-        for name in ("full_layers", "full_decode", "selected_layers"):
-            given, left = getattr(self.config, name), getattr(config, name)
-            if given == left:
-                continue
-            lacking = ", ".join(str(index) for index in given if index >= layers)
-            if not left:
-                raise ValueError(
-                    f"swaa: {name} holds {lacking}; the model's last layer is {layers - 1}"
-                )
-            logging.getLogger("vllm.swaa").warning(
-                "swaa: %s: layers %s left out, the model's last layer is %d",
-                *(name, lacking, layers - 1),
-            )
-        return dataclasses.replace(self, config=config)
-
-    def plans(self, layers: int) -> tuple[LayerPlan, ...]:
-        """The plan of each decoder layer; with ``decode_keys`` a full layer is all dense tail."""
-        return tuple(
-            _as_tail(plan) if plan.full and plan.decode_keys else plan
-            for plan in self.config.layers(layers)
-        )
-
-
-def _as_tail(plan: LayerPlan) -> LayerPlan:
-    """A full layer whose generated rows choose what they read, as a sliding layer of full rows."""
-    return LayerPlan(
-        window=plan.decode_window,
-        sink_tokens=plan.sink_tokens,
-        full_decode=True,
-        dense_tail=MOST_TOKENS,
-        decode_keys=plan.decode_keys,
-    )
-
-
-def parse(value: object) -> Settings:
-    """Read the value of the key ``"swaa"``.
-
-    >>> parse({"window": 2048, "sink_tokens": 64}).config.describe()
-    'window 2048, 64 sinks'
-
-    Args:
-        value: a recipe's name or file; a mapping with ``recipe`` (name, file or mapping) and knobs
-            that override it; or a mapping with the knobs themselves. A mapping may also hold
-            ``publish_generated``.
-
-    Raises:
-        TypeError: for anything else.
-        ValueError: for unknown keys, recipes or values.
-    """
-    if isinstance(value, str):
-        return Settings(config=resolve(value))
-    if not isinstance(value, Mapping):
-        raise TypeError(f"'{KEY}' is {shown(value)}; expected {_FORMS}")
-    values = dict(value)
-    publish = values.pop("publish_generated", False)
-    if not isinstance(publish, bool):
-        raise TypeError(f"publish_generated is {shown(publish)}; expected true or false")
-    if "recipe" not in values:
-        return Settings(config=SWAAConfig.from_dict(values), publish_generated=publish)
-    recipe = values.pop("recipe")
-    unknown = sorted(map(str, values.keys() - set(_KNOBS)))
-    if unknown:
-        known = ", ".join(("recipe", *_KNOBS, "publish_generated"))
-        raise ValueError(f"unknown keys {shown(', '.join(unknown))[1:-1]}; known are {known}")
-    return Settings(config=resolve(recipe, **values), publish_generated=publish)
+__all__ = ["KEY", "Settings", "carried_by", "find", "parse", "write_back"]
 
 
 def find(vllm_config: Any) -> Settings | None:
@@ -128,39 +19,11 @@ def find(vllm_config: Any) -> Settings | None:
     """
     additional = vllm_config.additional_config
     asked = additional if isinstance(additional, dict) else {}
-    _refuse_misplaced(asked)
+    refuse_misplaced("additional_config", asked)
     if KEY in asked:
-        return _read("additional_config", asked[KEY])
+        return read("additional_config", asked[KEY])
     carried = carried_by(served_model(vllm_config))
-    return None if carried is None else _read("the checkpoint's config.json", carried)
-
-
-def _read(source: str, value: object) -> Settings:
-    try:
-        return parse(value)
-    except (TypeError, ValueError) as error:
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"swaa: '{KEY}' in {source}: {error}") from None
-
-
-def _refuse_misplaced(asked: Mapping[str, Any]) -> None:
-    """Refuse keys that were meant for swaa but would not be read."""
-    for key in asked:
-        if key == KEY:
-            continue
-        name = str(key).lower().replace("-", "_")
-        if difflib.get_close_matches(name, [KEY], cutoff=0.8):
-            raise ValueError(f"swaa: additional_config holds {shown(key)}; did you mean '{KEY}'?")
-        if difflib.get_close_matches(name, _MISPLACED, cutoff=0.9):
-            raise ValueError(
-                f"swaa: additional_config holds {shown(key)} at its top, where nobody reads it;"
-                f" put it under '{KEY}'"
-            )
-
-
-def carried_by(model_config: Any) -> object:
-    """What a model's own config.json says under ``"swaa"``, or None."""
-    return getattr(getattr(model_config, "hf_config", None), KEY, None)
+    return None if carried is None else read("the checkpoint's config.json", carried)
 
 
 def write_back(vllm_config: Any, settings: Settings) -> None:

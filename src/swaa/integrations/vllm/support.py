@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from swaa.integrations.refusal import UnsupportedError
 from swaa.integrations.vllm.drafts import draft_model, served_model
 from swaa.integrations.vllm.environment import REQUIRED
 from swaa.integrations.vllm.settings import KEY, Settings, carried_by
@@ -29,10 +30,6 @@ _KNOWN_ARGUMENTS = frozenset(
     )
 )
 """Arguments that a layer may have: harmless, or refused by a check of their own."""
-
-
-class UnsupportedError(ValueError):
-    """A vLLM, a model or an option with which swaa does not work; the message says why."""
 
 
 def check_version(version: str) -> None:

@@ -11,11 +11,11 @@ from swaa.report.kinds import (
     eval,
     generate,
     kernels,
+    long_prompt,
     selection,
     serve,
     train,
     tune,
-    vllm,
 )
 
 READERS: dict[str, Callable[[Run], Figures]] = {
@@ -25,9 +25,10 @@ READERS: dict[str, Callable[[Run], Figures]] = {
     "kernels": kernels.read,
     "selection": selection.read,
     "serve": serve.read,
+    "sglang": long_prompt.read,
     "train": train.read,
     "tune": tune.read,
-    "vllm": vllm.read,
+    "vllm": long_prompt.read,
 }
 """Kinds that have a figure; runs of other kinds are listed with their rows."""
 

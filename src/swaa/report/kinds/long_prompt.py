@@ -1,4 +1,4 @@
-"""Results of ``swaa.benchmark.long_prompt``: vLLM engines on one long prompt, each alone."""
+"""Results of ``swaa.benchmark.long_prompt``: engines on one long prompt, each alone."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from typing import Any
 from swaa.report.figures import Figures, Measurement
 from swaa.report.folder import Run
 
+_ENGINES = {"sglang": "SGLang", "vllm": "vLLM"}
+"""Serving engines by kind of result."""
 _TIMES = {
-    "first_token_seconds": "time to first token in vLLM",
-    "each_token_seconds": "time per output token in vLLM",
+    "first_token_seconds": "time to first token",
+    "each_token_seconds": "time per output token",
 }
 
 
 def read(run: Run) -> Figures:
-    """What timing vLLM's engines shows."""
+    """What timing engines shows."""
     result = run.result
     settings = {setting["name"]: setting for setting in result.config["settings"]}
     return Figures(
@@ -31,7 +33,7 @@ def read(run: Run) -> Figures:
 
 
 def _outcome(run: Run, settings: Mapping[str, Mapping[str, Any]]) -> str:
-    """Time to first token of stock vLLM next to that of our fastest engine."""
+    """Time to first token of the stock engine next to that of our fastest engine."""
     timed = {
         row["engine"]: row["first_token_seconds"]
         for row in run.result.rows
@@ -51,6 +53,7 @@ def _measurements(
     run: Run, row: Mapping[str, Any], setting: Mapping[str, Any]
 ) -> Iterator[Measurement]:
     provenance = run.result.provenance
+    engine = _ENGINES[run.result.kind]
     own: dict[str, Any] = {
         "group": f"{provenance.model}, {provenance.dtype}, {provenance.device}",
         "series": row["engine"].replace("_", " "),
@@ -60,13 +63,13 @@ def _measurements(
     }
     for name, measure in _TIMES.items():
         if row[name] is not None:
-            best = f"{measure}, best of {len(row['timed'])}"
+            best = f"{measure} in {engine}, best of {len(row['timed'])}"
             yield Measurement(chart="speed", measure=best, unit="s", value=row[name], **own)
     if row["traffic_seconds"]:
         size = f"{setting['traffic_prompt']:,} + {setting['traffic_answer']} tokens"
         yield Measurement(
             chart="speed",
-            measure=f"throughput in vLLM, {_requests(setting['requests'])} of {size}",
+            measure=f"throughput in {engine}, {_requests(setting['requests'])} of {size}",
             unit="tok/s",
             value=row["traffic_tokens"] / row["traffic_seconds"],
             more_is_better=True,
@@ -75,7 +78,7 @@ def _measurements(
     if row["live_kv_bytes"]:
         yield Measurement(
             chart="memory",
-            measure="live KV of one request in vLLM",
+            measure=f"live KV of one request in {engine}",
             unit="B",
             value=row["live_kv_bytes"],
             **own,
@@ -83,7 +86,7 @@ def _measurements(
     if row["kv_tokens_per_gib"]:
         yield Measurement(
             chart="memory",
-            measure="tokens that vLLM's cache holds",
+            measure=f"tokens that {engine}'s cache holds",
             unit="tok/GiB",
             value=row["kv_tokens_per_gib"],
             more_is_better=True,
