@@ -90,12 +90,15 @@ class LayerPlan:
         Returns:
             One part, or two: first the heads whose generated rows are full, then those that slide.
         """
-        everyone = tuple(range(kv_heads))
-        if not self.decode_heads:
-            return (HeadPart(self, everyone),)
-        others = tuple(head for head in everyone if head not in self.decode_heads)
-        groups = zip(self.part_plans(), (self.decode_heads, others), strict=True)
+        groups = zip(self.part_plans(), self.part_heads(kv_heads), strict=True)
         return tuple(HeadPart(plan, heads) for plan, heads in groups)
+
+    def part_heads(self, kv_heads: int) -> tuple[tuple[int, ...], ...]:
+        """The KV heads of :meth:`parts`, in order."""
+        if not self.decode_heads:
+            return (tuple(range(kv_heads)),)
+        others = tuple(head for head in range(kv_heads) if head not in self.decode_heads)
+        return self.decode_heads, others
 
     def part_plans(self) -> tuple[LayerPlan, ...]:
         """The plans of :meth:`parts`, in order."""

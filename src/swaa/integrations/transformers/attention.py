@@ -91,10 +91,24 @@ def pick(requested: str, call: AttentionCall) -> Attend:
 
 @dataclass(frozen=True)
 class LayerAttention:
-    """What an adapted attention module carries: its layer's plan and the model's backends."""
+    """What an adapted attention module carries: its layer's plan and the model's backends.
+
+    Attributes:
+        plan: of the layer.
+        backends: of the model.
+        parts: plans of the groups of KV heads that do the same: made here, since compiled code
+            cannot make any.
+        prompt: what all heads do in prompt rows.
+    """
 
     plan: LayerPlan
     backends: Backends
+    parts: tuple[LayerPlan, ...] = field(init=False, repr=False)
+    prompt: LayerPlan = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", self.plan.part_plans())
+        object.__setattr__(self, "prompt", replace(self.plan, decode_heads=()))
 
 
 def attach(module: nn.Module, layer: LayerAttention) -> None:
@@ -174,33 +188,24 @@ def _by_heads(
     layer: LayerAttention, call: _Call, query: Tensor, key: Tensor, value: Tensor
 ) -> Tensor:
     """Attend part by part where KV heads differ; tensors are ``[batch, heads, tokens, D]``."""
-    plan = layer.plan
-    if not plan.decode_heads:
-        return _attend(layer.backends, plan, call, query, key, value)
+    if not layer.plan.decode_heads:
+        return _attend(layer.backends, layer.plan, call, query, key, value)
     stored = call.rows.parts.pop(cast(int, call.module.layer_idx), None)
     if stored is None and call.rows.within_prompts():
         # Prompt rows see the same in all heads, and nothing has been freed yet.
-        plan = replace(plan, decode_heads=())
-        return _attend(layer.backends, plan, call, query, key, value)
+        return _attend(layer.backends, layer.prompt, call, query, key, value)
     kv_heads = key.shape[1] if stored is None else sum(k.shape[1] for k, _ in stored)
     group = query.shape[1] // kv_heads
-    parts = plan.parts(kv_heads)
+    heads = layer.plan.part_heads(kv_heads)
     if stored is None:
         stored = tuple(
-            (take_heads(key, part.heads, dim=1), take_heads(value, part.heads, dim=1))
-            for part in parts
+            (take_heads(key, own, dim=1), take_heads(value, own, dim=1)) for own in heads
         )
     outputs = [
-        _attend(
-            layer.backends,
-            part.plan,
-            call,
-            take_heads(query, part.heads, dim=1, group=group),
-            *tensors,
-        )
-        for part, tensors in zip(parts, stored, strict=True)
+        _attend(layer.backends, plan, call, take_heads(query, own, dim=1, group=group), *tensors)
+        for plan, own, tensors in zip(layer.parts, heads, stored, strict=True)
     ]
-    return join_heads(outputs, [part.heads for part in parts], dim=2, group=group)
+    return join_heads(outputs, heads, dim=2, group=group)
 
 
 def _attend(
