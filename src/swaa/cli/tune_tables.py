@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from swaa.selection.tuning import Tuned, Tuning
 
 
+_UNITS = {"layers": "", "heads": "KV heads, ", "both": "layers and KV heads, "}
+
+
 def finish(args: argparse.Namespace, model: str, tuning: Tuning, tuned: Tuned, out: Path) -> int:
     """Show the measurements, then the choice: if nothing keeps enough, the table still helps.
 
@@ -93,7 +96,7 @@ def _how(tuning: Tuning) -> str:
     of = f"{'each of ' if several else ''}{', '.join(tuning.kinds)}"
     each = " (mean of all)" if tuning.keep_mean else " of each" if several else ""
     return (
-        f"swaa tune, method {tuning.method}, {tuning.each} samples of {of}, budget {budgets}, at"
+        f"swaa tune, {_UNITS[tuning.units]}method {tuning.method}, {tuning.each} samples of {of}, budget {budgets}, at"
         f" least {tuning.keep:.0%} kept{each}, seed {tuning.seed}; scores are of samples that the"
         " search has not seen"
     )
