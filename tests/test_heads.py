@@ -9,7 +9,6 @@ from swaa.cli.options import add_config_options, config_from
 from swaa.config import LayerPlan, SWAAConfig
 from swaa.heads import HeadSelection
 
-
 HEADS = {"14": [0], "16": [1, 0]}
 
 

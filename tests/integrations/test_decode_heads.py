@@ -54,7 +54,9 @@ def config(request):
     return CONFIGS[request.param]
 
 
-@pytest.mark.parametrize("mode", ["plain", "chunks", "graph", "graph, chunks", "static", "compiled"])
+@pytest.mark.parametrize(
+    "mode", ["plain", "chunks", "graph", "graph, chunks", "static", "compiled"]
+)
 def test_every_mode_is_the_definition(config, mode):
     compiled = CompileConfig(backend="eager", fullgraph=True)
     compiled._compile_all_devices = True

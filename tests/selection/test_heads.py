@@ -24,7 +24,7 @@ from swaa.selection.tuning import check_method
 from swaa.shapes import shape_of
 from tests.checkpoint import save_checkpoint
 from tests.selection.conftest import DEPTH, teacher_forced
-from tests.selection.test_tune import _words, data  # noqa: F401  (a fixture)
+from tests.selection.test_tune import _words
 
 ABLE = tuple(range(DEPTH))
 KV_HEADS = [2] * DEPTH
@@ -138,6 +138,15 @@ def checkpoint(tmp_path_factory):
     return save_checkpoint(tmp_path_factory.mktemp("model"))
 
 
+@pytest.fixture
+def prompts(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    texts = [" ".join(WORDS[(i * k + k // 3) % 9] for k in range(14 + i)) for i in range(9)]
+    lines = [json.dumps({"prompt": text, "max_new_tokens": 2}) for text in texts]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
 def _rows(tmp_path):
     (file,) = (tmp_path / "results" / "tune").glob("*-tune-*.json")
     return {row["recipe"]: row for row in load(file).rows}
@@ -145,10 +154,14 @@ def _rows(tmp_path):
 
 @pytest.mark.parametrize("method", ["head_attention", "search"])
 def test_tune_chooses_heads_within_the_budget_and_compares_layers(
-    method, checkpoint, data, tmp_path, capsys  # noqa: F811
+    method,
+    checkpoint,
+    prompts,
+    tmp_path,
+    capsys,
 ):
     more = ["--unit", "heads", "--budget", "kv=97%", "--baselines", "far_attention"]
-    words = _words(checkpoint, data, tmp_path, *more, "--method", method)
+    words = _words(checkpoint, prompts, tmp_path, *more, "--method", method)
     assert main(words) == 0
     rows = _rows(tmp_path)
     tuned, layers = rows["tuned kv=97of100"], rows["far_attention kv=97of100"]
@@ -161,23 +174,24 @@ def test_tune_chooses_heads_within_the_budget_and_compares_layers(
     out = capsys.readouterr()
     assert "full decode in KV heads" in out.out
     assert "sets of KV heads to measure" in out.err
-    assert "KV heads, method" in json.loads((tmp_path / "tuned.json").read_text())["provenance"]["source"]
+    recipe = json.loads((tmp_path / "tuned.json").read_text())
+    assert f"swaa tune, KV heads, method {method}" in recipe["provenance"]["source"]
     (tmp_path / "report.txt").write_text("the river runs " * 20)
     ask = ["--file", str(tmp_path / "report.txt"), "--question", "What?", "--max-new-tokens", "2"]
     assert main(["generate", str(checkpoint), "--recipe", str(tmp_path / "tuned.json"), *ask]) == 0
 
 
-def test_tune_prints_both_units(checkpoint, data, tmp_path, capsys):  # noqa: F811
+def test_tune_prints_both_units(checkpoint, prompts, tmp_path, capsys):
     more = ["--unit", "both", "--budget", "layers=0,kv=97%"]
-    assert main(_words(checkpoint, data, tmp_path, *more)) == 0
+    assert main(_words(checkpoint, prompts, tmp_path, *more)) == 0
     rows = _rows(tmp_path)
     assert {"heads layers=0,kv=97of100", "layers layers=0,kv=97of100"} <= {
         name for row in rows.values() for name in (row["recipe"], *row["also"])
     }
 
 
-def test_a_budget_that_buys_no_heads(checkpoint, data, tmp_path, capsys):  # noqa: F811
-    words = _words(checkpoint, data, tmp_path, "--unit", "heads", "--budget", "layers=1/2")
+def test_a_budget_that_buys_no_heads(checkpoint, prompts, tmp_path, capsys):
+    words = _words(checkpoint, prompts, tmp_path, "--unit", "heads", "--budget", "layers=1/2")
     assert main(words) == 2
     assert "the budget layers=1/2 buys no KV heads" in capsys.readouterr().err
 

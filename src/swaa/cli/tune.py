@@ -40,8 +40,8 @@ search says layer by layer where generated tokens see everything; without, that 
 Methods: search; or the layers that one signal ranks first: answer_nll, answer_nll_out, kl, kl_out,
 lazy_ratio, lazy_ratio_reversed, far_attention (the last three take one pass, the others one a
 layer). With --unit heads, KV heads in place of layers: head_attention ranks them in one pass, and
-search begins there and swaps; no layer is left full then. The same command resumes what was interrupted; other budgets and --keep reuse what was
-measured.
+search begins there and swaps; no layer is left full then. The same command resumes what was
+interrupted; other budgets and --keep reuse what was measured.
 """
 
 

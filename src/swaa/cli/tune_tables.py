@@ -96,9 +96,9 @@ def _how(tuning: Tuning) -> str:
     of = f"{'each of ' if several else ''}{', '.join(tuning.kinds)}"
     each = " (mean of all)" if tuning.keep_mean else " of each" if several else ""
     return (
-        f"swaa tune, {_UNITS[tuning.units]}method {tuning.method}, {tuning.each} samples of {of}, budget {budgets}, at"
-        f" least {tuning.keep:.0%} kept{each}, seed {tuning.seed}; scores are of samples that the"
-        " search has not seen"
+        f"swaa tune, {_UNITS[tuning.units]}method {tuning.method}, {tuning.each} samples of {of},"
+        f" budget {budgets}, at least {tuning.keep:.0%} kept{each}, seed {tuning.seed}; scores are"
+        " of samples that the search has not seen"
     )
 
 

@@ -93,8 +93,8 @@ def baselines(search: Search, wanted: Sequence[str], shares: Shares) -> list[Bas
     if count:
         share = Fraction(count, len(able))
         made += [
-            Baseline(layers.knobs.with_layers(layers.role, chosen), name.replace("/", "of"), PERIODIC)
-            for name, chosen in patterns(able, share).items()
+            Baseline(layers.knobs.with_layers(layers.role, kept), name.replace("/", "of"), PERIODIC)
+            for name, kept in patterns(able, share).items()
             if is_wanted(name.partition(":")[0], wanted)
         ]
     for name in filter(lambda name: is_wanted(name, wanted), SIGNALS):

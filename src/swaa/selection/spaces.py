@@ -1,4 +1,4 @@
-"""Where a search may look: layers or KV heads for a role, under a budget, at each setting of the knobs."""
+"""Where a search may look: layers or KV heads for a role, under a budget, at each knob setting."""
 
 from __future__ import annotations
 

@@ -98,8 +98,9 @@ class HeadwiseLayer(CacheLayerMixin):
     def activate_past_recording(self) -> None:
         """Keep everything until the next :meth:`crop` (assisted decoding)."""
         for part in self.parts:
-            if hasattr(part, "activate_past_recording"):
-                part.activate_past_recording()
+            record = getattr(part, "activate_past_recording", None)
+            if record is not None:
+                record()
 
     def crop(self, tokens_to_remove: int) -> None:
         """Remove the last tokens, given as a negative number."""

@@ -320,7 +320,6 @@ class StaticSWAACache(SWAACache):
         self.plans = tuple(plans)
         self._rows: DecodeRows | None = None
 
-
         def static(layer: Any, plan: LayerPlan, index: int) -> DynamicLayer:
             if isinstance(layer, RollingLayer):
                 return StaticRollingLayer(plan, prompt_tokens)

@@ -43,8 +43,8 @@ class Settings:
             raise ValueError("publish_generated would do nothing: every layer is full")
         if isinstance(self.config.full_decode, HeadSelection):
             raise ValueError(
-                f"full_decode names KV heads ({self.config.full_decode}), which vLLM does not serve:"
-                " name whole layers there, or run the recipe with Transformers"
+                f"full_decode names KV heads ({self.config.full_decode}), which vLLM does not"
+                " serve: name whole layers there, or run the recipe with Transformers"
             )
 
     def to_dict(self) -> dict[str, Any]:

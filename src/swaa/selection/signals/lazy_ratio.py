@@ -2,8 +2,9 @@
 
 A lazy layer loses little when it slides (LightTransfer, arXiv 2410.13846, section 3). Its ratio is
 a mean over heads, which hides a single head that looks far, so `far_attention` uses the head that
-looks farthest; `head_attention` tells KV heads apart. Each is measured in one pass of full attention, from two log-sum-exps of the last
-queries' scores; keys come in blocks, so that no matrix of all queries by all keys is made.
+looks farthest; `head_attention` tells KV heads apart. Each is measured in one pass of full
+attention, from two log-sum-exps of the last queries' scores; keys come in blocks, so that no matrix
+of all queries by all keys is made.
 """
 
 from __future__ import annotations
