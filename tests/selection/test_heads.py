@@ -24,7 +24,7 @@ from swaa.selection.tuning import check_method
 from swaa.shapes import shape_of
 from tests.checkpoint import save_checkpoint
 from tests.selection.conftest import DEPTH, teacher_forced
-from tests.selection.test_tune import _words
+from tests.selection.test_tune import WORDS, _words
 
 ABLE = tuple(range(DEPTH))
 KV_HEADS = [2] * DEPTH
