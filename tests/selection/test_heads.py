@@ -181,6 +181,24 @@ def test_tune_chooses_heads_within_the_budget_and_compares_layers(
     assert main(["generate", str(checkpoint), "--recipe", str(tmp_path / "tuned.json"), *ask]) == 0
 
 
+def test_a_choice_without_a_report_takes_no_answers(checkpoint, prompts, tmp_path, capsys):
+    more = ["--unit", "heads", "--method", "head_attention", "--held-out", "0"]
+    words = _words(checkpoint, prompts, tmp_path, *more, "--baselines", "far_attention")
+    assert main([*words, "--budget", "kv=97%"]) == 0
+    out = capsys.readouterr()
+    assert "tuned kv=97of100" in out.out
+    assert "far_attention kv=97of100" in out.out
+    assert "nothing was held out" in out.err
+    recipe = json.loads((tmp_path / "tuned.json").read_text())
+    assert ": not verified, at " in recipe["description"]
+    assert isinstance(SWAAConfig.load(tmp_path / "tuned.json").full_decode, HeadSelection)
+    assert not list((tmp_path / "results").glob("eval/*"))
+    assert main([*words, "--budget", "kv=97%", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["recipe"]["config"] == recipe["config"]
+    assert main(words) == 2
+    assert "give one --budget" in capsys.readouterr().err
+
+
 def test_tune_prints_both_units(checkpoint, prompts, tmp_path, capsys):
     more = ["--unit", "both", "--budget", "layers=0,kv=97%"]
     assert main(_words(checkpoint, prompts, tmp_path, *more)) == 0

@@ -105,7 +105,7 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
         group,
         "--held-out",
         "to report on, likewise",
-        said="50, 24 of each of several, all others of a file",
+        said="50, 24 of each of several, all others of a file; 0: report nothing",
         kind=int,
     )
     add_switch(group, "--no-chat", "no chat template", said="the tokenizer's, where it has one")

@@ -125,6 +125,8 @@ class _Run:
         prices = Prices(shape_of(self.loaded.model.config), self.able, data.length)
         self.budgets = self._feasible(prices)
         points = self._timed("search", lambda: self._search(data, prices))
+        if self.tuning.held_out == 0:
+            return self._unverified(data, points, started)
         verification = Verification(
             self.tuning,
             self.loaded,
@@ -169,17 +171,25 @@ class _Run:
         made = [full, *(found if point is chosen else point for point in points[1:])]
         return made, found, {role: length for role, length in lengths.items() if length}
 
-    def _write(
-        self,
-        data: Data,
-        points: Sequence[Point],
-        chosen: Point | None,
-        unmet: str,
-        lengths: Mapping[report.Role, int],
-        started: float,
-    ) -> Tuned:
+    def _unverified(self, data: Data, points: Sequence[Point], started: float) -> Tuned:
+        """The choice as it is: nothing was held out to report on."""
+        chosen = next(point for point in points if point.source == self.tuning.method)
+        self.progress(1.0, "done")
+        note = "nothing was held out: ask 'swaa eval' what the recipe keeps"
+        return Tuned(
+            tuple(points),
+            chosen,
+            "",
+            self._scores_file(data),
+            self._provenance(started),
+            {},
+            self.seconds,
+            (*self.notes, note),
+        )
+
+    def _provenance(self, started: float) -> results.Provenance:
         revisions = [task.describe().get("data_revision") for task in self.tuning.tasks]
-        provenance = results.record_provenance(
+        return results.record_provenance(
             device=self.source.device,
             dtype=self.loaded.model.dtype,
             model=self.source.model,
@@ -189,6 +199,23 @@ class _Run:
             seed=self.tuning.seed,
             seconds=time.perf_counter() - started,
         )
+
+    def _scores_file(self, data: Data) -> Path:
+        """Where scores on the samples tuned on are kept, one set a line."""
+        name, folder = self._name("scores"), self.tuning.folder
+        path = results.result_path(KIND, name, self._board_identity(data), folder=folder)
+        return path.with_suffix(".jsonl")
+
+    def _write(
+        self,
+        data: Data,
+        points: Sequence[Point],
+        chosen: Point | None,
+        unmet: str,
+        lengths: Mapping[report.Role, int],
+        started: float,
+    ) -> Tuned:
+        provenance = self._provenance(started)
         result = results.Result(
             kind=KIND,
             name=self._name("tune"),
@@ -225,8 +252,6 @@ class _Run:
 
     def _search(self, data: Data, prices: Prices) -> list[Point]:
         tuning = self.tuning
-        identity = self._board_identity(data)
-        file = results.result_path(KIND, self._name("scores"), identity, folder=tuning.folder)
         tails = {self.base.dense_tail, *tuning.tries.get("dense_tail", ())}
         looked_at = [space for _, budget in self.budgets for space in self._spaces(budget)]
         if any(space.role == "full" for space in looked_at):
@@ -240,7 +265,7 @@ class _Run:
             near=self.base.near,
         )
         shares = self._shares(data)
-        with SamplesFile(file.with_suffix(".jsonl")) as opened, passes:
+        with SamplesFile(self._scores_file(data)) as opened, passes:
             objective: Objective = tuning.objective or self._objective(data)
             board = Board(passes, opened, objective)
             groups = [self._searches(board, prices, budget, shares) for _, budget in self.budgets]

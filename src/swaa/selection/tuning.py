@@ -76,7 +76,7 @@ class Tuning:
         samples: to tune on, of each kind of question; ``None``: 32 of a single kind, 8 of each of
             several.
         held_out: to report on, likewise; ``None``: 50 of a single kind, 24 of each of several,
-            all others of a file.
+            all others of a file; 0: nothing is reported, which takes one budget.
         report_on: other tasks to report on; empty: held-out samples of ``tasks``.
         units: what budgets of ``kv`` and ``decode`` buy: layers, KV heads, or both.
         objective: what the search minimises; ``None``: ``nll`` with gold answers to one kind of
@@ -126,6 +126,11 @@ class Tuning:
             raise ValueError("there is nothing to tune on; give tasks, running text, or both")
         if self.continuation and self.length is None:
             raise ValueError("running text is made to a length; say of how many tokens")
+
+        if self.held_out == 0 and len(self.budgets) != 1:
+            raise ValueError(
+                "--held-out 0 reports nothing by which to choose among budgets: give one --budget"
+            )
 
     @property
     def kinds(self) -> list[str]:
