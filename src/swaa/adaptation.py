@@ -40,6 +40,7 @@ from swaa.integrations.transformers.support import (
     execution_device,
     find_layers,
     head_shapes,
+    kv_heads_of,
     require_model,
 )
 from swaa.integrations.transformers.trial import refuse_what_fails, try_out
@@ -142,7 +143,7 @@ def adapt(
     require_model(model)
     resolved = _resolve(model, config)
     layers = find_layers(model)
-    plans = _plans(resolved, layers)
+    plans = _plans(resolved, model, layers)
     name, backends = _backends_by_layer(model, layers, plans, backend)
     tried = False
     if is_adapted(model):  # only now: a mistake above leaves the earlier adaptation in force
@@ -230,9 +231,9 @@ def _resolve(
     return resolve(config)
 
 
-def _plans(config: SWAAConfig, layers: Layers) -> tuple[LayerPlan, ...]:
+def _plans(config: SWAAConfig, model: PreTrainedModel, layers: Layers) -> tuple[LayerPlan, ...]:
     full = LayerPlan(window=None)
-    plans = config.layers(layers.depth)
+    plans = config.layers(layers.depth, kv_heads_of(model, layers))
     plans = tuple(plan if i in layers.full else full for i, plan in enumerate(plans))
     if config.window is not None and all(plan.full and not plan.decode_keys for plan in plans):
         able = ", ".join(map(str, sorted(layers.full)))
@@ -270,7 +271,8 @@ def _pick_backends(
     if execution_device(model).type == "meta":
         raise UnsupportedModelError("the model's weights are not loaded (meta device)")
     # Selected rows ask the most of a backend, sliding ones more than full ones.
-    plan = max(plans, key=lambda plan: (not plan.full, plan.selected_keys, plan.decode_keys))
+    parts = [part for plan in plans for part in plan.part_plans()]
+    plan = max(parts, key=lambda plan: (not plan.full, plan.selected_keys, plan.decode_keys))
     prompt = _probe(model, plan, shape, PROBE_KEYS, static=False)
     decode = _probe(model, plan, shape, 1, static=True)
     name = requested

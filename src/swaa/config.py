@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from swaa.heads import HeadSelection
 from swaa.layers import LayerSelection, parse_layers, resolve_layers, shown
 
 CONFIG_VERSION = 1
@@ -18,6 +19,8 @@ BY_CONTENT = ("selected_layers", "selected_keys", "decode_keys")
 
 FULL = ("full_decode", "full_layers", "selected_layers")
 """Knobs by which generated rows see every key."""
+
+_INSTEAD = 'True, False, KV heads by layer such as {"14": [0]}, '
 
 MOST_TOKENS = 2**30
 """Largest window, number of sinks and dense tail: a position plus it must fit an int32."""
@@ -45,6 +48,8 @@ class LayerPlan:
         decode_keys: most keys that a full generated row reads in addition to sinks and window,
             chosen by content; 0: it reads everything.
         decode_window: the window of those rows in a layer without one; elsewhere it is ``window``.
+        decode_heads: KV heads whose generated rows are full while those of the others slide; such
+            a layer is computed and stored in its :meth:`parts`. Empty: all heads do the same.
     """
 
     window: int | None
@@ -54,6 +59,7 @@ class LayerPlan:
     selected_keys: int = 0
     decode_keys: int = 0
     decode_window: int | None = None
+    decode_heads: tuple[int, ...] = ()
 
     @property
     def full(self) -> bool:
@@ -68,9 +74,40 @@ class LayerPlan:
     @property
     def needs_prompt_length(self) -> bool:
         """Whether the mask depends on where the prompt ends."""
-        if self.decode_keys:
+        if self.decode_keys or self.decode_heads:
             return True
         return not self.full and (self.full_decode or self.dense_tail > 0)
+
+    def parts(self, kv_heads: int) -> tuple[HeadPart, ...]:
+        """The layer's KV heads, in groups that do the same.
+
+        >>> [part.heads for part in LayerPlan(window=8, decode_heads=(1,)).parts(3)]
+        [(1,), (0, 2)]
+
+        Args:
+            kv_heads: of the layer.
+
+        Returns:
+            One part, or two: first the heads whose generated rows are full, then those that slide.
+        """
+        groups = zip(self.part_plans(), self.part_heads(kv_heads), strict=True)
+        return tuple(HeadPart(plan, heads) for plan, heads in groups)
+
+    def part_heads(self, kv_heads: int) -> tuple[tuple[int, ...], ...]:
+        """The KV heads of :meth:`parts`, in order."""
+        if not self.decode_heads:
+            return (tuple(range(kv_heads)),)
+        others = tuple(head for head in range(kv_heads) if head not in self.decode_heads)
+        return self.decode_heads, others
+
+    def part_plans(self) -> tuple[LayerPlan, ...]:
+        """The plans of :meth:`parts`, in order."""
+        if not self.decode_heads:
+            return (self,)
+        return (
+            replace(self, decode_heads=(), full_decode=True),
+            replace(self, decode_heads=(), decode_keys=0),
+        )
 
     def full_rows(self, prompt_length: int) -> tuple[int | None, int | None]:
         """``(full_from, full_until)`` of the mask for a prompt that ends at ``prompt_length``.
@@ -78,12 +115,25 @@ class LayerPlan:
         >>> LayerPlan(window=8, full_decode=True, dense_tail=2).full_rows(100)
         (98, None)
         """
+        assert not self.decode_heads, "rows differ between heads: ask each of parts()"
         if not self.needs_prompt_length:
             return None, None
         if self.full:
             return 0, None  # rows after the prompt choose among all keys, see decode_keys
         first = max(0, prompt_length - self.dense_tail)
         return first, None if self.full_decode else prompt_length
+
+
+class HeadPart(NamedTuple):
+    """KV heads of one layer that do the same.
+
+    Attributes:
+        plan: what they do.
+        heads: their numbers, from 0, in order.
+    """
+
+    plan: LayerPlan
+    heads: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +147,9 @@ class SWAAConfig:
         window: keys a sliding row sees, itself included (tokens); ``None`` leaves every layer full.
         sink_tokens: first real tokens of each sequence, always visible.
         full_layers: layers left as they were, by index or by rule.
-        full_decode: whether generated tokens see every key: in every layer, in none, or in the
-            layers named by index or by rule. The prompt still slides.
+        full_decode: whether generated tokens see every key: in every layer, in none, in the layers
+            named by index or by rule, or in some KV heads of layers, as a mapping such as
+            ``{"14": [0], "16": [0, 1]}``. The prompt still slides.
         dense_tail: the last N prompt tokens see every key, in every layer.
         selected_layers: layers, by index or by rule, whose prompt rows also see the
             ``selected_keys`` older keys that fit them best. Their generated rows see every key. A
@@ -118,7 +169,7 @@ class SWAAConfig:
     window: int | None
     sink_tokens: int = 0
     full_layers: LayerSelection = ()
-    full_decode: bool | LayerSelection = False
+    full_decode: bool | LayerSelection | HeadSelection = False
     dense_tail: int = 0
     selected_layers: LayerSelection = ()
     selected_keys: int = 0
@@ -130,8 +181,11 @@ class SWAAConfig:
         _check_count("sink_tokens", self.sink_tokens, 0, "tokens")
         _check_count("dense_tail", self.dense_tail, 0, "prompt tokens")
         object.__setattr__(self, "full_layers", parse_layers(self.full_layers, name="full_layers"))
-        if not isinstance(self.full_decode, bool):
-            layers = parse_layers(self.full_decode, name="full_decode", instead="True, False, ")
+        if isinstance(self.full_decode, Mapping):
+            heads = HeadSelection.parse(self.full_decode, name="full_decode")
+            object.__setattr__(self, "full_decode", heads or False)
+        elif not isinstance(self.full_decode, bool | HeadSelection):
+            layers = parse_layers(self.full_decode, name="full_decode", instead=_INSTEAD)
             object.__setattr__(self, "full_decode", layers or False)
         selected = parse_layers(self.selected_layers, name="selected_layers")
         object.__setattr__(self, "selected_layers", selected)
@@ -165,20 +219,23 @@ class SWAAConfig:
                 " give 'window' too, or leave the others out for full attention"
             )
 
-    def layers(self, num_layers: int) -> tuple[LayerPlan, ...]:
+    def layers(
+        self, num_layers: int, kv_heads: Sequence[int] | None = None
+    ) -> tuple[LayerPlan, ...]:
         """The plan of each of a model's layers: the only place where options become numbers.
 
         Args:
             num_layers: decoder layers of the model.
+            kv_heads: KV heads of each of them; only needed where ``full_decode`` names heads.
+
+        Raises:
+            ValueError: when ``kv_heads`` is needed and missing.
 
         Warns:
-            UserWarning: naming listed layers that the model does not have.
+            UserWarning: naming listed layers and heads that the model does not have.
         """
         full = set(resolve_layers(self.full_layers, num_layers, name="full_layers"))
-        if isinstance(self.full_decode, bool):
-            decode = set(range(num_layers)) if self.full_decode else set()
-        else:
-            decode = set(resolve_layers(self.full_decode, num_layers, name="full_decode"))
+        decode, heads = self._decode(num_layers, kv_heads)
         selected = set(resolve_layers(self.selected_layers, num_layers, name="selected_layers"))
         return tuple(
             self._full_plan()
@@ -189,10 +246,31 @@ class SWAAConfig:
                 full_decode=index in decode or index in selected,
                 dense_tail=self.dense_tail,
                 selected_keys=self.selected_keys if index in selected else 0,
-                decode_keys=self.decode_keys if index in decode or index in selected else 0,
+                decode_keys=self.decode_keys
+                if index in decode or index in selected or index in heads
+                else 0,
+                decode_heads=() if index in selected else heads.get(index, ()),
             )
             for index in range(num_layers)
         )
+
+    def _decode(
+        self, num_layers: int, kv_heads: Sequence[int] | None
+    ) -> tuple[set[int], dict[int, tuple[int, ...]]]:
+        """Layers with full decode in all KV heads, and the heads of those with it in some."""
+        if isinstance(self.full_decode, bool):
+            return (set(range(num_layers)) if self.full_decode else set()), {}
+        if not isinstance(self.full_decode, HeadSelection):
+            return set(resolve_layers(self.full_decode, num_layers, name="full_decode")), {}
+        if kv_heads is None:
+            raise ValueError(
+                "full_decode names KV heads, which cannot be resolved here: nobody said how many"
+                " each layer has"
+            )
+        assert len(kv_heads) == num_layers
+        found = self.full_decode.resolve(kv_heads, name="full_decode")
+        whole = {layer for layer, heads in found.items() if len(heads) == kv_heads[layer]}
+        return whole, {layer: heads for layer, heads in found.items() if layer not in whole}
 
     def _full_plan(self) -> LayerPlan:
         if not self.decode_keys:
@@ -211,7 +289,10 @@ class SWAAConfig:
             value = getattr(self, field.name)
             if field.name in BY_CONTENT and not value:
                 continue
-            values[field.name] = list(value) if isinstance(value, tuple) else value
+            if isinstance(value, HeadSelection):
+                values[field.name] = value.to_json()
+            else:
+                values[field.name] = list(value) if isinstance(value, tuple) else value
         return values
 
     @classmethod
@@ -267,6 +348,8 @@ class SWAAConfig:
             for name in FULL
             if isinstance(layers := getattr(self, name), tuple)
         }
+        if isinstance(self.full_decode, HeadSelection):
+            listed["full_decode"] = self.full_decode.within(num_layers) or False
         if self.selected_layers and listed.get("selected_layers") == ():
             listed["selected_keys"] = 0
         full = [listed.get(name, getattr(self, name)) for name in FULL]
@@ -307,8 +390,7 @@ class SWAAConfig:
         if self.full_layers:
             parts.append(f"full layers {_words(self.full_layers)}")
         if self.full_decode:
-            layers = "" if self.full_decode is True else f" in layers {_words(self.full_decode)}"
-            parts.append(f"full decode{layers}")
+            parts.append(f"full decode{_where(self.full_decode)}")
         if self.dense_tail:
             parts.append(f"dense tail {self.dense_tail}")
         if self.selected_layers:
@@ -317,6 +399,14 @@ class SWAAConfig:
         if self.decode_keys:
             parts.append(f"{self.decode_keys} keys chosen in decoding")
         return ", ".join(parts)
+
+
+def _where(full_decode: bool | LayerSelection | HeadSelection) -> str:
+    if isinstance(full_decode, bool):
+        return ""
+    if isinstance(full_decode, HeadSelection):
+        return f" in KV heads {full_decode}"
+    return f" in layers {_words(full_decode)}"
 
 
 def _words(layers: LayerSelection) -> str:

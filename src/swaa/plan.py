@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from swaa.config import LayerPlan, SWAAConfig
 from swaa.shapes import LayerShape, ModelShape, read_shape, shape_of
@@ -38,9 +38,10 @@ class LayerCost:
     Attributes:
         index: of the layer.
         role: ``full``, ``selected`` (the prompt sees older keys by content; full decode), ``full
-            decode`` (the prompt slides), ``sliding``, ``native sliding`` (the model's own window),
-            or ``no attention``.
-        kv_tokens: tokens per sequence stored once the prompt is computed.
+            decode`` (the prompt slides; where some KV heads have it, ``full decode in KV heads 0+2
+            of 8``), ``sliding``, ``native sliding`` (the model's own window), or ``no attention``.
+        kv_tokens: tokens per sequence stored once the prompt is computed; where KV heads differ,
+            by those that store most.
         kv_bytes: bytes of their keys and values.
         prefill_flops: attention over the prompt, the choice of keys included.
         decode_flops: attention of the first generated token.
@@ -186,7 +187,7 @@ def price(
     def cost_of(plans: Sequence[LayerPlan]) -> Cost:
         return _cost(shape, plans, prompt_length, chunk, batch, unit)
 
-    plans = config.layers(len(shape.layers))
+    plans = config.layers(len(shape.layers), [layer.kv_heads for layer in shape.layers])
     return Price(
         config=config,
         prompt_length=prompt_length,
@@ -249,23 +250,16 @@ def _cost(
         (layer, plan if layer.kind == "full" else LayerPlan(window=layer.window))
         for layer, plan in zip(shape.layers, plans, strict=True)
     ]
-    peak, stored = _fill(pairs, prompt_length, chunk)
+    parts = [part for layer, plan in pairs for part in _parts(layer, plan)]
+    peak, stored = _fill(parts, prompt_length, chunk)
+    tokens = iter(stored)
     layers = tuple(
-        LayerCost(
-            index=index,
-            role=_role(layer, plan),
-            kv_tokens=stored[index],
-            kv_bytes=_elements(layer, plan, stored[index]) * unit,
-            prefill_flops=batch
-            * (
-                _attention_flops(layer, plan, prompt_length, 0, prompt_length)
-                + _choice_flops(layer, plan, prompt_length)
-            ),
-            decode_flops=batch
-            * (
-                _attention_flops(layer, plan, prompt_length, prompt_length, prompt_length + 1)
-                + _page_flops(layer, plan, prompt_length)
-            ),
+        _layer_cost(
+            index,
+            _role(layer, plan),
+            [_part_cost(*part, prompt_length, next(tokens)) for part in _parts(layer, plan)],
+            batch,
+            unit,
         )
         for index, (layer, plan) in enumerate(pairs)
     )
@@ -284,10 +278,57 @@ def _cost(
     )
 
 
+def _parts(layer: LayerShape, plan: LayerPlan) -> list[tuple[LayerShape, LayerPlan]]:
+    """A layer as if each group of KV heads that do the same were a layer of its own."""
+    if not plan.decode_heads:
+        return [(layer, plan)]
+    group = layer.heads // layer.kv_heads
+    return [
+        (
+            dataclasses.replace(layer, heads=group * len(part.heads), kv_heads=len(part.heads)),
+            part.plan,
+        )
+        for part in plan.parts(layer.kv_heads)
+    ]
+
+
+class _PartCost(NamedTuple):
+    """The cost of one sequence in some heads of a layer."""
+
+    tokens: int
+    elements: int
+    prefill_flops: int
+    decode_flops: int
+
+
+def _part_cost(layer: LayerShape, plan: LayerPlan, prompt_length: int, tokens: int) -> _PartCost:
+    return _PartCost(
+        tokens=tokens,
+        elements=_elements(layer, plan, tokens),
+        prefill_flops=_attention_flops(layer, plan, prompt_length, 0, prompt_length)
+        + _choice_flops(layer, plan, prompt_length),
+        decode_flops=_attention_flops(layer, plan, prompt_length, prompt_length, prompt_length + 1)
+        + _page_flops(layer, plan, prompt_length),
+    )
+
+
+def _layer_cost(
+    index: int, role: str, parts: Sequence[_PartCost], batch: int, unit: int
+) -> LayerCost:
+    return LayerCost(
+        index=index,
+        role=role,
+        kv_tokens=max(part.tokens for part in parts),
+        kv_bytes=sum(part.elements for part in parts) * unit,
+        prefill_flops=batch * sum(part.prefill_flops for part in parts),
+        decode_flops=batch * sum(part.decode_flops for part in parts),
+    )
+
+
 def _fill(
     layers: Sequence[tuple[LayerShape, LayerPlan]], prompt_length: int, chunk: int
 ) -> tuple[int, list[int]]:
-    """Most elements held at once while the cache fills, and each layer's tokens at the end."""
+    """Most elements held at once while the cache fills, and each part's tokens at the end."""
     stored = [0] * len(layers)
     held = peak = 0
     for seen, new in _passes(prompt_length, chunk):
@@ -327,6 +368,9 @@ def _role(layer: LayerShape, plan: LayerPlan) -> str:
         return "full"
     if plan.selected_keys:
         return "selected"
+    if plan.decode_heads:
+        heads = "+".join(map(str, plan.decode_heads))
+        return f"full decode in KV heads {heads} of {layer.kv_heads}"
     return "full decode" if plan.full_decode else "sliding"
 
 

@@ -2,10 +2,12 @@
 
 import sys
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import AttentionInterface
+
+from swaa.heads import HeadSelection
 
 MASKS = {}
 
@@ -14,7 +16,7 @@ def loop_attention(module, query, key, value, attention_mask, scaling=None, **kw
     groups = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
     scores = query @ key.transpose(2, 3) * scaling
-    mask = MASKS[module.layer_idx][:, None]
+    mask = by_query_head(MASKS[module.layer_idx], query.shape[1])
     weights = scores.masked_fill(~mask, float("-inf")).softmax(-1).nan_to_num(0.0)
     return (weights @ value).transpose(1, 2).contiguous(), None
 
@@ -22,9 +24,14 @@ def loop_attention(module, query, key, value, attention_mask, scaling=None, **kw
 def dense_attention(module, query, key, value, attention_mask, **kwargs):
     """The model's own eager attention, with whatever it does beside, under our mask."""
     eager = sys.modules[type(module).__module__].eager_attention_forward
-    hidden = ~MASKS[module.layer_idx][:, None]
+    hidden = ~by_query_head(MASKS[module.layer_idx], query.shape[1])
     mask = torch.zeros(hidden.shape).masked_fill(hidden, torch.finfo(query.dtype).min)
     return eager(module, query, key, value, mask, **kwargs)
+
+
+def by_query_head(mask, heads):
+    """A mask of all heads, or of each KV head, as ``[batch, 1 or heads, queries, keys]``."""
+    return mask[:, None] if mask.ndim == 3 else mask.repeat_interleave(heads // mask.shape[1], 1)
 
 
 LOOP, DENSE = "swaa_loop", "swaa_dense"
@@ -46,8 +53,22 @@ def rows_of(prompt, tail, total):
 
 
 def build_masks(config, layer_types, starts, total, rows, documents=None, native_window=None):
-    """Masks by layer, bool [batch, total, total]; ``rows`` is one Rows, or one per sequence."""
+    """Masks by layer, bool [batch, total, total]; ``rows`` is one Rows, or one per sequence.
+
+    Where ``full_decode`` names KV heads, of which these models have two, each has its own mask:
+    ``[batch, 2, total, total]``.
+    """
     layers = len(layer_types)
+    if isinstance(config.full_decode, HeadSelection):
+        named = config.full_decode.to_json()
+        by_head = [
+            build_masks(
+                replace(config, full_decode=[int(i) for i in named if head in named[i]]),
+                layer_types, starts, total, rows, documents, native_window,
+            )
+            for head in range(2)
+        ]  # fmt: skip
+        return {i: torch.stack([masks[i] for masks in by_head], 1) for i in range(layers)}
     full_layers = set(config.full_layers)
     decode = set(range(layers)) if config.full_decode is True else set(config.full_decode or ())
     masks = {}

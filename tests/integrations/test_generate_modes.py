@@ -1,5 +1,7 @@
 """Every family in every generate mode against the loop-mask model."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -15,7 +17,18 @@ FULL_DECODE = SWAAConfig(window=8, sink_tokens=3, full_layers=[1], full_decode=T
 MIXED = SWAAConfig(window=8, sink_tokens=3, full_layers=[1], full_decode=[2])
 MIXED_TAIL = SWAAConfig(window=8, sink_tokens=3, full_decode=[3], dense_tail=5)
 SLIDING = SWAAConfig(window=8, sink_tokens=3)
-CONFIGS = {"full": FULL_DECODE, "mixed": MIXED, "tail": MIXED_TAIL, "sliding": SLIDING}
+HEADS = SWAAConfig(
+    window=8, sink_tokens=3, full_layers=[0], full_decode={"1": [1], "2": [0], "3": [0]}
+)
+HEADS_TAIL = replace(HEADS, dense_tail=5)
+CONFIGS = {
+    "full": FULL_DECODE,
+    "mixed": MIXED,
+    "tail": MIXED_TAIL,
+    "sliding": SLIDING,
+    "heads": HEADS,
+    "heads and tail": HEADS_TAIL,
+}
 LINEAR = ["qwen3_next"]
 
 
@@ -86,26 +99,30 @@ def test_prompt_lookup_decoding(family, config):
     check(model, config, generate(model, ids, mask, prompt_lookup_num_tokens=4), [0])
 
 
-def test_beam_search(family):
+@pytest.mark.parametrize("config", [MIXED_TAIL, HEADS, HEADS_TAIL])
+def test_beam_search(family, config):
     model = tiny_model(family)
-    swaa.adapt(model, MIXED_TAIL, quiet=True)
+    swaa.adapt(model, config, quiet=True)
     ids, mask = prompt()
     output = generate(model, ids, mask, num_beams=3)
-    rows = rows_of(PROMPT, MIXED_TAIL.dense_tail, PROMPT + NEW)
-    logits = expected(model, MIXED_TAIL, output.sequences, [0, PAD], rows)
+    rows = rows_of(PROMPT, config.dense_tail, PROMPT + NEW)
+    logits = expected(model, config, output.sequences, [0, PAD], rows)
     logprobs = logits[:, PROMPT - 1 : -1].log_softmax(-1)
     chosen = logprobs.gather(-1, output.sequences[:, PROMPT:, None])[..., 0].sum(-1) / NEW
     torch.testing.assert_close(output.sequences_scores, chosen, atol=1e-5, rtol=1e-5)
 
 
-def test_several_sequences_per_prompt(family):
+@pytest.mark.parametrize("config", [MIXED_TAIL, HEADS_TAIL])
+def test_several_sequences_per_prompt(family, config):
     model = tiny_model(family)
-    swaa.adapt(model, MIXED_TAIL, quiet=True)
+    swaa.adapt(model, config, quiet=True)
     output = generate(model, *prompt(), num_return_sequences=2, do_sample=True, top_k=0)
-    check(model, MIXED_TAIL, output, [0, 0, PAD, PAD])
+    check(model, config, output, [0, 0, PAD, PAD])
 
 
-@pytest.mark.parametrize("config", [FULL_DECODE, SLIDING], ids=["full", "sliding"])
+@pytest.mark.parametrize(
+    "config", [FULL_DECODE, SLIDING, HEADS_TAIL], ids=["full", "sliding", "heads"]
+)
 def test_static_cache(family, config):
     model = tiny_model(family)
     swaa.adapt(model, config, quiet=True)

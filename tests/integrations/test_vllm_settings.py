@@ -83,3 +83,8 @@ def test_what_would_do_nothing_or_cannot_be_read_is_refused(value, reason):
 @pytest.mark.parametrize("value", ["full", {"recipe": "full"}, {"window": None}])
 def test_full_attention_by_name_is_no_mistake(value):
     assert parse(value).config == SWAAConfig(window=None)
+
+
+def test_kv_heads_are_refused_with_one_line():
+    with pytest.raises(ValueError, match=r"names KV heads \(14:0\), which vLLM does not serve"):
+        parse({"window": 8, "full_decode": {"14": [0]}})

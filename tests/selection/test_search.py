@@ -36,6 +36,7 @@ class FakePasses:
 
     def __init__(self, value, screened=None):
         self.able, self.depth = tuple(range(LAYERS)), LAYERS
+        self.kv_heads = [2] * LAYERS
         self._value, self._screened = value, screened or value
         self.asked = 0
         self.whole = []

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from swaa.cli.numbers import dtype_name, whole_number
 from swaa.config import SWAAConfig
+from swaa.heads import HeadSelection
 from swaa.layers import LayerSelection, parse_layers
 
 if TYPE_CHECKING:
@@ -101,7 +102,8 @@ def add_config_options(
     add_flag(
         group,
         "--full-decode",
-        "layers in which generated tokens see every key: all, none, 1,3,5 or a rule",
+        "layers in which generated tokens see every key: all, none, 1,3,5 or a rule; or KV heads of"
+        " layers, such as 14:0,16:0+1",
         said="the recipe's",
         metavar="L",
     )
@@ -329,8 +331,7 @@ def _changes(args: argparse.Namespace) -> dict[str, Any]:
     if changes.get("selected_layers") == ():
         changes.setdefault("selected_keys", 0)
     if args.full_decode is not None:
-        everywhere = args.full_decode == "all"
-        changes["full_decode"] = everywhere or _layers(args.full_decode, "full_decode")
+        changes["full_decode"] = _full_decode(args.full_decode)
     return changes
 
 
@@ -347,6 +348,11 @@ def _count(text: str, name: str, least: int) -> int:
         also = " or none" if name == "window" else ""
         raise ValueError(f"{_flag(name)} {text}: expected a whole number of at least {least}{also}")
     return value
+
+
+def _full_decode(text: str) -> bool | LayerSelection | HeadSelection:
+    heads = HeadSelection.from_words(text, name=_flag("full_decode"))
+    return text == "all" or heads or _layers(text, "full_decode")
 
 
 def _layers(text: str, name: str) -> LayerSelection:

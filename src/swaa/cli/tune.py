@@ -39,8 +39,9 @@ flops (prefill), kv (bytes once the prompt is computed); several with commas. Wi
 search says layer by layer where generated tokens see everything; without, that is the recipe's.
 Methods: search; or the layers that one signal ranks first: answer_nll, answer_nll_out, kl, kl_out,
 lazy_ratio, lazy_ratio_reversed, far_attention (the last three take one pass, the others one a
-layer). The same command resumes what was interrupted; other budgets and --keep reuse what was
-measured.
+layer). With --unit heads, KV heads in place of layers: head_attention ranks them in one pass, and
+search begins there and swaps; no layer is left full then. The same command resumes what was
+interrupted; other budgets and --keep reuse what was measured.
 """
 
 
@@ -104,7 +105,7 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
         group,
         "--held-out",
         "to report on, likewise",
-        said="50, 24 of each of several, all others of a file",
+        said="50, 24 of each of several, all others of a file; 0: report nothing",
         kind=int,
     )
     add_switch(group, "--no-chat", "no chat template", said="the tokenizer's, where it has one")
@@ -130,6 +131,14 @@ def _add_search_options(parser: argparse.ArgumentParser) -> None:
         help="such as layers=1/4 or kv=50%%,layers=0; repeatable (default: a ladder of budgets)",
     )
     add_flag(group, "--method", "see below", "search", metavar="M")
+    group.add_argument(
+        "--unit",
+        dest="units",
+        choices=("layers", "heads", "both"),
+        default="layers",
+        help="what kv and decode buy: layers, KV heads, or each of both, for comparison"
+        " (default: %(default)s)",
+    )
     group.add_argument(
         "--objective",
         choices=("nll", "kl"),
@@ -179,7 +188,7 @@ def run(args: argparse.Namespace) -> int:
     from swaa.selection.tuning import Tuning, check_method
 
     budgets = [Budget.parse(text) for text in args.budget or ()]
-    check_method(args.method)
+    check_method(args.method, args.units)
     baselines = words(args.baselines, "--baselines") if args.baselines else []
     check_baselines(baselines)
     # For other tasks that are reported on, any number will do.
@@ -204,6 +213,7 @@ def run(args: argparse.Namespace) -> int:
         samples=args.samples,
         held_out=args.held_out,
         report_on=report,
+        units=args.units,
         objective=args.objective,
         keep=args.keep,
         keep_mean=args.keep_mean,

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from swaa.selection.tuning import Tuned, Tuning
 
 
+_UNITS = {"layers": "", "heads": "KV heads, ", "both": "layers and KV heads, "}
+
+
 def finish(args: argparse.Namespace, model: str, tuning: Tuning, tuned: Tuned, out: Path) -> int:
     """Show the measurements, then the choice: if nothing keeps enough, the table still helps.
 
@@ -35,7 +38,7 @@ def finish(args: argparse.Namespace, model: str, tuning: Tuning, tuned: Tuned, o
     from swaa.selection.report import doubt, recipe, write_recipe
 
     full = tuned.points[0]
-    if (note := doubt(full)) is not None:
+    if full.scores and (note := doubt(full)) is not None:
         print(f"swaa tune: {note}", file=sys.stderr)
     before = earlier(out)
     if not args.json:
@@ -52,7 +55,7 @@ def finish(args: argparse.Namespace, model: str, tuning: Tuning, tuned: Tuned, o
         provenance=tuned.provenance,
     )
     write_recipe(content, out)
-    plot = _draw(tuned, chosen, out.with_suffix(".png"), model)
+    plot = _draw(tuned, chosen, out.with_suffix(".png"), model) if full.scores else None
     use = f'swaa generate {args.model} --recipe {out} --file report.txt --question "..."'
     if args.json:
         print(json.dumps({"recipe": content, "file": str(out), "use": use, **_as_json(tuned)}))
@@ -93,9 +96,9 @@ def _how(tuning: Tuning) -> str:
     of = f"{'each of ' if several else ''}{', '.join(tuning.kinds)}"
     each = " (mean of all)" if tuning.keep_mean else " of each" if several else ""
     return (
-        f"swaa tune, method {tuning.method}, {tuning.each} samples of {of}, budget {budgets}, at"
-        f" least {tuning.keep:.0%} kept{each}, seed {tuning.seed}; scores are of samples that the"
-        " search has not seen"
+        f"swaa tune, {_UNITS[tuning.units]}method {tuning.method}, {tuning.each} samples of {of},"
+        f" budget {budgets}, at least {tuning.keep:.0%} kept{each}, seed {tuning.seed}; scores are"
+        " of samples that the search has not seen"
     )
 
 
@@ -103,6 +106,9 @@ def _print_points(tuned: Tuned) -> None:
     from swaa.selection.report import kept_by_task, pareto
 
     full = tuned.points[0]
+    if not full.scores:
+        _print_unverified(tuned)
+        return
     front = {point.name for point in pareto(tuned.points)}
     rows = [
         (
@@ -124,6 +130,20 @@ def _print_points(tuned: Tuned) -> None:
     print("* no other is as good and as cheap. nll and kl: on the samples tuned on; the rest: held")
     stages = ", ".join(f"{name} {format_seconds(s)}" for name, s in tuned.seconds.items())
     print(f"out, {len(next(iter(full.scores.values())))} of a task. Time: {stages}.")
+
+
+def _print_unverified(tuned: Tuned) -> None:
+    rows = [
+        (
+            " = ".join([point.name, *point.also]),
+            *(f"{100 * share:.0f}" for share in (point.cost.flops, point.cost.kv)),
+            *(f"{value:.3f}" for value in (point.nll, point.kl)),
+        )
+        for point in sorted(tuned.points, key=lambda point: (-point.spent, point.kl))
+    ]
+    print(format_table(("recipe", "FLOPs %", "KV %", "nll", "kl"), rows))
+    stages = ", ".join(f"{name} {format_seconds(s)}" for name, s in tuned.seconds.items())
+    print(f"nll and kl: on the samples tuned on; none was held out. Time: {stages}.")
 
 
 def _worst(shares: list[float]) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from swaa.config import AUTHORS_KEYS, MOST_TOKENS, LayerPlan, SWAAConfig
+from swaa.heads import HeadSelection
 from swaa.layers import shown
 from swaa.recipes import resolve
 
@@ -39,6 +40,11 @@ class Settings:
     def __post_init__(self) -> None:
         if self.publish_generated and self.config.window is None:
             raise ValueError("publish_generated would do nothing: every layer is full")
+        if isinstance(self.config.full_decode, HeadSelection):
+            raise ValueError(
+                f"full_decode names KV heads ({self.config.full_decode}), which servers do not"
+                " take: name whole layers there, or run the recipe with Transformers"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values, which :func:`parse` reads."""

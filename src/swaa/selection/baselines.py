@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from swaa.selection.board import Objective
 from swaa.selection.candidate import Candidate
 from swaa.selection.search import Search
-from swaa.selection.signals import FROM_ATTENTION, SIGNALS, top
+from swaa.selection.signals import FROM_ATTENTION, OF_HEADS, SIGNALS, top
 from swaa.selection.signals.flips import Direction, importance
 from swaa.selection.signals.periodic import patterns
 
@@ -28,14 +29,17 @@ class Baseline(NamedTuple):
     source: str
 
 
+PERIODIC = "periodic"
+"""Source of the patterns."""
+
 ALL = "all"
 """Every pattern and every signal."""
 
 PATTERNS = ("odd", "even", "every", "first", "middle", "last")
 """Rules of :func:`swaa.selection.signals.periodic.patterns`, without their shares."""
 
-Shares = Mapping[str, Mapping[int, float]]
-"""For each of :data:`FROM_ATTENTION`, a number per layer; higher: keep the layer first."""
+Shares = Mapping[str, Mapping[Any, float]]
+"""For each of :data:`FROM_ATTENTION`, a number per layer or KV head; higher: keep it first."""
 
 
 def check_baselines(names: Sequence[str]) -> None:
@@ -50,8 +54,8 @@ def check_baselines(names: Sequence[str]) -> None:
             raise ValueError(f"unknown baseline {name!r}; give some of {', '.join(known)}")
 
 
-def ranking(search: Search, signal: str, shares: Shares) -> Mapping[int, float]:
-    """How important each layer's role is by one of :data:`SIGNALS`; higher: keep it first.
+def ranking(search: Search, signal: str, shares: Shares) -> Mapping[Any, float]:
+    """How important each unit's role is by one of :data:`SIGNALS`; higher: keep it first.
 
     Args:
         search: its board measures; its role is given to layers.
@@ -75,30 +79,35 @@ def direction(signal: str) -> Direction | None:
 def baselines(search: Search, wanted: Sequence[str], shares: Shares) -> list[Baseline]:
     """Patterns and rankings, measured, with as many layers as a search's budget allows.
 
-    Empty where it allows no layer. Patterns that step through all layers may have fewer.
+    Empty where it allows no layer. Patterns that step through all layers may have fewer. What is
+    ranked is layers, also where the search is for KV heads, but for the signal of heads.
 
     Args:
         search: its board measures; its role is given to layers.
         wanted: names that :func:`check_baselines` knows.
         shares: results of the signals from attention.
     """
-    able, count = search.board.able, search.capacity()
-    if not count:
+    made: list[Baseline] = []
+    layers = replace(search, role="decode") if search.role == "heads" else search
+    count, able = layers.capacity(), layers.board.able
+    if count:
+        share = Fraction(count, len(able))
+        made += [
+            Baseline(layers.knobs.with_layers(layers.role, kept), name.replace("/", "of"), PERIODIC)
+            for name, kept in patterns(able, share).items()
+            if is_wanted(name.partition(":")[0], wanted)
+        ]
+    for name in filter(lambda name: is_wanted(name, wanted), SIGNALS):
+        by = layers
+        if name == OF_HEADS:
+            if search.role == "full":
+                continue  # heads are given full decode only
+            by = replace(search, role="heads", knobs=search.knobs.sliding())
+        if by.capacity():
+            chosen = top(ranking(by, name, shares), by.capacity())
+            made.append(Baseline(by.knobs.with_layers(by.role, chosen), name, name))
+    if not made:
         return []
-    chosen = [
-        (layers, name.replace("/", "of"), "periodic")
-        for name, layers in patterns(able, Fraction(count, len(able))).items()
-        if is_wanted(name.partition(":")[0], wanted)
-    ]
-    chosen += [
-        (top(ranking(search, name, shares), count), name, name)
-        for name in SIGNALS
-        if is_wanted(name, wanted)
-    ]
-    made = [
-        Baseline(search.knobs.with_layers(search.role, layers), name, source)
-        for layers, name, source in chosen
-    ]
     search.board.ask([one.candidate for one in made], near=search.knobs)
     return made
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -9,7 +10,7 @@ from typing import Any, Literal
 from swaa.config import LayerPlan
 from swaa.files import SamplesFile
 from swaa.selection.batches import Scores
-from swaa.selection.candidate import Candidate
+from swaa.selection.candidate import Candidate, Role, Unit
 from swaa.selection.passes import SharedPasses
 
 Objective = Literal["nll", "kl"]
@@ -52,6 +53,17 @@ class Board:
     def able(self) -> tuple[int, ...]:
         """Layers that can slide."""
         return self.passes.able
+
+    @functools.cached_property
+    def kv_heads(self) -> list[int]:
+        """KV heads of each layer of the model."""
+        return self.passes.kv_heads
+
+    def units(self, role: Role) -> tuple[Unit, ...]:
+        """What may be given a role: the layers that can slide, or their KV heads."""
+        if role != "heads":
+            return self.able
+        return tuple((layer, head) for layer in self.able for head in range(self.kv_heads[layer]))
 
     def value(self, candidate: Candidate) -> float:
         """The mean objective of a candidate that was asked for before (nats per token)."""
@@ -108,8 +120,10 @@ class Board:
 
     def _plans(self, candidate: Candidate) -> tuple[LayerPlan, ...]:
         if self.screen:
-            return candidate.screening_plans(self.able, self.passes.depth, self.screen)
-        return candidate.plans(self.able, self.passes.depth)
+            return candidate.screening_plans(
+                self.able, self.passes.depth, self.screen, self.kv_heads
+            )
+        return candidate.plans(self.able, self.passes.depth, self.kv_heads)
 
     def _key(self, candidate: Candidate) -> str:
         screened = self.screen and candidate.full
@@ -138,4 +152,5 @@ def _describe(candidate: Candidate) -> dict[str, Any]:
         "dense_tail": candidate.dense_tail,
         "full": sorted(candidate.full),
         "decode": sorted(candidate.decode),
+        **({"heads": sorted(map(list, candidate.heads))} if candidate.heads else {}),
     }

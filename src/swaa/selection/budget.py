@@ -19,7 +19,8 @@ class Cost(NamedTuple):
 
     Attributes:
         layers: full layers, as a share of those that can slide.
-        decode: layers that keep every key, likewise: full ones and those with full decode.
+        decode: layers that keep every key, likewise: full ones and those with full decode; a KV
+            head with full decode is a part of its layer.
         flops: prefill FLOPs, as a share of full attention's.
         kv: bytes of keys and values after the prompt, as a share of full attention's.
     """
@@ -112,10 +113,15 @@ class Prices:
         ratios = price(self.shape, candidate.config(self.able), prompt_length=self.length).ratios()
         return Cost(
             layers=len(candidate.full) / len(self.able),
-            decode=len(candidate.full | candidate.decode) / len(self.able),
+            decode=self._decode(candidate),
             flops=ratios["prefill_flops"],
             kv=ratios["kv_steady_bytes"],
         )
+
+    def _decode(self, candidate: Candidate) -> float:
+        """The share of the layers that keep every key; a KV head is a part of its layer."""
+        heads = sum(1 / self.shape.layers[layer].kv_heads for layer, _ in candidate.heads)
+        return (len(candidate.full | candidate.decode) + heads) / len(self.able)
 
 
 def _share(text: str, whole: str) -> Fraction:

@@ -75,12 +75,12 @@ def require_counts(samples: int | None, held_out: int | None) -> None:
 
     Args:
         samples: to tune on; ``None``: the default number.
-        held_out: to report on; ``None``: as many as there are.
+        held_out: to report on; ``None``: as many as there are; 0: nothing is reported.
 
     Raises:
         ValueError: naming the flag, for a number below :data:`FEWEST`.
     """
-    for flag, count in (("--samples", samples), ("--held-out", held_out)):
+    for flag, count in (("--samples", samples), ("--held-out", held_out or None)):
         if count is not None and count < FEWEST:
             raise ValueError(f"{flag} {count}: expected at least {FEWEST} samples")
 

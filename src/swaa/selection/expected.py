@@ -52,11 +52,11 @@ def _ranked(search: Search, signal: str, counted: set[Candidate]) -> Amount:
     base = search.knobs.with_layers(search.role, ())
     sets: list[Candidate] = []
     if which is not None:
-        start, flipped = flips(board.able, search.knobs, search.role, which)
+        start, flipped = flips(search.units, search.knobs, search.role, which)
         sets = [start, *flipped.values()]
     new = [one for one in dict.fromkeys(board.missing(sets)) if one not in counted]
     counted.update(new)
-    chosen = base.with_layers(search.role, board.able[: search.capacity()])
+    chosen = base.with_layers(search.role, search.units[: search.capacity()])
     return Amount(len(new) + 1, sum(map(board.price, [*new, chosen])))
 
 

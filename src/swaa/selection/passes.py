@@ -26,7 +26,7 @@ from swaa.adaptation import adapt, restore
 from swaa.config import LayerPlan, SWAAConfig
 from swaa.integrations.transformers.attention import attach, attached
 from swaa.integrations.transformers.cache_name import cache_argument
-from swaa.integrations.transformers.support import find_layers
+from swaa.integrations.transformers.support import find_layers, kv_heads_of
 from swaa.memory import explain_out_of_memory
 from swaa.models import LoadedModel
 from swaa.phase import prompt_length
@@ -95,6 +95,11 @@ class SharedPasses(AbstractContextManager["SharedPasses"]):
     def able(self) -> tuple[int, ...]:
         """Layers that can slide."""
         return tuple(sorted(self._attention))
+
+    @property
+    def kv_heads(self) -> list[int]:
+        """KV heads of each layer of the model."""
+        return kv_heads_of(self._model, find_layers(self._model))
 
     @property
     def depth(self) -> int:

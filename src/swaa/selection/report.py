@@ -332,11 +332,11 @@ def recipe(
         f"{share:.0%} on {task}" for task, share in kept_by_task(point, full).items()
     )
     beside = f" Not tuned on: {lost(point, full)}." if point.others else ""
+    keeps = f"keeps {shares} of full attention's score" if point.scores else "not verified"
     return {
         "name": name,
-        "description": f"Tuned for {provenance.model}: keeps {shares} of full attention's score, at"
-        f" {point.cost.flops:.0%} of its prefill FLOPs and {point.cost.kv:.0%} of its KV"
-        f" bytes.{beside}",
+        "description": f"Tuned for {provenance.model}: {keeps}, at {point.cost.flops:.0%} of its"
+        f" prefill FLOPs and {point.cost.kv:.0%} of its KV bytes.{beside}",
         "config": point.config.to_dict(),
         "provenance": {
             "source": how,

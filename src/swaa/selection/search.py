@@ -1,4 +1,4 @@
-"""Search over sets of layers under a budget: several kinds of starts, then swaps.
+"""Search over sets of layers or KV heads under a budget: several kinds of starts, then swaps.
 
 Single layers tell little where several work together, so a set is always measured as a set. The
 result is the best of all sets measured, not the one at which the last step ended. The
@@ -7,13 +7,13 @@ objective is teacher-forced (a pass, no generation); the best sets are verified 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 from swaa.selection.board import SHORT, Board, Objective
 from swaa.selection.budget import Budget, Prices
-from swaa.selection.candidate import Candidate, Role
+from swaa.selection.candidate import Candidate, Head, Role, Unit
 from swaa.selection.signals import top
 from swaa.selection.signals.flips import Direction, importance
 from swaa.selection.signals.periodic import blocks
@@ -68,8 +68,10 @@ class Search:
         prices: gives the cost of candidates.
         budget: the highest cost.
         knobs: window, sinks, tail, and the layers of the other role.
-        role: what layers are given.
+        role: what layers or KV heads are given.
         effort: how long to look.
+        ranked: for KV heads, a number for each from one pass; the search starts from the highest
+            and only swaps.
     """
 
     board: Board
@@ -78,6 +80,7 @@ class Search:
     knobs: Candidate
     role: Role
     effort: Effort = field(default_factory=Effort)
+    ranked: Mapping[Head, float] | None = None
 
     def run(self) -> Found:
         """Search.
@@ -99,6 +102,10 @@ class Search:
         self.board.ask([none], near=none)
         if not count:
             return Found(none, self.board.value(none), {"none": none})
+        if self.role == "heads":
+            starts = {"ranked": self._swapped(count)}
+            best = self.measured()[0]
+            return Found(best, self.board.value(best), starts)
         screened = self.role == "full" and self.effort.screen
         starts = self._screened(none, count) if screened else self._look(none, count)
         best = self.measured()[0]
@@ -124,9 +131,11 @@ class Search:
 
     def _expected(self) -> tuple[int, int]:
         """Sets that take a pass over last rows only, and sets that take one over whole prompts."""
-        depth = len(self.board.able)
+        depth = len(self.units)
         if not self.capacity():
             return 0, 1
+        if self.role == "heads":  # two rounds of swaps
+            return 2 * (depth + self.effort.pairs**2 + 2), 0
         if self.role == "decode":
             return 9 * depth, 0
         if not self.effort.screen:
@@ -167,24 +176,36 @@ class Search:
             self._swap(start, self)
         return starts
 
+    def _swapped(self, count: int) -> Candidate:
+        """The KV heads that rank first, and what swaps make of them; the board remembers all."""
+        assert self.ranked is not None, "KV heads are ranked before they are searched"
+        start = self._ask([top(self.ranked, count)], self._with(()))[0]
+        self._swap(start, self)
+        return start
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        """What the role may be given to: layers, or KV heads."""
+        return self.board.units(self.role)
+
     def capacity(self) -> int:
-        """The most layers that the budget pays for."""
-        able = self.board.able
-        fits = (n for n in range(len(able), -1, -1) if self._allowed(self._with(able[:n])))
+        """The most layers, or KV heads, that the budget pays for."""
+        units = self.units
+        fits = (n for n in range(len(units), -1, -1) if self._allowed(self._with(units[:n])))
         return next(fits, 0)
 
-    def _with(self, layers: Iterable[int]) -> Candidate:
+    def _with(self, layers: Iterable[Unit]) -> Candidate:
         return self.knobs.with_layers(self.role, layers)
 
-    def _layers(self, candidate: Candidate) -> frozenset[int]:
+    def _layers(self, candidate: Candidate) -> frozenset[Any]:
         return candidate.layers(self.role)
 
     def _allowed(self, candidate: Candidate) -> bool:
         return self.budget.allows(self.prices.of(candidate))
 
-    def _ask(self, sets: Iterable[Iterable[int]], near: Candidate) -> list[Candidate]:
+    def _ask(self, sets: Iterable[Iterable[Unit]], near: Candidate) -> list[Candidate]:
         # Where only generated tokens or last rows differ, one reference serves every set.
-        near = self._with(()) if self.role == "decode" or self.board.screen else near
+        near = self._with(()) if self.role != "full" or self.board.screen else near
         return self.board.ask([self._with(layers) for layers in sets], near=near)
 
     def _best_block(self, count: int) -> Candidate:
@@ -237,7 +258,7 @@ class Search:
         current = start
         for _ in range(self.effort.rounds):
             layers = self._layers(current)
-            outside = [layer for layer in self.board.able if layer not in layers]
+            outside = [unit for unit in self.units if unit not in layers]
             less = guide._ask([layers - {layer} for layer in sorted(layers)], current)
             more = guide._ask([layers | {layer} for layer in outside], current)
             n = self.effort.pairs

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from swaa.heads import HeadSelection
 from swaa.results import Result
 from swaa.selection.report import beats
 
@@ -104,7 +105,9 @@ def _layers(config: Mapping[str, Any]) -> str:
         return "all"
     full, decode = config["full_layers"], config["full_decode"]
     parts = [f"full {ranges(full)}"] if full else []
-    if decode and decode is not True:
+    if isinstance(decode, Mapping):  # KV heads by layer
+        parts.append(f"decode {HeadSelection.parse(decode, name='full_decode')}")
+    elif decode and decode is not True:
         parts.append(f"decode {ranges(decode)}")
     return "; ".join(parts) or "none"
 

@@ -12,7 +12,7 @@ from typing import Any
 from swaa import results
 from swaa.evaluation.sources import LocalModel
 from swaa.files import SamplesFile
-from swaa.integrations.transformers.support import find_layers
+from swaa.integrations.transformers.support import find_layers, kv_heads_of
 from swaa.models import LoadedModel
 from swaa.selection import report
 from swaa.selection.baselines import (
@@ -32,10 +32,19 @@ from swaa.selection.expected import expected, how_many, watch
 from swaa.selection.passes import SharedPasses
 from swaa.selection.report import Point
 from swaa.selection.search import Search
-from swaa.selection.signals import FROM_ATTENTION, top
-from swaa.selection.signals.lazy_ratio import far_attention, lazy_ratio
+from swaa.selection.signals import FROM_ATTENTION, OF_HEADS, top
+from swaa.selection.signals.lazy_ratio import far_attention, head_attention, lazy_ratio
 from swaa.selection.spaces import Space, least, spaces
-from swaa.selection.tuning import KIND, LADDER, Progress, Say, Tuned, Tuning, check_method
+from swaa.selection.tuning import (
+    KIND,
+    LADDER,
+    LADDER_OF_HEADS,
+    Progress,
+    Say,
+    Tuned,
+    Tuning,
+    check_method,
+)
 from swaa.selection.verify import Verification
 from swaa.shapes import shape_of
 
@@ -80,7 +89,7 @@ class _Run:
         progress: Progress | None,
         say: Say | None,
     ) -> None:
-        check_method(tuning.method)
+        check_method(tuning.method, tuning.units)
         check_baselines(tuning.baselines)
         if tuning.base.selected_layers:
             raise ValueError(
@@ -96,12 +105,15 @@ class _Run:
         self.source = LocalModel(loaded, name, backend=backend)
         self.progress = progress or (lambda _share, _label: None)
         self.say = say or (lambda _line: None)
-        self.able = tuple(sorted(find_layers(loaded.model).full))
+        layers = find_layers(loaded.model)
+        self.able = tuple(sorted(layers.full))
+        self.kv_heads = kv_heads_of(loaded.model, layers)
         self.depth = loaded.model.config.num_hidden_layers
         # Once a layer that the recipe leaves full slides, it decodes like every sliding layer.
         bare = dataclasses.replace(tuning.base, full_layers=())
-        self.base = Candidate.of(bare, self.able, self.depth)
-        given = tuning.budgets or [Budget.parse(text) for text in LADDER]
+        self.base = Candidate.of(bare, self.able, self.depth, self.kv_heads)
+        ladder = LADDER_OF_HEADS if tuning.units == "heads" else LADDER
+        given = tuning.budgets or [Budget.parse(text) for text in ladder]
         self.budgets = [(budget, budget.whole_layers(len(self.able))) for budget in given]
         self.seconds: dict[str, float] = {}
         self.notes: list[str] = []
@@ -113,12 +125,15 @@ class _Run:
         prices = Prices(shape_of(self.loaded.model.config), self.able, data.length)
         self.budgets = self._feasible(prices)
         points = self._timed("search", lambda: self._search(data, prices))
+        if self.tuning.held_out == 0:
+            return self._unverified(data, points, started)
         verification = Verification(
             self.tuning,
             self.loaded,
             self.source,
             self.base,
             self.able,
+            self.kv_heads,
             self.backend,
             self.progress,
         )
@@ -156,17 +171,25 @@ class _Run:
         made = [full, *(found if point is chosen else point for point in points[1:])]
         return made, found, {role: length for role, length in lengths.items() if length}
 
-    def _write(
-        self,
-        data: Data,
-        points: Sequence[Point],
-        chosen: Point | None,
-        unmet: str,
-        lengths: Mapping[report.Role, int],
-        started: float,
-    ) -> Tuned:
+    def _unverified(self, data: Data, points: Sequence[Point], started: float) -> Tuned:
+        """The choice as it is: nothing was held out to report on."""
+        chosen = next(point for point in points if point.source == self.tuning.method)
+        self.progress(1.0, "done")
+        note = "nothing was held out: ask 'swaa eval' what the recipe keeps"
+        return Tuned(
+            tuple(points),
+            chosen,
+            "",
+            self._scores_file(data),
+            self._provenance(started),
+            {},
+            self.seconds,
+            (*self.notes, note),
+        )
+
+    def _provenance(self, started: float) -> results.Provenance:
         revisions = [task.describe().get("data_revision") for task in self.tuning.tasks]
-        provenance = results.record_provenance(
+        return results.record_provenance(
             device=self.source.device,
             dtype=self.loaded.model.dtype,
             model=self.source.model,
@@ -176,6 +199,23 @@ class _Run:
             seed=self.tuning.seed,
             seconds=time.perf_counter() - started,
         )
+
+    def _scores_file(self, data: Data) -> Path:
+        """Where scores on the samples tuned on are kept, one set a line."""
+        name, folder = self._name("scores"), self.tuning.folder
+        path = results.result_path(KIND, name, self._board_identity(data), folder=folder)
+        return path.with_suffix(".jsonl")
+
+    def _write(
+        self,
+        data: Data,
+        points: Sequence[Point],
+        chosen: Point | None,
+        unmet: str,
+        lengths: Mapping[report.Role, int],
+        started: float,
+    ) -> Tuned:
+        provenance = self._provenance(started)
         result = results.Result(
             kind=KIND,
             name=self._name("tune"),
@@ -197,7 +237,7 @@ class _Run:
     # Search
 
     def _spaces(self, budget: Budget) -> list[Space]:
-        return spaces(self.base, self.tuning.tries, budget)
+        return spaces(self.base, self.tuning.tries, budget, self.tuning.units)
 
     def _feasible(self, prices: Prices) -> list[tuple[Budget, Budget]]:
         """The budgets that can be met; a user's budget that cannot be met is an error."""
@@ -212,8 +252,6 @@ class _Run:
 
     def _search(self, data: Data, prices: Prices) -> list[Point]:
         tuning = self.tuning
-        identity = self._board_identity(data)
-        file = results.result_path(KIND, self._name("scores"), identity, folder=tuning.folder)
         tails = {self.base.dense_tail, *tuning.tries.get("dense_tail", ())}
         looked_at = [space for _, budget in self.budgets for space in self._spaces(budget)]
         if any(space.role == "full" for space in looked_at):
@@ -227,10 +265,10 @@ class _Run:
             near=self.base.near,
         )
         shares = self._shares(data)
-        with SamplesFile(file.with_suffix(".jsonl")) as opened, passes:
+        with SamplesFile(self._scores_file(data)) as opened, passes:
             objective: Objective = tuning.objective or self._objective(data)
             board = Board(passes, opened, objective)
-            groups = [self._searches(board, prices, budget) for _, budget in self.budgets]
+            groups = [self._searches(board, prices, budget, shares) for _, budget in self.budgets]
             watched = self._announce(data, groups, sum(s["id"] != FULL for s in opened.samples))
             full = board.full_scores()
             # For comparison: what full layers add to the recipe's other knobs.
@@ -258,10 +296,13 @@ class _Run:
                 points.append(dataclasses.replace(point, also=also))
         return points
 
-    def _searches(self, board: Board, prices: Prices, budget: Budget) -> list[Search]:
+    def _searches(
+        self, board: Board, prices: Prices, budget: Budget, shares: Shares
+    ) -> list[Search]:
         """A search for each space of a budget in which the budget can be met."""
+        ranked = shares.get(OF_HEADS)
         return [
-            Search(board, prices, budget, space.knobs, space.role, self.tuning.effort)
+            Search(board, prices, budget, space.knobs, space.role, self.tuning.effort, ranked)
             for space in self._spaces(budget)
             if budget.allows(prices.of(space.knobs))
         ]
@@ -275,8 +316,9 @@ class _Run:
         """
         found: dict[Candidate, list[tuple[str, str]]] = {}
         for label, searches, others in looked:
-            best = self._best(searches, shares)
-            found.setdefault(best, []).append((f"tuned {label}", self.tuning.method))
+            for units, own in _by_unit(searches).items():
+                named = f"tuned {label}" if len(_by_unit(searches)) == 1 else f"{units} {label}"
+                found.setdefault(self._best(own, shares), []).append((named, self.tuning.method))
             for candidate, name, source in others:
                 found.setdefault(candidate, []).append((f"{name} {label}", source))
         return found
@@ -292,9 +334,13 @@ class _Run:
         self.say(
             f"{len(data.forced)} samples to tune on, {others} others held out,"
             f" {min(lengths):,} to {max(lengths):,} tokens; budgets: {len(groups)},"
-            f" {how_many(amounts, method)} sets of layers to measure{found}"
+            f" {how_many(amounts, method)} sets of {self._units()} to measure{found}"
         )
         return watch(amounts, method, lambda share, label: self.progress(0.6 * share, label))
+
+    def _units(self) -> str:
+        words = {"layers": "layers", "heads": "KV heads", "both": "layers and KV heads"}
+        return words[self.tuning.units]
 
     def _best(self, searches: Sequence[Search], shares: Shares) -> Candidate:
         """The best candidate over all spaces of a budget."""
@@ -317,10 +363,12 @@ class _Run:
         wanted = [
             name
             for name in FROM_ATTENTION
-            if name == self.tuning.method or is_wanted(name, self.tuning.baselines)
+            if name == self.tuning.method
+            or is_wanted(name, self.tuning.baselines)
+            or (name == OF_HEADS and self.tuning.units != "layers")
         ]
         knobs = {"window": self.base.window, "sink_tokens": self.base.sink_tokens}
-        found: dict[str, dict[int, float]] = {}
+        found: dict[str, dict[Any, float]] = {}
         if any(name.startswith("lazy_ratio") for name in wanted):
             lazy = lazy_ratio(self.loaded, data.forced, backend=self.backend, **knobs)
             found["lazy_ratio"] = {layer: -share for layer, share in lazy.items()}
@@ -328,6 +376,9 @@ class _Run:
         if "far_attention" in wanted:
             far = far_attention(self.loaded, data.forced, backend=self.backend, **knobs)
             found["far_attention"] = far
+        if OF_HEADS in wanted:
+            heads = head_attention(self.loaded, data.forced, backend=self.backend, **knobs)
+            found[OF_HEADS] = heads
         return found
 
     def _baselines(self, search: Search, typed: Budget, shares: Shares) -> list[Baseline]:
@@ -377,7 +428,16 @@ class _Run:
             "method": tuning.method,
             "objective": tuning.objective,
             "effort": dataclasses.asdict(tuning.effort),
+            **({"units": tuning.units} if tuning.units != "layers" else {}),
             "baselines": list(tuning.baselines),
             "keep": [tuning.keep, tuning.keep_mean],
             "report": [task.describe() for task in data.report],
         }
+
+
+def _by_unit(searches: Sequence[Search]) -> dict[str, list[Search]]:
+    """Searches for layers, and those for KV heads."""
+    found: dict[str, list[Search]] = {}
+    for search in searches:
+        found.setdefault("heads" if search.role == "heads" else "layers", []).append(search)
+    return found

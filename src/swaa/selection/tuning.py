@@ -17,7 +17,8 @@ from swaa.selection.budget import Budget
 from swaa.selection.continuation import NAME as CONTINUATION
 from swaa.selection.report import Point, Role
 from swaa.selection.search import Effort
-from swaa.selection.signals import SIGNALS
+from swaa.selection.signals import OF_HEADS, OF_LAYERS, SIGNALS
+from swaa.selection.spaces import Units
 
 KIND = "tune"
 """Folder of these results."""
@@ -34,6 +35,9 @@ MIXTURE = ("multikey", "multiquery:2", "variable_tracking")
 LADDER = ("layers=0,kv=1/4", "layers=0,kv=1/2", "layers=0", "layers=1/4", "layers=1/2")
 """Budgets that are searched when none is given."""
 
+LADDER_OF_HEADS = ("kv=1/4", "kv=1/2", "kv=3/4")
+"""The same where they buy KV heads."""
+
 Progress = Callable[[float, str], None]
 """Called with the share of the work that is done, 0 to 1, and what is going on."""
 
@@ -42,14 +46,18 @@ Say = Callable[[str], None]
 """Called with one line for people, once it is known what is to be done."""
 
 
-def check_method(method: str) -> None:
-    """Refuse a method other than ``search`` or a signal.
+def check_method(method: str, units: Units = "layers") -> None:
+    """Refuse a method other than ``search`` or a signal that ranks these units.
 
     Raises:
         ValueError: with the known names.
     """
     if method != "search" and method not in SIGNALS:
         raise ValueError(f"unknown method {method!r}; give search, or one of {', '.join(SIGNALS)}")
+    if units != "layers" and method in OF_LAYERS:
+        raise ValueError(f"{method} ranks layers, not KV heads; give {OF_HEADS}, or search")
+    if units != "heads" and method == OF_HEADS:
+        raise ValueError(f"{method} ranks KV heads: give --unit heads too, or another method")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,12 +71,14 @@ class Tuning:
         continuation: also tune on running text, by its distance from full attention.
         length: tokens of each prompt; for tasks that read a file, the most.
         tries: other values of ``window``, ``sink_tokens`` and ``dense_tail`` to try.
-        budgets: the most that recipes may cost; empty: :data:`LADDER`.
+        budgets: the most that recipes may cost; empty: :data:`LADDER`, or
+            :data:`LADDER_OF_HEADS`.
         samples: to tune on, of each kind of question; ``None``: 32 of a single kind, 8 of each of
             several.
         held_out: to report on, likewise; ``None``: 50 of a single kind, 24 of each of several,
-            all others of a file.
+            all others of a file; 0: nothing is reported, which takes one budget.
         report_on: other tasks to report on; empty: held-out samples of ``tasks``.
+        units: what budgets of ``kv`` and ``decode`` buy: layers, KV heads, or both.
         objective: what the search minimises; ``None``: ``nll`` with gold answers to one kind of
             question, else ``kl``.
         keep: share of full attention's score that must be kept, on every task reported on.
@@ -95,6 +105,7 @@ class Tuning:
     samples: int | None = None
     held_out: int | None = None
     report_on: Sequence[Task] = ()
+    units: Units = "layers"
     objective: Objective | None = None
     keep: float = 0.95
     keep_mean: bool = False
@@ -106,10 +117,20 @@ class Tuning:
     folder: str | Path = results.FOLDER
 
     def __post_init__(self) -> None:
+        for budget in self.budgets if self.units == "heads" else ():
+            if budget.kv is None and budget.decode is None:
+                raise ValueError(
+                    f"the budget {budget} buys no KV heads: give kv or decode, such as kv=50%"
+                )
         if not self.kinds:
             raise ValueError("there is nothing to tune on; give tasks, running text, or both")
         if self.continuation and self.length is None:
             raise ValueError("running text is made to a length; say of how many tokens")
+
+        if self.held_out == 0 and len(self.budgets) != 1:
+            raise ValueError(
+                "--held-out 0 reports nothing by which to choose among budgets: give one --budget"
+            )
 
     @property
     def kinds(self) -> list[str]:

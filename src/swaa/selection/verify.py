@@ -52,6 +52,7 @@ class Verification:
         source: the same model, for generated answers.
         base: knobs that the search began with.
         able: layers that can slide.
+        kv_heads: of each layer of the model.
         backend: attention backend.
         progress: called with a share of the whole tuning.
     """
@@ -61,6 +62,7 @@ class Verification:
     source: LocalModel
     base: Candidate
     able: tuple[int, ...]
+    kv_heads: Sequence[int]
     backend: str
     progress: Progress
 
@@ -165,7 +167,7 @@ class Verification:
         depth = self.loaded.model.config.num_hidden_layers
         return tuple(
             plan if index in self.able else LayerPlan(window=None)
-            for index, plan in enumerate(point.config.layers(depth))
+            for index, plan in enumerate(point.config.layers(depth, self.kv_heads))
         )
 
     def _texts(self, length: int, count: int) -> tuple[tuple[TeacherForced, ...], list[str]]:

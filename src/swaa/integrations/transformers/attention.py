@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from swaa.attention.api import choose_backend, load_backend, make_call, require_backend
 from swaa.attention.call import AttentionCall, AttentionOutput
+from swaa.attention.heads import join_heads, take_heads
 from swaa.attention.operator import attend_compiled, is_plain
 from swaa.config import LayerPlan
 from swaa.integrations.transformers import IMPLEMENTATION
@@ -90,10 +91,24 @@ def pick(requested: str, call: AttentionCall) -> Attend:
 
 @dataclass(frozen=True)
 class LayerAttention:
-    """What an adapted attention module carries: its layer's plan and the model's backends."""
+    """What an adapted attention module carries: its layer's plan and the model's backends.
+
+    Attributes:
+        plan: of the layer.
+        backends: of the model.
+        parts: plans of the groups of KV heads that do the same: made here, since compiled code
+            cannot make any.
+        prompt: what all heads do in prompt rows.
+    """
 
     plan: LayerPlan
     backends: Backends
+    parts: tuple[LayerPlan, ...] = field(init=False, repr=False)
+    prompt: LayerPlan = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", self.plan.part_plans())
+        object.__setattr__(self, "prompt", replace(self.plan, decode_heads=()))
 
 
 def attach(module: nn.Module, layer: LayerAttention) -> None:
@@ -155,18 +170,58 @@ def swaa_attention_forward(
     for name, what in FOREIGN_ARGUMENTS.items():
         if kwargs.get(name) is not None:
             raise ValueError(f"layer {module.layer_idx} uses {what} ({name}), which swaa lacks")
-    arguments = attention_mask.arguments(layer.plan, key.shape[2], kwargs.get("position_ids"))
+    call = _Call(module, attention_mask, scaling, kwargs.get("position_ids"))
+    output = _by_heads(layer, call, query, key, value)
+    return output.reshape(query.shape[0], query.shape[2], *output.shape[2:]), None
+
+
+class _Call(NamedTuple):
+    """What all parts of a layer's call have in common."""
+
+    module: nn.Module
+    rows: RowInfo
+    scaling: float | None
+    position_ids: Tensor | None
+
+
+def _by_heads(
+    layer: LayerAttention, call: _Call, query: Tensor, key: Tensor, value: Tensor
+) -> Tensor:
+    """Attend part by part where KV heads differ; tensors are ``[batch, heads, tokens, D]``."""
+    if not layer.plan.decode_heads:
+        return _attend(layer.backends, layer.plan, call, query, key, value)
+    stored = call.rows.parts.pop(cast(int, call.module.layer_idx), None)
+    if stored is None and call.rows.within_prompts():
+        # Prompt rows see the same in all heads, and nothing has been freed yet.
+        return _attend(layer.backends, layer.prompt, call, query, key, value)
+    kv_heads = key.shape[1] if stored is None else sum(k.shape[1] for k, _ in stored)
+    group = query.shape[1] // kv_heads
+    heads = layer.plan.part_heads(kv_heads)
+    if stored is None:
+        stored = tuple(
+            (take_heads(key, own, dim=1), take_heads(value, own, dim=1)) for own in heads
+        )
+    outputs = [
+        _attend(layer.backends, plan, call, take_heads(query, own, dim=1, group=group), *tensors)
+        for plan, own, tensors in zip(layer.parts, heads, stored, strict=True)
+    ]
+    return join_heads(outputs, heads, dim=2, group=group)
+
+
+def _attend(
+    backends: Backends, plan: LayerPlan, call: _Call, query: Tensor, key: Tensor, value: Tensor
+) -> Tensor:
+    """Attention of heads that do the same; the output is ``[batch or 1, queries, heads, D]``."""
+    arguments = call.rows.arguments(plan, key.shape[2], call.position_ids)
     if "decode_keys" in arguments:
-        index: Any = module.layer_idx
-        statistics = attention_mask.statistics.get(index)
+        statistics = call.rows.statistics.get(cast(int, call.module.layer_idx))
         arguments = {**arguments, "page_statistics": statistics}
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
     if "cu_seqlens_q" in arguments:
         q, k, v = (x.reshape(1, -1, *x.shape[2:]) for x in (q, k, v))
     q, k, v, outside = _out_of_autocast(q, k, v)
     with outside:
-        output = layer.backends.run(make_call(q, k, v, scale=scaling, **arguments))
-    return output.reshape(query.shape[0], query.shape[2], *output.shape[2:]), None
+        return backends.run(make_call(q, k, v, scale=call.scaling, **arguments))
 
 
 def _out_of_autocast(

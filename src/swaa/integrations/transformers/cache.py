@@ -13,6 +13,7 @@ from transformers.cache_utils import DynamicLayer
 from swaa.attention.page_cache import fill_statistics
 from swaa.attention.pages import PAGE
 from swaa.config import LayerPlan
+from swaa.integrations.transformers.head_cache import HeadwiseLayer, parts_of
 from swaa.integrations.transformers.mask import RowInfo, last_rows
 
 
@@ -243,10 +244,11 @@ class SWAACache(DynamicCache):
         for index, (layer, plan) in enumerate(zip(self.layers, plans, strict=True)):
             if type(layer) is not DynamicLayer:
                 continue
-            if not plan.keeps_all_keys:
-                self.layers[index] = RollingLayer(plan)
-            elif plan.decode_keys:
-                self.layers[index] = PagedLayer()
+            if plan.decode_heads:
+                parts = [_dynamic(part) for part in plan.part_plans()]
+                self.layers[index] = HeadwiseLayer(plan, parts)
+            else:
+                self.layers[index] = _dynamic(plan)
         self._bytes = [0] * len(self.layers)
         self.peak_kv_bytes = 0
 
@@ -255,13 +257,18 @@ class SWAACache(DynamicCache):
     ) -> tuple[Tensor, Tensor]:
         """Store a layer's new keys and values; see :meth:`transformers.Cache.update`."""
         keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)
-        rows, statistics = last_rows(), getattr(self.layers[layer_idx], "statistics", None)
+        layer, rows = self.layers[layer_idx], last_rows()
+        statistics = getattr(layer, "statistics", None)
+        parts = layer.hand_over() if isinstance(layer, HeadwiseLayer) else None
         if rows is not None and statistics is not None:
             rows.statistics[layer_idx] = statistics
+        if rows is not None and parts is not None:
+            rows.parts[layer_idx] = parts
         held = sum(self._bytes) - self._bytes[layer_idx]
-        handed = keys.nbytes + values.nbytes + (0 if statistics is None else statistics.nbytes)
+        handed = sum(x.nbytes for pair in parts or ((keys, values),) for x in pair)
+        handed += 0 if statistics is None else statistics.nbytes
         self.peak_kv_bytes = max(self.peak_kv_bytes, held + handed)
-        self._bytes[layer_idx] = layer_bytes(self.layers[layer_idx])
+        self._bytes[layer_idx] = layer_bytes(layer)
         return keys, values
 
     def kv_bytes(self) -> int:
@@ -279,7 +286,15 @@ class SWAACache(DynamicCache):
 
     def has_evicted(self) -> bool:
         """Whether keys that a full row would need were freed."""
-        return any(isinstance(layer, RollingLayer) and layer.evicted for layer in self.layers)
+        parts = (part for layer in self.layers for part in parts_of(layer))
+        return any(isinstance(part, RollingLayer) and part.evicted for part in parts)
+
+
+def _dynamic(plan: LayerPlan) -> DynamicLayer:
+    """An empty cache layer for heads that do the same."""
+    if not plan.keeps_all_keys:
+        return RollingLayer(plan)
+    return PagedLayer() if plan.decode_keys else DynamicLayer()
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:
@@ -292,6 +307,8 @@ def joined(parts: Sequence[Tensor]) -> Tensor:
 
 def layer_bytes(layer: Any) -> int:
     """Bytes that a cache layer holds, statistics included; 0 for layers that hold none."""
+    if isinstance(layer, HeadwiseLayer):
+        return sum(layer_bytes(part) for part in layer.parts)
     statistics = getattr(layer, "statistics", None)
     reserved = getattr(layer, "reserved", None)  # it contains what is stored
     tensors = reserved or (getattr(layer, "keys", None), getattr(layer, "values", None))

@@ -42,6 +42,8 @@ class RowInfo:
             mask and cache.
         statistics: statistics of the pages of each layer's keys, by layer; the cache puts them here
             for the attention of the same pass.
+        parts: keys and values of layers whose KV heads do not all keep the same, part by part
+            (:meth:`swaa.config.LayerPlan.parts`), likewise; attention takes them out.
     """
 
     ndim = 4  # Transformers takes a mask of 4 dimensions as ready-made
@@ -69,6 +71,7 @@ class RowInfo:
         self.device = device
         self.may_pack = may_pack
         self.statistics: dict[int, Tensor] = {}
+        self.parts: dict[int, tuple[tuple[Tensor, Tensor], ...]] = {}
         self._memo: dict[Any, Any] = {}
 
     def contiguous(self) -> RowInfo:
@@ -104,7 +107,7 @@ class RowInfo:
     @property
     def may_choose(self) -> bool:
         """Whether some rows may be after their prompts, and so choose the keys they read."""
-        return self.phase.rows is None and not self.phase.full and not self._within_prompts()
+        return self.phase.rows is None and not self.phase.full and not self.within_prompts()
 
     def arguments(
         self, plan: LayerPlan, keys: int, position_ids: Tensor | None = None
@@ -124,7 +127,7 @@ class RowInfo:
             plan = LayerPlan(window=self.native_window)
         elif self.phase.full:
             plan = LayerPlan(window=None)
-        elif plan.decode_keys and (self.phase.rows is not None or self._within_prompts()):
+        elif plan.decode_keys and (self.phase.rows is not None or self.within_prompts()):
             plan = _reading_all(plan)
         key = (plan, keys)
         if key not in self._memo:
@@ -162,7 +165,7 @@ class RowInfo:
             arguments["selected_keys"] = plan.selected_keys
         return arguments
 
-    def _within_prompts(self) -> bool:
+    def within_prompts(self) -> bool:
         """Whether every row belongs to a prompt, as far as the host knows without waiting."""
         end = self.phase.prompt_length
         if isinstance(self.q_offset, Tensor) or not isinstance(end, int):

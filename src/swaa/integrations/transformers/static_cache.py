@@ -26,6 +26,7 @@ from swaa.attention.page_cache import fill_statistics
 from swaa.attention.pages import PAGE
 from swaa.config import LayerPlan
 from swaa.integrations.transformers.cache import PagedLayer, RollingLayer, SWAACache, layer_bytes
+from swaa.integrations.transformers.head_cache import HeadwiseLayer, parts_of
 from swaa.integrations.transformers.mask import RowInfo, last_rows
 from swaa.phase import Phase
 
@@ -318,16 +319,22 @@ class StaticSWAACache(SWAACache):
         super().__init__(config, plans)
         self.plans = tuple(plans)
         self._rows: DecodeRows | None = None
+
+        def static(layer: Any, plan: LayerPlan, index: int) -> DynamicLayer:
+            if isinstance(layer, RollingLayer):
+                return StaticRollingLayer(plan, prompt_tokens)
+            if type(layer) in (DynamicLayer, PagedLayer):
+                return StaticFullLayer(prompt_tokens + new_tokens)
+            raise ValueError(
+                f"layer {index} keeps a {type(layer).__name__}, for which there is no static form;"
+                " use the ordinary generate"
+            )
+
         for index, plan in enumerate(plans):
-            if isinstance(self.layers[index], RollingLayer):
-                self.layers[index] = StaticRollingLayer(plan, prompt_tokens)
-            elif type(self.layers[index]) in (DynamicLayer, PagedLayer):
-                self.layers[index] = StaticFullLayer(prompt_tokens + new_tokens)
-            else:
-                raise ValueError(
-                    f"layer {index} keeps a {type(self.layers[index]).__name__}, for which there is"
-                    " no static form; use the ordinary generate"
-                )
+            layer = self.layers[index]
+            pairs = zip(parts_of(layer), plan.part_plans(), strict=True)
+            parts = [static(part, own, index) for part, own in pairs]
+            self.layers[index] = HeadwiseLayer(plan, parts) if plan.decode_heads else parts[0]
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -355,7 +362,12 @@ class StaticSWAACache(SWAACache):
         batch, device = keys.shape[0], keys.device
         length = torch.tensor([self.get_seq_length()], device=device)
         kinds: dict[Kind, Filled] = {}
-        for plan, layer in zip(self.plans, self.layers, strict=True):
+        pairs = [
+            pair
+            for whole, layer in zip(self.plans, self.layers, strict=True)
+            for pair in zip(whole.part_plans(), parts_of(layer), strict=True)
+        ]
+        for plan, layer in pairs:
             assert isinstance(layer, StaticFullLayer | StaticRollingLayer)
             kind = _kind(plan)
             if kind not in kinds and isinstance(kind, tuple):
@@ -368,8 +380,9 @@ class StaticSWAACache(SWAACache):
         self._bytes = [layer_bytes(layer) for layer in self.layers]
         self._rows = DecodeRows(kinds, batch=batch, device=device)
         for index, layer in enumerate(self.layers):
-            if isinstance(layer, StaticFullLayer) and layer.statistics is not None:
-                self._rows.statistics[index] = layer.statistics
+            statistics = getattr(layer, "statistics", None)
+            if statistics is not None:
+                self._rows.statistics[index] = statistics
         return self._rows
 
     def reset(self) -> NoReturn:

@@ -99,6 +99,12 @@ def _head_shape(config: Any, module: nn.Module) -> HeadShape:
     return HeadShape(heads, kv_heads, head_dim)
 
 
+def kv_heads_of(model: PreTrainedModel, layers: Layers) -> list[int]:
+    """KV heads of each decoder layer; 0 where there is no softmax attention."""
+    shapes = head_shapes(model.config, {**layers.full, **layers.native})
+    return [shapes[i].kv_heads if i in shapes else 0 for i in range(layers.depth)]
+
+
 def require_model(model: object) -> None:
     """Raise :class:`TypeError` for anything but a loaded Transformers model."""
     if not isinstance(model, PreTrainedModel):

@@ -84,7 +84,14 @@ const KNOBS = FIELDS.slice(0, 7).map(([name]) => name);
 
 /** A configuration as the texts of the knobs. */
 function knobsOf(config) {
-  const words = (value) => (Array.isArray(value) ? value.join(",") || "none" : value);
+  const words = (value) => {
+    if (Array.isArray(value)) return value.join(",") || "none";
+    if (typeof value !== "object") return value;
+    // KV heads by layer, as --full-decode takes them.
+    return Object.entries(value)
+      .map(([layer, heads]) => `${layer}:${heads.join("+")}`)
+      .join(",");
+  };
   const decode = config.full_decode;
   return {
     window: config.window === null ? "none" : String(config.window),
@@ -124,6 +131,9 @@ function readState(state) {
 }
 
 const selectionOf = (text) => {
+  if (/^\d+:\d/.test(text)) {
+    throw new Error(`"${text}" names KV heads, which are not drawn here: give whole layers`);
+  }
   if (text === "none" || text === "") return [];
   return /^[\d\s,]+$/.test(text) ? text.split(",").map(Number) : text;
 };

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Literal
 
 from swaa.selection.board import Board, Objective, mean
-from swaa.selection.candidate import Candidate, Role
+from swaa.selection.candidate import Candidate, Role, Unit
 
 Direction = Literal["add-one", "leave-one-out"]
 """Either all layers slide and one gets the role, or all have the role and one slides."""
@@ -15,8 +15,8 @@ Direction = Literal["add-one", "leave-one-out"]
 
 def importance(
     board: Board, knobs: Candidate, role: Role, objective: Objective, direction: Direction
-) -> dict[int, float]:
-    """How much each layer's role lowers the objective (nats per token); high: keep the role.
+) -> dict[Unit, float]:
+    """How much each unit's role lowers the objective (nats per token); high: keep the role.
 
     Add-one measures what a layer adds alone, leave-one-out what is lost without it: at most one
     pass per layer, which begins at that layer.
@@ -28,7 +28,7 @@ def importance(
         objective: what is compared.
         direction: add to no layers, or remove from all.
     """
-    base, flipped = flips(board.able, knobs, role, direction)
+    base, flipped = flips(board.units(role), knobs, role, direction)
     # When screened, all layers full differ from all sliding in only a few rows.
     near = base.with_layers("full", ()) if board.screen else base
     board.ask([base, *flipped.values()], near=near)
@@ -41,19 +41,19 @@ def importance(
 
 
 def flips(
-    able: Sequence[int], knobs: Candidate, role: Role, direction: Direction
-) -> tuple[Candidate, dict[int, Candidate]]:
-    """The set that flips begin with, and the sets with one layer flipped.
+    units: Sequence[Unit], knobs: Candidate, role: Role, direction: Direction
+) -> tuple[Candidate, dict[Unit, Candidate]]:
+    """The set that flips begin with, and the sets with one unit flipped.
 
     Args:
-        able: layers that can slide.
+        units: the layers that can slide, or their KV heads.
         knobs: this and the others as for :func:`importance`.
         role: what is given to a layer, or taken from it.
         direction: add to no layers, or remove from all.
     """
     adding = direction == "add-one"
-    base = knobs.with_layers(role, () if adding else frozenset(able))
-    flipped = {layer: base.with_layers(role, base.layers(role) ^ {layer}) for layer in able}
+    base = knobs.with_layers(role, () if adding else frozenset(units))
+    flipped = {unit: base.with_layers(role, base.layers(role) ^ {unit}) for unit in units}
     if not adding and role == "full":
         # A full layer decodes in full; once it slides, it decodes as the knobs say.
         flipped = {

@@ -1,9 +1,10 @@
-"""`lazy_ratio` and `far_attention`: how much of a layer's attention goes to sinks and a window.
+"""`lazy_ratio`, `far_attention`, `head_attention`: attention to sinks and a window, and beyond.
 
 A lazy layer loses little when it slides (LightTransfer, arXiv 2410.13846, section 3). Its ratio is
 a mean over heads, which hides a single head that looks far, so `far_attention` uses the head that
-looks farthest. Each is measured in one pass of full attention, from two log-sum-exps of the last
-queries' scores; keys come in blocks, so that no matrix of all queries by all keys is made.
+looks farthest; `head_attention` tells KV heads apart. Each is measured in one pass of full
+attention, from two log-sum-exps of the last queries' scores; keys come in blocks, so that no matrix
+of all queries by all keys is made.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from swaa.integrations.transformers.attention import Backends, LayerAttention, a
 from swaa.integrations.transformers.support import find_layers
 from swaa.models import LoadedModel
 from swaa.selection.batches import TeacherForced
+from swaa.selection.candidate import Head
 
 LAST_QUERIES = 64
 """Last prompt rows whose attention is measured (the paper's number)."""
@@ -102,6 +104,47 @@ def far_attention(
     return {layer: float(total.max()) / len(samples) for layer, total in totals.items()}
 
 
+def head_attention(
+    loaded: LoadedModel,
+    samples: Sequence[TeacherForced],
+    *,
+    window: int,
+    sink_tokens: int,
+    backend: str = "auto",
+) -> dict[Head, float]:
+    """The share of attention beyond sinks and window, of each KV head.
+
+    Args:
+        loaded: model and tokenizer; not adapted.
+        samples: read one at a time, with their answers: the measured rows are those that predict
+            the answer's tokens, and the last one.
+        window: keys before a row that count as recent, itself included.
+        sink_tokens: first tokens that count.
+        backend: attention backend of the pass.
+
+    Returns:
+        By layer and KV head, 0 to 1: the mean over rows, then samples, the largest of the query
+        heads that share the KV head. Let heads with high values keep every key.
+    """
+    model: Any = loaded.model
+    totals: dict[int, Tensor] = {}
+    with _measuring(loaded, window, sink_tokens, 0, backend) as meters, torch.inference_mode():
+        for sample in samples:
+            for meter in meters.values():
+                meter.queries = 1 + len(sample.answer)
+            ids = torch.tensor([sample.prompt + sample.answer], device=model.device)
+            model(input_ids=ids, use_cache=False, logits_to_keep=1)
+            for layer, meter in meters.items():
+                far = 1 - meter.shares.pop().mean(-1)[0]
+                by_kv_head = far.view(meter.kv_heads, -1)
+                totals[layer] = totals.get(layer, torch.zeros_like(by_kv_head)) + by_kv_head
+    return {
+        (layer, head): share / len(samples)
+        for layer, total in totals.items()
+        for head, share in enumerate(total.amax(1).tolist())
+    }
+
+
 def lazy_shares(
     q: Tensor, k: Tensor, *, window: int, sink_tokens: int, scale: float, queries: int
 ) -> Tensor:
@@ -147,9 +190,11 @@ class _Meter(Backends):
     window: int = 0
     sink_tokens: int = 0
     queries: int = 0
+    kv_heads: int = 0
     shares: list[Tensor] = field(default_factory=list)
 
     def run(self, call: AttentionCall) -> Tensor:
+        self.kv_heads = call.k.shape[2]
         self.shares.append(
             lazy_shares(
                 call.q,
