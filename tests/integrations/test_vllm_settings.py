@@ -86,5 +86,5 @@ def test_full_attention_by_name_is_no_mistake(value):
 
 
 def test_kv_heads_are_refused_with_one_line():
-    with pytest.raises(ValueError, match=r"names KV heads \(14:0\), which vLLM does not serve"):
+    with pytest.raises(ValueError, match=r"names KV heads \(14:0\), which servers do not take"):
         parse({"window": 8, "full_decode": {"14": [0]}})

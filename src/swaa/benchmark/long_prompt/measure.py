@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from swaa import results
+from swaa.attention.pages import PAGE
 from swaa.config import SWAAConfig
 from swaa.model_shapes import SHAPES
 
@@ -45,11 +46,13 @@ TINY = QWEN3_4B | {
 }
 GIB = 1 << 30
 CACHE_SHARE = {"stock_window": 0.35, "sliding": 0.35, "sliding_quarter": 0.5}
-"""Cache of engines that do not keep all keys, as a share of that of engines that do."""
+CACHE_SHARE |= dict.fromkeys(("decode_keys", "selected_decode_keys"), 1 + 1 / PAGE)
+"""An engine's cache as a share of that of engines that keep all keys: statistics take memory, too."""
 
 
 OTHER_STOCK = ("stock_fa3", "stock_flashinfer")
 """Stock SGLang with other attention backends than the one that ours is derived from."""
+VLLM_ONLY = ("stock_window", "decode_keys", "selected", "selected_decode_keys")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +101,8 @@ class Setting:
 def recipes(window: int, sinks: int, layers: int) -> dict[str, SWAAConfig | int | None]:
     """The rows of the table: our configuration, a native window, or None for full attention."""
     quarter = tuple(range(3, layers, 4))
+    selected = {"dense_tail": 128, "selected_layers": "all", "selected_keys": 4096}
+    chosen = {"window": window, "sink_tokens": sinks, "full_decode": True}
     return {
         "stock": None,
         **dict.fromkeys(OTHER_STOCK),
@@ -106,6 +111,9 @@ def recipes(window: int, sinks: int, layers: int) -> dict[str, SWAAConfig | int 
         "sliding": SWAAConfig(window=window, sink_tokens=sinks),
         "sliding_quarter": SWAAConfig(window=window, sink_tokens=sinks, full_layers=quarter),
         "tail": SWAAConfig(window=window, sink_tokens=sinks, full_decode=True, dense_tail=128),
+        "decode_keys": SWAAConfig(**chosen, decode_keys=4096),
+        "selected": SWAAConfig(**chosen, **selected),
+        "selected_decode_keys": SWAAConfig(**chosen, **selected, decode_keys=4096),
     }
 
 
@@ -317,7 +325,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--after", type=Path, help="time nothing before this file exists")
     parser.add_argument("--tiny", action="store_true", help="a tiny model, to try the script")
     args = parser.parse_args(words)
-    foreign = OTHER_STOCK if args.engine == "vllm" else ("stock_window",)
+    foreign = OTHER_STOCK if args.engine == "vllm" else VLLM_ONLY
     names = tuple(name for name in names if name not in foreign)
     usual = [name for name in names if name not in ("tail", *OTHER_STOCK)]
     args.engines = usual if args.engines is None else args.engines.split(",")
