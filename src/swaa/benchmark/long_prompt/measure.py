@@ -47,7 +47,7 @@ TINY = QWEN3_4B | {
 GIB = 1 << 30
 CACHE_SHARE = {"stock_window": 0.35, "sliding": 0.35, "sliding_quarter": 0.5}
 CACHE_SHARE |= dict.fromkeys(("decode_keys", "selected_decode_keys"), 1 + 1 / PAGE)
-"""An engine's cache as a share of that of engines that keep all keys: statistics take memory, too."""
+"""An engine's cache as a share of that of engines that keep all keys; statistics count, too."""
 
 
 OTHER_STOCK = ("stock_fa3", "stock_flashinfer")
