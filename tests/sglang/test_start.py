@@ -36,7 +36,7 @@ def start(checkpoint, monkeypatch, tmp_path):
             [sys.executable, str(script), json.dumps(given)],
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=500,
             check=False,
         )
 
