@@ -27,7 +27,7 @@ from swaa.attention.mask import Position
 from swaa.attention.pages import PAGE, most_pages
 from swaa.attention.triton import pages
 from swaa.attention.triton.pages import page_range
-from swaa.attention.triton.sequences import can_overlap, soften
+from swaa.attention.triton.sequences import soften
 
 NEVER = 2**31 - 1
 """A position that no row reaches."""
@@ -94,7 +94,7 @@ def attend(call: AttentionCall, chosen: Tensor | None = None) -> AttentionOutput
         torch.empty(shape, dtype=torch.float32, device=q.device),
     )
     _launch(call, plan, output, lse, parts, chosen)
-    overlap = can_overlap(q.device)
+    overlap = _can_overlap(q.device)
     _merge[(batch * rows, heads)](
         *parts,
         output,
@@ -225,6 +225,13 @@ def _shared_bytes(device: torch.device) -> int:
     return getattr(properties, "shared_memory_per_block_optin", 0)
 
 
+@functools.cache
+def _can_overlap(device: torch.device) -> bool:
+    """Whether a kernel may be launched while the one it waits for still runs (Hopper and later)."""
+    is_nvidia = device.type == "cuda" and torch.version.hip is None
+    return is_nvidia and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
 def _launch(
     call: AttentionCall,
     plan: Plan,
@@ -236,7 +243,6 @@ def _launch(
     q, k, v, table, left = call.q, call.k, call.v, call.block_table, call.left
     heads, kv_heads = q.shape[2], k.shape[2]
     full_from = 0 if call.window is None else call.full_from
-    waits = chosen is not None and can_overlap(q.device)
     numbers = {
         "q_start": _number(call.q_start, 0),
         "kv_start": _number(call.kv_start, 0),
@@ -294,11 +300,9 @@ def _launch(
         BLOCK_M=plan.block_m,
         BLOCK_N=plan.block_n,
         BLOCK_D=_round_up(q.shape[3]),
-        OVERLAP=parts is not None and can_overlap(q.device),
-        WAIT=waits,
+        OVERLAP=parts is not None and _can_overlap(q.device),
         num_warps=plan.warps,
         num_stages=plan.stages,
-        **({"launch_pdl": True} if waits else {}),
     )
 
 
@@ -441,7 +445,6 @@ def _decode(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     OVERLAP: tl.constexpr,
-    WAIT: tl.constexpr,
 ) -> None:
     # Heads first: programs close in time read keys close in memory.
     kv_head = tl.program_id(0) % KV_HEADS
@@ -501,8 +504,6 @@ def _decode(
         chooses &= tl.min(tl.where(m_m, left, LAST), 0) <= kv_start
         chooses &= end_page - first_page > CHOSEN
         left = tl.where(chooses, position - window + 1, left)
-        if WAIT:
-            cuda.gdc_wait()  # until the pages are chosen
         out_row = (batch * rows + token + first_row).to(tl.int64)
         p_chosen += (out_row * KV_HEADS + kv_head) * CHOSEN
     o_q = batch * tl.cast(s_qb, tl.int64) + (token + row).to(tl.int64) * s_qt + head * s_qh

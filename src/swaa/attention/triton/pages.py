@@ -1,7 +1,7 @@
 """Pages chosen in decoding: their statistics, their scores, the best of them.
 
-One program scores a tile of pages for one row and the query heads of one key head. Another finds
-a score that exactly as many pages reach as are to be chosen, and writes their numbers.
+One program scores a tile of pages for one row and the query heads of one key head. Another finds,
+bit by bit, the score of the last page to be chosen, and writes the numbers of the pages above it.
 Grid and tiles follow from shapes alone and positions are read on the device, so a captured CUDA
 graph stays exact while the cache grows.
 """
@@ -17,12 +17,11 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra import cuda
 
 from swaa.attention.call import AttentionCall
 from swaa.attention.mask import Position
 from swaa.attention.pages import PAGE, most_pages
-from swaa.attention.triton.sequences import NEVER, can_overlap
+from swaa.attention.triton.sequences import NEVER
 
 MOST_CAPACITY = 1 << 16
 """Most pages of a sequence: one program looks at the scores of all of them."""
@@ -30,10 +29,6 @@ SCORE_BYTES = 256 << 20
 """Most bytes of scores at once; rows beyond it are processed in turns."""
 TILE_BYTES = 1 << 15
 """Most bytes of means that a program reads: 64 pages of 512 bytes, or fewer larger ones."""
-SCORE_WARPS = 4
-"""Warps of a program that scores pages."""
-PAGES_OF_A_WARP = 512
-"""Scores that a warp compares, where pages are chosen among many."""
 LENGTHS = (
     *("rows", "sequences", "capacity", "window", "sinks", "most"),
     *("q_start", "kv_start", "kv_len", "full_from", "full_until", "decode_from"),
@@ -138,7 +133,6 @@ def _choose_rows(
 ) -> None:
     kv_heads, head_dim, capacity = call.k.shape[2], call.q.shape[3], scores.shape[2]
     group, block_d = call.q.shape[2] // kv_heads, triton.next_power_of_2(head_dim)
-    overlap = can_overlap(call.q.device)
     each = max(16, min(64, TILE_BYTES // (block_d * call.q.element_size())))
     score_kernel[(kv_heads * triton.cdiv(capacity, each), count)](
         call.q,
@@ -157,8 +151,7 @@ def _choose_rows(
         BLOCK_D=block_d,
         BLOCK_P=each,
         IN_BLOCK=call.k.shape[1] // PAGE if call.paged else 0,
-        OVERLAP=overlap,
-        num_warps=SCORE_WARPS,
+        num_warps=4,
     )
     block = max(64, triton.next_power_of_2(capacity))
     choose_kernel[(kv_heads, count)](
@@ -168,9 +161,7 @@ def _choose_rows(
         **arguments,
         KV_HEADS=kv_heads,
         BLOCK_P=block,
-        OVERLAP=overlap,
-        num_warps=min(16, max(4, block // PAGES_OF_A_WARP)),
-        **({"launch_pdl": True} if overlap else {}),
+        num_warps=min(16, max(4, block // 1024)),
     )
 
 
@@ -338,11 +329,8 @@ def score_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_P: tl.constexpr,
     IN_BLOCK: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ) -> None:
     """Score a tile of pages for one row: the largest score of the query heads."""
-    if OVERLAP:
-        cuda.gdc_launch_dependents()
     # Heads first: programs close in time read keys close in memory.
     kv_head = tl.program_id(0) % KV_HEADS
     tile = tl.program_id(0) // KV_HEADS
@@ -415,7 +403,6 @@ def choose_kernel(
     EACH: tl.constexpr,
     KV_HEADS: tl.constexpr,
     BLOCK_P: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ) -> None:
     """Write the numbers of the ``most`` best pages of one row and key head, in rising order."""
     kv_head = tl.program_id(0)
@@ -426,9 +413,6 @@ def choose_kernel(
         *(p_kv_len, kv_len, p_full_from, full_from, p_full_until, full_until, p_decode_from),
         *(decode_from, rows, sequences, window, sinks, most, SEQUENCES, MISSING_Q_START, EACH),
     )
-    if OVERLAP:
-        cuda.gdc_launch_dependents()
-        cuda.gdc_wait()  # for the scores
     if not chooses:
         return
     page = tl.arange(0, BLOCK_P)
@@ -439,30 +423,18 @@ def choose_kernel(
     bits = scores.to(tl.int32, bitcast=True)
     order = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     order = tl.where(m_p, order, -(2**31))
-    # At least `most` pages reach `low` and fewer reach `high`: bisected until exactly `most` reach
-    # `low`, or, where scores are equal, until `low` is the score of the last page. Most scores that
-    # matter differ from the best in their last 24 bits only, so that is tried first.
-    high = tl.max(order, 0).to(tl.int64) + 1
-    low = tl.full([], -(2**31), tl.int64)
-    middle = tl.maximum(high - (1 << 24), low + 1)
-    reached = tl.full([], 0, tl.int32)
-    while (reached != most) & (high - low > 1):
-        reached = tl.sum((order >= middle.to(tl.int32)).to(tl.int32), 0)
-        low = tl.where(reached >= most, middle, low)
-        high = tl.where(reached >= most, high, middle)
-        middle = (low + high) >> 1
+    # The largest bound that `most` pages reach, built from its highest bit down.
+    bound = tl.where(tl.sum((order >= 0).to(tl.int32), 0) >= most, 0, -(2**31))
+    for n in tl.range(0, 31):
+        higher = bound + (1 << (30 - n))
+        bound = tl.where(tl.sum((order >= higher).to(tl.int32), 0) >= most, higher, bound)
+    above = order > bound
+    ties = (order == bound) & m_p
+    free = most - tl.sum(above.to(tl.int32), 0)
+    chosen = above | (ties & (tl.cumsum(ties.to(tl.int32), 0) <= free))
+    place = tl.cumsum(chosen.to(tl.int32), 0) - 1
     p_pages += (token * KV_HEADS + kv_head).to(tl.int64) * most
-    if reached == most:
-        chosen = order >= low.to(tl.int32)
-        place = tl.cumsum(chosen.to(tl.int32), 0) - 1
-        tl.store(p_pages + place, page, mask=chosen)
-    else:  # of the pages with the score `low` the first ones
-        above = order > low.to(tl.int32)
-        ties = (order == low.to(tl.int32)) & m_p
-        free = most - tl.sum(above.to(tl.int32), 0)
-        chosen = above | (ties & (tl.cumsum(ties.to(tl.int32), 0) <= free))
-        place = tl.cumsum(chosen.to(tl.int32), 0) - 1
-        tl.store(p_pages + place, page, mask=chosen)
+    tl.store(p_pages + place, page, mask=chosen)
 
 
 @triton.jit(do_not_specialize=["capacity", "first", "end", "kv_start", "s_table"])
