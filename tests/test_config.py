@@ -116,7 +116,7 @@ def test_description_names_what_is_active():
         (
             {"window": 8, "full_decode": "al"},
             ValueError,
-            "full_decode: unknown rule 'al'; choose from True, False, KV heads, odd",
+            "full_decode: unknown rule 'al'; choose from True, False, KV heads by layer",
         ),
     ],
     ids=lambda value: "" if isinstance(value, dict) else str(value)[:60],

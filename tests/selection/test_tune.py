@@ -299,7 +299,9 @@ def test_mistakes_are_one_line_and_exit_code_2(checkpoint, data, tmp_path, capsy
     ("more", "message"),
     [
         (["--samples", "2"], "--samples 2: expected at least 4 samples"),
-        (["--held-out", "0"], "--held-out 0: expected at least 4 samples"),
+        (["--held-out", "3"], "--held-out 3: expected at least 4 samples"),
+        (["--held-out", "0"], "--held-out 0 reports nothing by which to choose among budgets"),
+        (["--unit", "heads", "--budget", "layers=1/2"], "the budget layers=1/2 buys no KV heads"),
         (["--keep", "0"], "--keep 0.0: expected a share above 0"),
         (["--method", "magic"], "unknown method 'magic'; give search, or one of answer_nll"),
         (["--out", "no/such/tuned.json"], "--out no/such/tuned.json: there is no folder no/such;"),

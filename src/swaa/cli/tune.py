@@ -185,10 +185,11 @@ def run(args: argparse.Namespace) -> int:
     from swaa.selection.budget import Budget
     from swaa.selection.calibration import require_counts
     from swaa.selection.tune import tune
-    from swaa.selection.tuning import Tuning, check_method
+    from swaa.selection.tuning import Tuning, check_budgets, check_method
 
     budgets = [Budget.parse(text) for text in args.budget or ()]
     check_method(args.method, args.units)
+    check_budgets(budgets, args.units, args.held_out)
     baselines = words(args.baselines, "--baselines") if args.baselines else []
     check_baselines(baselines)
     # For other tasks that are reported on, any number will do.

@@ -60,6 +60,28 @@ def check_method(method: str, units: Units = "layers") -> None:
         raise ValueError(f"{method} ranks KV heads: give --unit heads too, or another method")
 
 
+def check_budgets(budgets: Sequence[Budget], units: Units, held_out: int | None) -> None:
+    """Refuse budgets that buy nothing, and several of which nothing could choose one.
+
+    Args:
+        budgets: as given; empty: a ladder.
+        units: what they buy.
+        held_out: samples to report on.
+
+    Raises:
+        ValueError: with what to give instead.
+    """
+    for budget in budgets if units == "heads" else ():
+        if budget.kv is None and budget.decode is None:
+            raise ValueError(
+                f"the budget {budget} buys no KV heads: give kv or decode, such as kv=50%"
+            )
+    if held_out == 0 and len(budgets) != 1:
+        raise ValueError(
+            "--held-out 0 reports nothing by which to choose among budgets: give one --budget"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
     """What to look for.
@@ -117,20 +139,11 @@ class Tuning:
     folder: str | Path = results.FOLDER
 
     def __post_init__(self) -> None:
-        for budget in self.budgets if self.units == "heads" else ():
-            if budget.kv is None and budget.decode is None:
-                raise ValueError(
-                    f"the budget {budget} buys no KV heads: give kv or decode, such as kv=50%"
-                )
+        check_budgets(self.budgets, self.units, self.held_out)
         if not self.kinds:
             raise ValueError("there is nothing to tune on; give tasks, running text, or both")
         if self.continuation and self.length is None:
             raise ValueError("running text is made to a length; say of how many tokens")
-
-        if self.held_out == 0 and len(self.budgets) != 1:
-            raise ValueError(
-                "--held-out 0 reports nothing by which to choose among budgets: give one --budget"
-            )
 
     @property
     def kinds(self) -> list[str]:
