@@ -25,6 +25,19 @@ if not torch.cuda.is_available():
 
         interpreter._patch_lang_tensor = patch_for_numpy_2_4
 
+        patch_lang = interpreter._patch_lang
+
+        def patch_once(fn):
+            # Triton patches its language again for each function that a kernel calls, a fifth of
+            # the time; within a launch that is done.
+            is_builtin, tl = interpreter.tl.core.is_builtin, interpreter.tl
+            used = [m for m in (tl, tl.core) if any(m is x for x in fn.__globals__.values())]
+            if any(is_builtin(module.load) for module in (tl, *used)):
+                return patch_lang(fn)
+            return interpreter._LangPatchScope()
+
+        interpreter._patch_lang = patch_once
+
 
 @pytest.fixture(autouse=True)
 def _interpreted(monkeypatch):
