@@ -6,6 +6,8 @@ import os
 import pytest
 import torch
 
+from tests.interpreter import patch_once
+
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported
 
@@ -24,19 +26,7 @@ if not torch.cuda.is_available():
             scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
         interpreter._patch_lang_tensor = patch_for_numpy_2_4
-
-        patch_lang = interpreter._patch_lang
-
-        def patch_once(fn):
-            # Triton patches its language again for each function that a kernel calls, a fifth of
-            # the time; within a launch that is done.
-            is_builtin, tl = interpreter.tl.core.is_builtin, interpreter.tl
-            used = [m for m in (tl, tl.core) if any(m is x for x in fn.__globals__.values())]
-            if any(is_builtin(module.load) for module in (tl, *used)):
-                return patch_lang(fn)
-            return interpreter._LangPatchScope()
-
-        interpreter._patch_lang = patch_once
+        patch_once(interpreter)
 
 
 @pytest.fixture(autouse=True)
