@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Runs the tests of the Transformers integration under the oldest and the newest version that
 # pyproject.toml allows. Each lies in a venv of its own, kept between runs, in which all other
-# packages are those of VENV (default .venv). LANES: folder of these venvs; arguments go to pytest, and
-# without any a version that VENV has is left out: `make test` runs the same tests with it.
+# packages are those of VENV (default .venv). LANES: folder of these venvs; arguments go to pytest,
+# and without any a version that VENV has is left out: `make test` runs the same tests with it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 venv=$(realpath "${VENV:-.venv}")
