@@ -454,7 +454,7 @@ def test_what_is_no_report_is_not_replaced(tmp_path, capsys):
     notes.write_text("<title>my notes</title>")
     for output in (notes, tmp_path):
         assert main(["report", str(tmp_path / "results"), "-o", str(output)]) == 2
-        assert "is no report, so it will not be replaced" in capsys.readouterr().err
+        assert "is not a report, so it is not replaced" in capsys.readouterr().err
     assert notes.read_text() == "<title>my notes</title>"
     for _ in range(2):  # a report may be replaced
         assert main(["report", str(tmp_path / "results"), "-o", str(tmp_path / "r.html")]) == 0
