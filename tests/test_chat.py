@@ -94,7 +94,7 @@ def test_a_reset_conversation_begins_anew(loaded):
 def test_a_turn_that_fails_is_forgotten(loaded, monkeypatch):
     conversation, other = (Conversation(loaded, max_new_tokens=5) for _ in range(2))
     conversation.ask("Who signed?")
-    with pytest.raises(ValueError, match=r"tiny was trained to 1,024: begin anew \(/reset\)"):
+    with pytest.raises(ValueError, match=r"tiny was trained to 1,024: start over \(/reset\)"):
         conversation.ask("When? " * 200)
 
     def interrupted(_):
@@ -162,7 +162,7 @@ def test_a_terminal_is_asked(checkpoint, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", Terminal())
     monkeypatch.setattr("builtins.input", typed)
     assert main(["chat", checkpoint, "--device", "cpu", "--recipe", "full"]) == 0
-    assert "/reset begins anew, /exit or Ctrl-D ends" in capsys.readouterr().out
+    assert "/reset starts over, /exit or Ctrl-D quits" in capsys.readouterr().out
     assert asked == ["> "]
 
 

@@ -259,7 +259,7 @@ def test_gguf_metadata_is_enough(tmp_path, monkeypatch):
         (lambda: transformers.GptOssConfig(), "has learned sink logits"),
         (lambda: transformers.MambaConfig(), "has no full-attention layer"),
         (lambda: transformers.MistralConfig(sliding_window=8), "has no full-attention layer"),
-        (lambda: transformers.ViTConfig(), "is no language model"),
+        (lambda: transformers.ViTConfig(), "is not a language model"),
         (lambda: _config("Llama", num_kv_shared_layers=2), "shares keys and values"),
         (lambda: _config("Llama", layer_types=["hybrid"] * 4), "layers of type hybrid"),
     ],

@@ -121,9 +121,9 @@ def test_unusable_content_is_refused(changes, error, message):
     ("change", "message"),
     [
         (lambda content: "{", "is not JSON"),
-        (lambda content: json.dumps([content]), "is no result file; expected the keys"),
+        (lambda content: json.dumps([content]), "is not a result file; expected the keys"),
         (lambda content: json.dumps(content | {"schema": 2}), "schema 2; this swaa reads 1"),
-        (lambda content: json.dumps(content | {"provenance": {}}), "is no result file: "),
+        (lambda content: json.dumps(content | {"provenance": {}}), "is not a result file: "),
         (lambda content: json.dumps(content | {"name": "other"}), "was renamed or edited"),
     ],
 )

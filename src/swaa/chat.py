@@ -56,7 +56,7 @@ class Conversation:
         tokenizer = self._loaded.tokenizer
         ids = frame(tokenizer, messages)
         tokens = ids.shape[1]
-        check_context(self._loaded, tokens, self._max_new_tokens, advice="begin anew (/reset)")
+        check_context(self._loaded, tokens, self._max_new_tokens, advice="start over (/reset)")
         output = self._generate(ids, _Pieces(tokenizer, on_text))
         # Kept as generated, spaces included, so that the next prompt begins with the same tokens.
         answer = tokenizer.decode(output.sequences[0, tokens:], skip_special_tokens=True)
@@ -69,7 +69,7 @@ class Conversation:
         cache = self._take_cache(ids)
         model: Any = self._loaded.model  # its class types `generate` as a tensor
         with (
-            explain_out_of_memory(f"a conversation of {ids.shape[1]:,} tokens", "begin anew"),
+            explain_out_of_memory(f"a conversation of {ids.shape[1]:,} tokens", "start over"),
             torch.inference_mode(),
         ):
             return model.generate(

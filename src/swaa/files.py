@@ -91,8 +91,8 @@ class SamplesFile:
                 sample = None
             if not isinstance(sample, dict) or not isinstance(sample.get("id"), str):
                 raise ValueError(
-                    f"{self.path}, line {number} is no sample of a run; delete that line to have"
-                    " it done again"
+                    f"{self.path}, line {number} is not a sample of a run; delete that line to"
+                    " run it again"
                 )
             samples.append(sample)
         return samples

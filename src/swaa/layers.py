@@ -115,7 +115,9 @@ def _every(argument: str, rule: str, name: str) -> tuple[int, int]:
         if int(offset or "0") < int(step):
             return int(step), int(offset or "0")
         raise ValueError(f"{name}: {rule!r} picks i % {step} == {offset}; the offset is too large")
-    raise ValueError(f"{name}: {shown(rule)} is no rule; write every:4 or every:4+1 (i % 4 == 1)")
+    raise ValueError(
+        f"{name}: {shown(rule)} is not a rule; write every:4 or every:4+1 (i % 4 == 1)"
+    )
 
 
 def _fraction(argument: str, rule: str, name: str) -> Fraction:

@@ -230,7 +230,7 @@ def _find_in_folder(folder: Path, name: str) -> ModelSource:
         return ModelSource(str(folder), files[0])
     if files:
         raise ValueError(f"{name} holds {len(files)} GGUF files; name one: {', '.join(files)}")
-    raise FileNotFoundError(f"{name} is no model: it holds neither config.json nor a GGUF file")
+    raise FileNotFoundError(f"{name} is not a model: it has neither config.json nor a GGUF file")
 
 
 def _tokenizer(name: str, source: ModelSource, options: dict[str, Any]) -> PreTrainedTokenizerBase:
@@ -242,7 +242,7 @@ def _tokenizer(name: str, source: ModelSource, options: dict[str, Any]) -> PreTr
         missing = not source.gguf_file and Path(source.location).is_dir()
         if missing and not list(Path(source.location).glob("*token*")):
             raise ValueError(
-                f"{name} has no tokenizer; save one beside the weights"
+                f"{name} has no tokenizer; save one next to the weights"
                 " (tokenizer.save_pretrained(folder))"
             ) from error
         raise ValueError(_reason(name, "tokenizer", error)) from error

@@ -207,7 +207,7 @@ def load(path: str | Path) -> Result:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(content, dict) or set(content) != set(_KEYS):
-        raise ValueError(f"{path} is no result file; expected the keys {', '.join(_KEYS)}")
+        raise ValueError(f"{path} is not a result file; expected the keys {', '.join(_KEYS)}")
     if content["schema"] != SCHEMA:
         raise ValueError(
             f"{path} has schema {content['schema']!r}; this swaa reads {SCHEMA}: upgrade swaa"
@@ -222,7 +222,7 @@ def load(path: str | Path) -> Result:
             provenance=provenance,
         )
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no result file: {error}") from None
+        raise ValueError(f"{path} is not a result file: {error}") from None
     expected = result_hash(result.kind, result.name, result.config)
     if path.stem != f"{result.name}-{expected}":
         raise ValueError(

@@ -200,7 +200,7 @@ def _refuse(config: Any) -> None:
         raise ValueError(f"{config.model_type} cannot be adapted: it has learned sink logits")
     if not getattr(config, "num_hidden_layers", None) or not getattr(config, "vocab_size", None):
         raise ValueError(
-            f"{config.model_type} is no language model: its configuration names no"
+            f"{config.model_type} is not a language model: its configuration names no"
             " num_hidden_layers or no vocab_size"
         )
 

@@ -1,14 +1,19 @@
 """Compiles every Triton kernel for a GPU that is not there: `python compile_kernels.py TARGET`.
 
-The calls are those of the package, on tensors of the CPU; only the launch itself is left out.
+The calls are those of the package, on tensors of the CPU; only the launch itself is left out. Each
+size is lowered to LLVM's IR: on the way Triton refuses what a GPU lacks and lays out shared memory.
+Machine code, which takes most of the time, is made of every kernel for the largest head_dim in 16
+bits and for a small one in float32: the other sizes are the same operations, fewer of them.
 Prints one JSON line per compiled kernel: its name, what it was compiled for, and the bytes of
 shared memory that a program of it takes.
 """
 
 import json
+import os
 import sys
 
 import torch
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
@@ -62,12 +67,36 @@ def pretend(name):
     return case
 
 
+def stop_at_llvm(backend, stages, *_):
+    """Replace what follows LLVM's IR by nothing; a hook of Triton's."""
+
+    def nothing(module, metadata):
+        metadata["name"] = "none"
+        return ""
+
+    names = list(stages)
+    stages.update(dict.fromkeys(names[names.index("llir") + 1 :], nothing))
+
+
+def want_machine_code(wanted):
+    """Make machine code from now on, or stop at LLVM's IR as Triton first writes it."""
+    knobs.runtime.add_stages_inspection_hook = None if wanted else stop_at_llvm
+    # Part of the key of Triton's cache, which the hook is not.
+    if wanted:
+        os.environ.pop("DISABLE_LLVM_OPT", None)
+    else:
+        os.environ["DISABLE_LLVM_OPT"] = "1"
+
+
 def compile_all(case):
-    half = torch.bfloat16
-    for head_dim, dtype in ((64, half), (128, half), (256, half), (256, torch.float32)):
+    half, single = torch.bfloat16, torch.float32
+    complete = ((256, half), (32, single))
+    for head_dim, dtype in (*complete, (64, half), (128, half), (256, single)):
+        want_machine_code((head_dim, dtype) in complete)
         case |= {"head_dim": head_dim, "dtype": str(dtype).removeprefix("torch.")}
         few(head_dim, dtype)
         many(head_dim, dtype)
+    want_machine_code(True)
     cache = torch.randn(4, 2, 16, 128, dtype=torch.bfloat16)
     gather.gather(cache, torch.zeros(8, dtype=torch.int64))
 
@@ -82,7 +111,7 @@ def few(head_dim, dtype):
     paged = {"block_table": table, "kv_lens": torch.tensor([500, 33], dtype=torch.int32)}
     sliding = {"window": 40, "sink_tokens": 5}
     choosing = {**sliding, "full_from": 0, "decode_keys": 64}
-    if head_dim == 128 or dtype == torch.float32:  # the usual one, and the largest
+    if head_dim >= 128 or dtype == torch.float32:  # the usual one, and the largest
         decode.attend(make_call(q.expand(2, -1, -1, -1), pages, pages, **choosing, **paged))
     for rows in (1, 200):
         q = torch.randn(2, rows, 8, head_dim, dtype=dtype)

@@ -58,8 +58,8 @@ def seen_by(case: Case, **arguments: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_rows_see_exactly_the_keys_of_the_rule(case):
-    if case.key_count > 1000 and not GPU:  # a minute in the interpreter
-        case = replace(case, heads=2, kv_heads=1, head_dim=256)
+    if case.key_count > 1000 and not GPU:  # a minute in the interpreter; as many splits
+        case = replace(case, keys=1100, window=700, heads=2, kv_heads=1, head_dim=256)
     assert torch.equal(seen_by(case), case.expected())
 
 

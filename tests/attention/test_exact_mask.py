@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -38,7 +40,16 @@ def test_rows_see_exactly_the_keys_of_the_rule(case, backend):
 @pytest.mark.parametrize("case", SHAPES + TILES, ids=lambda case: case.id)
 def test_triton_rows_see_exactly_the_keys_of_the_rule(case, dtype):
     pytest.importorskip("triton")
-    assert_sees_the_rule(case, backend="triton", dtype=dtype, device=DEVICE)
+    assert_sees_the_rule(in_few_calls(case), backend="triton", dtype=dtype, device=DEVICE)
+
+
+def in_few_calls(case):
+    """The same mask with the most channels, and so keys per call, where the interpreter is slow.
+
+    Its tiles are the same for every head_dim, except those of few rows, which decoding reads.
+    """
+    slow = not GPU and case.queries > 8 and case.head_dim == 64
+    return replace(case, head_dim=256) if slow else case
 
 
 @pytest.mark.gpu
@@ -59,7 +70,7 @@ def test_a_window_one_key_wider_is_noticed(backend):
     def attend(q, k, v, window):
         return swaa_attention(q, k, v, window=window, sink_tokens=2, backend=backend)
 
-    sizes = {"batch": 1, "queries": 300, "keys": 300, "device": device}
+    sizes = {"batch": 1, "queries": 300, "keys": 300, "head_dim": 256, "device": device}
     seen = keys_seen(lambda q, k, v: attend(q, k, v, 128), **sizes)
     wider = keys_seen(lambda q, k, v: attend(q, k, v, 129), **sizes)
     assert (wider & ~seen).sum() == 300 - 130

@@ -107,7 +107,7 @@ def test_declared_lefts(dtype):
         batch=2,
         queries=200,
         keys=200,
-        head_dim=HEAD_DIM,
+        head_dim=256,  # 200 keys at a time
         dtype=dtype,
         device=DEVICE,
     )
@@ -152,9 +152,10 @@ def test_rows_that_see_nothing_are_zero():
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_two_backward_runs_give_the_same_bits(dtype):
-    case = Case(queries=300, heads=HEADS, kv_heads=KV_HEADS, head_dim=HEAD_DIM)
+    rows = 300 if GPU else 140  # five tiles in either direction
+    case = Case(queries=rows, heads=HEADS, kv_heads=KV_HEADS, head_dim=HEAD_DIM)
     inputs = make_inputs(case, dtype=dtype, device=DEVICE)
-    arguments = {"window": 64, "sink_tokens": 7, "full_from": 280}
+    arguments = {"window": 64, "sink_tokens": 7, "full_from": rows - 20}
     first, second = (gradients(inputs, "triton", **arguments) for _ in range(2))
     for name, value in first.items():
         assert torch.equal(value, second[name]), name

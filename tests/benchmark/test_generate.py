@@ -368,8 +368,8 @@ def test_columns_say_what_the_rows_hold(result):
     ("words", "message"),
     [
         (["--recipes", "fsat"], "unknown recipe 'fsat'"),
-        (["--recipes", "fast widow=3"], "'widow=3' is no knob; write one of window"),
-        (["--recipes", "fast widow=3,5"], "'widow=3,5' is no knob"),
+        (["--recipes", "fast widow=3"], "'widow=3' is not a knob; write one of window"),
+        (["--recipes", "fast widow=3,5"], "'widow=3,5' is not a knob"),
         (["--recipes", "3,fast"], "unknown recipe '3'"),
         (["--recipes", "fast, fast"], "--recipes fast, fast names fast twice"),
         (["--recipes", "stock"], "unknown recipe"),

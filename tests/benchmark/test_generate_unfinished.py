@@ -60,7 +60,7 @@ def test_rows_that_a_time_limit_cut_are_measured_by_the_next_run(tmp_path, runs,
     assert [row["refused"] for row in cut.rows[-2:]] == [
         "not begun within the time limit of 35 s"
     ] * 2
-    assert "; 2 rows are not begun, the same command goes on" in capsys.readouterr().out
+    assert "; 2 rows are missing, run the same command again" in capsys.readouterr().out
 
     assert bench() == 0
     assert runs.lengths == [50] * ROWS  # those of a size are from one process
@@ -106,7 +106,7 @@ def test_rows_of_another_commit_are_not_mixed_in(tmp_path, runs, bench, capsys, 
     capsys.readouterr()
     assert bench() == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert f"has commit {'a' * 40}, here it is {'b' * 40}: its rows cannot stand beside" in error
+    assert f"has commit {'a' * 40}, here it is {'b' * 40}: its rows cannot be mixed" in error
     assert runs.lengths == []
     assert _kept(tmp_path) == cut
     assert bench("--again") == 0
@@ -117,7 +117,7 @@ def test_a_finished_run_stays_until_another_is(tmp_path, runs, bench, capsys):
     assert bench() == 0
     finished = _kept(tmp_path)
     assert bench("--again", "--time-limit", "35") == 0
-    assert "not kept: 2 rows were not begun" in capsys.readouterr().out
+    assert "not saved: 2 rows were not measured" in capsys.readouterr().out
     assert _kept(tmp_path) == finished
     runs.interrupt_at = 1
     assert bench("--again") == 130

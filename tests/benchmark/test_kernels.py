@@ -135,7 +135,7 @@ def test_a_plot_of_nothing_is_an_error(tmp_path):
         (["--phases", "prefil"], "unknown phase 'prefil'"),
         (["--phases", "prefill,"], "--phases 'prefill,': expected names"),
         (["--backends", "fa4,fa4"], "--backends fa4,fa4 names fa4 twice"),
-        (["--heads", "30"], "30 heads are no multiple of 8"),
+        (["--heads", "30"], "30 heads are not a multiple of 8"),
         (["--dtype", "float64"], "dtype is 'float64'"),
         (["--lengths", "1q"], "--lengths 1q: expected whole numbers"),
         (["--windows", "0"], "--windows 0"),

@@ -112,7 +112,7 @@ def test_a_recipe_is_served_measured_kept_and_skipped(stand_in, tmp_path):
 
 def test_a_server_that_dies_midway_leaves_no_result_but_its_log(stand_in, tmp_path):
     run = _run(arguments=("--dies-after", "2"))
-    with pytest.raises(ConnectionError, match="ended with code 17; its last words: out of memory"):
+    with pytest.raises(ConnectionError, match="ended with code 17; its last line: out of memory"):
         execute(run, folder=tmp_path)
     assert find(run, folder=tmp_path) is None
     (left,) = (tmp_path / "serve").iterdir()
@@ -123,7 +123,7 @@ def test_a_server_that_does_not_start(tmp_path):
     command = [sys.executable, "-c", "import sys; sys.exit('no such model')"]
     log = tmp_path / "log"
     with (
-        pytest.raises(ConnectionError, match="ended with code 1; its last words: no such model"),
+        pytest.raises(ConnectionError, match="ended with code 1; its last line: no such model"),
         running(command, log=log, timeout_s=120),
     ):
         pytest.fail("the block runs without a server")
@@ -161,7 +161,7 @@ def test_where_another_takes_the_port_the_next_one_is_tried(taken, tmp_path):
 def test_ports_are_not_tried_for_ever(taken, tmp_path):
     given = taken(99)
     with (
-        pytest.raises(ConnectionError, match=r"code 1; its last words: .* Address already in use"),
+        pytest.raises(ConnectionError, match=r"code 1; its last line: .* Address already in use"),
         running(STAND_IN, log=tmp_path / "log", timeout_s=120),
     ):
         pytest.fail("the block runs without a server")
@@ -208,7 +208,7 @@ def test_a_server_that_takes_too_long_is_ended(tmp_path, monkeypatch):
         "import os, time; print(os.getpid(), flush=True); time.sleep(99)",
     ]
     with (
-        pytest.raises(ConnectionError, match=r"no answer in 0.7 s; its last words: \d+"),
+        pytest.raises(ConnectionError, match=r"no answer in 0.7 s; its last line: \d+"),
         running(command, log=log, timeout_s=0.7),
     ):
         pytest.fail("the block runs without a server")

@@ -108,7 +108,7 @@ def test_lost_samples_are_missed(prompt, tmp_path):
     lines = [json.loads(line) for line in beside.read_text().splitlines()]
     del lines[1]["replies"]["full"]
     beside.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    with pytest.raises(ValueError, match=r"jsonl lacks samples of full; bring the file back"):
+    with pytest.raises(ValueError, match=r"jsonl has no samples of full; restore the file"):
         find(runs[0], folder=tmp_path)
 
 

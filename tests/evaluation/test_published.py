@@ -105,7 +105,7 @@ def test_table_and_picture_are_put_into_a_document(folder, tmp_path):
 def test_mistakes_are_named(folder, tmp_path):
     with pytest.raises(ValueError, match="holds no gathered results of SmolLM2"):
         published.read_columns(tmp_path / "nothing")
-    with pytest.raises(ValueError, match="the document lacks the marks"):
+    with pytest.raises(ValueError, match="the document does not contain the marks"):
         published.replace_table("text", "table")
 
 
@@ -114,7 +114,7 @@ def test_full_attention_must_be_there(prompt, tmp_path):
     samples = make_samples(run)
     engine = Knows({sample.id: sample.answers[0] for sample in samples}, pause_s=1)
     gather([execute(run, samples, engine, folder=tmp_path)], folder=tmp_path)
-    with pytest.raises(ValueError, match="lacks full attention, to compare with"):
+    with pytest.raises(ValueError, match="has no full attention to compare with"):
         published.read_columns(tmp_path)
 
 

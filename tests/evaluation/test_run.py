@@ -118,7 +118,7 @@ def test_a_spoilt_line_is_named(run, samples, tmp_path):
     (path,) = (tmp_path / "eval").glob("*.jsonl")
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0], "{", *lines[2:]]) + "\n")
-    with pytest.raises(ValueError, match=r"jsonl, line 2 is no sample of a run; delete that line"):
+    with pytest.raises(ValueError, match=r"jsonl, line 2 is not a sample of a run; delete that"):
         execute(run, samples, fake_engine(samples), folder=tmp_path)
 
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Runs the tests of the Transformers integration under the oldest and the newest version that
 # pyproject.toml allows. Each lies in a venv of its own, kept between runs, in which all other
-# packages are those of VENV (default .venv). LANES: folder of these venvs; arguments go to pytest.
+# packages are those of VENV (default .venv). LANES: folder of these venvs; arguments go to pytest,
+# and without any a version that VENV has is left out: `make test` runs the same tests with it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 venv=$(realpath "${VENV:-.venv}")
@@ -11,6 +12,8 @@ oldest=${range#transformers>=}
 oldest=${oldest%%,*}
 base=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 export OMP_NUM_THREADS=1
+
+version_of() { "$1" -c 'import transformers; print(transformers.__version__)'; }
 
 run() { # lane, what to install, arguments of pytest
   local python=$lanes/transformers-$1/bin/python
@@ -22,14 +25,16 @@ run() { # lane, what to install, arguments of pytest
   fi
   "$venv/bin/python" -m pip --python "$python" install --quiet --disable-pip-version-check \
     --upgrade "$2"
-  echo "== Transformers $("$python" -c 'import transformers; print(transformers.__version__)'), $1"
+  local version
+  version=$(version_of "$python")
+  if [ $# -eq 2 ] && [ "$version" = "$(version_of "$venv/bin/python")" ]; then
+    echo "== Transformers $version, $1: make test runs these tests with it"
+    return
+  fi
+  [ $# -gt 2 ] || set -- "$@" tests/integrations tests/test_generation.py
+  echo "== Transformers $version, $1"
   "$python" -m pytest -n 2 "${@:3}"
 }
 
-if [ $# -gt 0 ]; then
-  run oldest "transformers==$oldest" "$@"
-  run newest "$range" "$@"
-else
-  run oldest "transformers==$oldest" tests/integrations tests/test_generation.py
-  run newest "$range" tests/integrations tests/test_generation.py
-fi
+run oldest "transformers==$oldest" "$@"
+run newest "$range" "$@"

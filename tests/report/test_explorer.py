@@ -121,7 +121,7 @@ def test_recipes_can_be_chosen_by_keyboard(page):
     [
         ("window", "0", 'window: expected a whole number from 1 to 2,147,483,648, got "0"'),
         ("prompt", "x", 'prompt: expected a whole number from 1 to 262,144, got "x"'),
-        ("full_layers", "some", '"some" is no rule; write odd, even'),
+        ("full_layers", "some", '"some" is not a rule; write odd, even'),
         ("full_decode", "every:2+3", '"every:2+3": write every:4 or every:4+1'),
         ("full_layers", "first:3/2", '"first:3/2" needs a fraction'),
     ],

@@ -399,7 +399,7 @@ def _broken(folder):
     return {
         "binary": "is not JSON",
         "deep": "nested too deeply",
-        "list": "is no result file; expected the keys schema,",
+        "list": "is not a result file; expected the keys schema,",
         "newer": "has schema 9; this swaa reads 1: upgrade swaa",
         "not-json": "is not JSON: Expecting property name",
         "renamed": "was renamed or edited: its content belongs in k-",
@@ -407,7 +407,7 @@ def _broken(folder):
         "h": "kind 'hats' has no figure in this swaa; its rows are in the table",
         "d": "cannot be drawn as 'demo': ",
         "s": "cannot be drawn as 'serve': ",
-        "t": "holds rows that are no JSON objects",
+        "t": "has rows that are not JSON objects",
     }
 
 
@@ -454,7 +454,7 @@ def test_what_is_no_report_is_not_replaced(tmp_path, capsys):
     notes.write_text("<title>my notes</title>")
     for output in (notes, tmp_path):
         assert main(["report", str(tmp_path / "results"), "-o", str(output)]) == 2
-        assert "is no report, so it will not be replaced" in capsys.readouterr().err
+        assert "is not a report, so it is not replaced" in capsys.readouterr().err
     assert notes.read_text() == "<title>my notes</title>"
     for _ in range(2):  # a report may be replaced
         assert main(["report", str(tmp_path / "results"), "-o", str(tmp_path / "r.html")]) == 0

@@ -44,7 +44,7 @@ def test_from_questions_to_a_checkpoint(capsys, checkpoint, tmp_path):
     assert config["swaa"]["window"] == 16
     code, _, errors = _run(capsys, *words)
     assert code == 2
-    assert errors[-1].endswith("out is finished; name another folder by --out")
+    assert errors[-1].endswith("out is finished; choose another folder with --out")
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_distill_overwrites_no_file_but_its_own(capsys, monkeypatch, tmp_path):
         "hard.jsonl": lost,
         "x.jsonl": f"x.answers.jsonl {lost}",
         "y.jsonl": f"y.judge.jsonl {lost}",
-        "mine.jsonl": "is there already, and no distillation wrote it: mine.answers.jsonl is not",
+        "mine.jsonl": "exists and was not written by 'swaa distill': mine.answers.jsonl is not",
         "s.json": "--out s.json: expected a file that ends in .jsonl",
     }
     for out, message in cases.items():

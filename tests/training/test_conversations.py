@@ -121,7 +121,7 @@ BAD = {
     "no object": ("[1]", "line 2: expected an object with 'messages'"),
     "no messages": ('{"text": "a"}', "line 2: expected an object with 'messages'"),
     "no turns": ('{"messages": []}', "line 2: expected an object with 'messages'"),
-    "odd turn": ('{"messages": ["hi"]}', "line 2: turn 1 is no object"),
+    "odd turn": ('{"messages": ["hi"]}', "line 2: turn 1 is not an object"),
     "no content": ('{"messages": [{"role": "user"}]}', "line 2: turn 1 needs 'role' and 'content'"),
     "no assistant": (
         json.dumps({"messages": conversation("a", "b")["messages"][:1]}),

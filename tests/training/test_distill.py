@@ -153,7 +153,7 @@ def test_a_full_disk_leaves_the_file_before(ask, monkeypatch):
 def test_a_file_that_no_distillation_wrote_is_kept(ask, tmp_path):
     (tmp_path / "sft.jsonl").write_text("mine")
     idle = Script(ANSWERS)
-    with pytest.raises(ValueError, match=r"sft.jsonl is there already, and no distillation wrote"):
+    with pytest.raises(ValueError, match=r"sft.jsonl exists and was not written by"):
         ask(idle)
     assert (tmp_path / "sft.jsonl").read_text() == "mine"
     assert idle.asked == []

@@ -54,7 +54,7 @@ def test_one_that_left_nothing_is_begun_anew(command, monkeypatch, tmp_path):
         code, error = command("--no-merge", *more)
         assert (code, error) == (
             2,
-            f"swaa train: the training in {out} is finished; name another folder by --out",
+            f"swaa train: the training in {out} is finished; choose another folder with --out",
         )
     assert (out / "training.json").read_bytes() == before
 
@@ -69,7 +69,7 @@ def test_one_that_died_while_merging_is_merged(command, monkeypatch, tmp_path):
     code, error = command()
     assert code == 2
     assert error.endswith(
-        "is finished, but not merged; give --resume to merge it, or name another folder by --out"
+        "is finished, but not merged; use --resume to merge it, or choose another folder with --out"
     )
     code, error = command("--resume", "--rank", 8)
     assert (code, "was started with other settings; resume it with the" in error) == (2, True)
@@ -88,7 +88,7 @@ def test_one_that_died_while_merging_is_merged(command, monkeypatch, tmp_path):
     assert (out / "adapter" / "adapter_model.safetensors").read_bytes() == whole
     assert not list(out.glob("*.partial"))
     code, error = command("--resume")
-    assert (code, error.endswith("is finished; name another folder by --out")) == (2, True)
+    assert (code, error.endswith("is finished; choose another folder with --out")) == (2, True)
 
 
 def test_training_again_in_python_merges_too(load, data, tmp_path):

@@ -90,7 +90,7 @@ def test_a_resumed_run_continues_the_curve_exactly(trained, tmp_path):
     half.mkdir()
     with pytest.raises(ValueError, match="cut was started with other settings; resume it with the"):
         trained("cut", resume=True, **{**options, "seed": 1})
-    with pytest.raises(ValueError, match="cut holds a training that was interrupted; give --resum"):
+    with pytest.raises(ValueError, match="cut holds an interrupted training; use --resume"):
         trained("cut", **options)
     rows, again = trained("cut", resume=True, **options)
     assert len(whole) == 8

@@ -5,6 +5,8 @@ import os
 
 import pytest
 
+from tests.interpreter import patch_once
+
 HERE = os.path.dirname(__file__)
 ON_GPU = os.environ.get("SWAA_TEST_DEVICE") == "cuda"
 MISSING = importlib.util.find_spec("vllm") is None
@@ -25,6 +27,8 @@ if os.environ.get("SWAA_TEST_RUNNER") == "v2" and not MISSING and not ON_GPU:
     importlib.import_module("tests.vllm.interpreted.sitecustomize")
     paths = [os.path.join(HERE, "interpreted"), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+if os.environ.get("TRITON_INTERPRET") == "1" and not MISSING:
+    patch_once(importlib.import_module("triton.runtime.interpreter"))
 
 
 def pytest_configure(config):

@@ -51,18 +51,15 @@ if [ $# -gt 0 ]; then
   test "$@"
 else
   test tests/vllm -k 'not (random or verified_drafts)'
-  echo "== drafts by ngram, each in a process of its own: after such an engine, vLLM 0.32's CPU runner"
-  echo "   computes the next ones in its process wrongly, without swaa too"
-  for name in sliding full_decode all_kinds; do
-    "$bin/python" -m pytest tests/vllm/test_scheduling.py -k "verified_drafts and $name"
-  done
-  echo "== random traffic, in a process of its own: in used ones it takes several times as long"
-  "$bin/python" -m pytest tests/vllm/test_{scheduling,decode_keys}.py -k random
+  echo "== drafts by ngram and random traffic, each test in a process of its own, two at a time:"
+  echo "   after an engine with such drafts, vLLM 0.32's CPU runner computes the next ones in its"
+  echo "   process wrongly, without swaa too; in used ones random traffic takes several times as long"
+  # The longest first.
+  printf '%s\n' 'scheduling random and all_kinds' 'scheduling random and sliding' \
+    'decode_keys random' 'scheduling verified_drafts and '{sliding,full_decode,all_kinds} |
+    xargs -P 2 -I{} bash -c 'read -r file names <<< "{}"
+      "$0" -m pytest "tests/vllm/test_$file.py" -k "$names"' "$bin/python"
   echo "== the same under vLLM's V2 model runner, its kernels interpreted"
   SWAA_TEST_RUNNER=v2 test tests/vllm/test_{features,scheduling,drafts,ranks}.py \
     -k '(all_kinds or sliding or in_flight or no_room or dealt_out) and not (random or verified_drafts or faint or strong-long)'
-  for name in sliding all_kinds; do
-    SWAA_TEST_RUNNER=v2 "$bin/python" -m pytest tests/vllm/test_scheduling.py \
-      -k "verified_drafts and $name"
-  done
 fi

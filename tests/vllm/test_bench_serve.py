@@ -48,5 +48,5 @@ def test_a_server_that_refuses_says_why(checkpoint, tmp_path):
     done = subprocess.run(command, timeout=300, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     said = done.stderr.splitlines()[-1]
-    assert said.startswith("swaa bench serve: the server ended with code 2; its last words: ")
+    assert said.startswith("swaa bench serve: the server ended with code 2; its last line: ")
     assert "--no-such-flag" in said

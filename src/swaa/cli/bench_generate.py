@@ -44,9 +44,9 @@ def register(subparsers: Any) -> None:
     """Add the sub-verb to ``swaa bench``."""
     parser = subparsers.add_parser(
         "generate",
-        help="time to the first token, time per token and memory, end to end",
-        description="Time a prompt and an answer under each recipe, beside the same model with the"
-        " best stock attention that runs here, and beside the limit that attention alone sets.",
+        help="time to first token, time per token and memory, end to end",
+        description="Time a prompt and an answer under each recipe, next to the same model with the"
+        " best stock attention that runs here and to the limit set by attention alone.",
     )
     parser.add_argument(
         "model",
@@ -58,7 +58,7 @@ def register(subparsers: Any) -> None:
         parser,
         "--recipes",
         "names or files, with commas; knobs may follow a name: 'fast full_decode=none"
-        " window=512' or 'fast full_layers=1,3,5'; a number behind a comma belongs to the list"
+        " window=512' or 'fast full_layers=1,3,5'; a number after a comma belongs to the list"
         " before it",
         "full,fast,balanced",
         metavar="R",
@@ -73,8 +73,8 @@ def register(subparsers: Any) -> None:
     add_flag(
         parser,
         "--time-limit",
-        "seconds after which no other row is begun; the same command then goes on with the"
-        " sizes that lack a row",
+        "seconds after which no new row is started; run the same command again to measure the"
+        " missing rows",
         said="none",
     )
     add_flag(
@@ -115,7 +115,7 @@ def _measure(args: argparse.Namespace) -> Result:
         _say(note)
     if found is not None and finished and not args.again:
         result = found
-        print(f"measured on {result.provenance.created[:10]}; --again measures anew")
+        print(f"measured on {result.provenance.created[:10]}; use --again to measure again")
     else:
 
         def keep(result: Result) -> None:
@@ -133,10 +133,10 @@ def _measure(args: argparse.Namespace) -> Result:
     _print(result)
     left = not_begun(result.rows)
     if left and finished:
-        print(f"not kept: {left} rows were not begun, and {path} holds a finished run")
+        print(f"not saved: {left} rows were not measured, and {path} holds a finished run")
     else:
         _plot(result, path)
-        rest = f"; {left} rows are not begun, the same command goes on" if left else ""
+        rest = f"; {left} rows are missing, run the same command again" if left else ""
         print(f"kept in {path}{rest}")
     return result
 
@@ -209,7 +209,7 @@ def _config(spec: str) -> SWAAConfig:
         knob, equals, value = change.partition("=")
         if knob not in knobs or not equals:
             raise ValueError(
-                f"--recipes {spec!r}: {change!r} is no knob;"
+                f"--recipes {spec!r}: {change!r} is not a knob;"
                 f" write one of {', '.join(knobs)} as knob=value"
             )
         values[knob] = value

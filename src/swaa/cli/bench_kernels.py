@@ -93,7 +93,7 @@ def _measure(args: argparse.Namespace) -> Result:
     if result is None:
         result = kernels.measure(options)
     else:
-        print(f"measured on {result.provenance.created[:10]}; --again measures anew")
+        print(f"measured on {result.provenance.created[:10]}; use --again to measure again")
         for row in result.rows[1:]:
             print(kernels.describe(dict(row)))
     path = results.save(result, folder=args.results)

@@ -34,10 +34,10 @@ def register(subparsers: Any) -> None:
     """Add the sub-verb to ``swaa bench``."""
     parser = subparsers.add_parser(
         "serve",
-        help="recipes behind a server: time to first token, time per token, throughput",
-        description="Send one workload of random prompts to a server under each recipe. Servers are"
-        " started by vLLM, one after another, or one that runs already is named. With requests that"
-        " all arrive at once, the time to the first token is mostly the wait in the queue.",
+        help="recipes on a server: time to first token, time per token, throughput",
+        description="Send one workload of random prompts to a server under each recipe. vLLM"
+        " starts the servers one after another, or you name one that is already running. When all"
+        " requests arrive at once, time to first token is mostly time in the queue.",
     )
     parser.add_argument("model", metavar="MODEL", help="folder or hub name")
     add_flag(
@@ -82,8 +82,8 @@ def _add_server_options(parser: argparse.ArgumentParser) -> None:
     add_flag(
         group,
         "--endpoint",
-        "OpenAI-compatible server that runs already, such as http://127.0.0.1:8000/v1;"
-        " --recipes then names the one that it runs",
+        "OpenAI-compatible server that is already running, such as http://127.0.0.1:8000/v1;"
+        " --recipes then names the recipe it runs",
         said="vLLM is started",
         metavar="URL",
     )
@@ -115,7 +115,7 @@ def _add_server_options(parser: argparse.ArgumentParser) -> None:
         "--vllm",
         nargs=argparse.REMAINDER,
         metavar="...",
-        help="everything behind this flag goes to 'vllm serve' (default: nothing, and"
+        help="everything after this flag goes to 'vllm serve' (default: nothing, and"
         " --max-model-len as the workload needs it)",
     )
 
@@ -209,7 +209,7 @@ def _source(args: argparse.Namespace, names: tuple[str, ...]) -> Endpoint | Laun
             device=local_device(),
         )
     if args.vllm:
-        raise ValueError("--vllm would do nothing with --endpoint: that server runs already")
+        raise ValueError("--vllm would do nothing with --endpoint: that server is already running")
     if len(names) > 1:
         raise ValueError("a server runs one recipe; name it alone: --recipes R")
     return Endpoint(

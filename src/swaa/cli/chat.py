@@ -29,7 +29,7 @@ def register(subparsers: Any) -> None:
         "chat",
         help="talk to a model under a recipe",
         description="Talk to a model under a recipe. Each line is a message, from the terminal or"
-        f" from a pipe; {RESET} begins anew, {EXIT} or the end of the input (Ctrl-D) ends, Ctrl-C"
+        f" from a pipe; {RESET} starts over, {EXIT} or the end of the input (Ctrl-D) quits, Ctrl-C"
         " stops an answer. Answers are greedy.",
     )
     parser.add_argument(
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _talk(conversation: Conversation) -> None:
     if sys.stdin.isatty():
-        print(f"{RESET} begins anew, {EXIT} or Ctrl-D ends", flush=True)
+        print(f"{RESET} starts over, {EXIT} or Ctrl-D quits", flush=True)
     for line in _lines():
         if line == EXIT:
             return

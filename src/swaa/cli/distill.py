@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 _EPILOG = """\
 Each line of the questions is an object with context, question and answers, as the task jsonl of
-`swaa eval` reads it; an answer is right when it holds theirs, or when the judge says so. The same
-command resumes what was interrupted. Every answer drawn is kept beside OUT: for --out sft.jsonl in
-sft.answers.jsonl.
+`swaa eval` reads it; an answer is right if it contains one of theirs, or if the judge says so. Run
+the same command again to resume an interrupted run. Every sampled answer is kept next to OUT: for
+--out sft.jsonl in sft.answers.jsonl.
 """
 
 

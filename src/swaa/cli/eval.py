@@ -32,10 +32,10 @@ DEFAULT_LENGTHS = "4096"
 
 _EPILOG = """\
 Tasks: needle, multikey[:others], multiquery[:N], multivalue[:N], variable_tracking[:hops], recall,
-perplexity, jsonl:FILE, longmemeval[:sessions]:FILE, longbench_v2:FILE, ruler[:task]. The same
-command resumes what was interrupted and skips what is done; each run is one .json with its
-provenance in RESULTS/eval/, its samples in the .jsonl beside it. On several GPUs, each with a copy
-of the model: accelerate launch --multi_gpu --num_processes 8 -m swaa eval ...
+perplexity, jsonl:FILE, longmemeval[:sessions]:FILE, longbench_v2:FILE, ruler[:task]. Run the
+same command again to resume an interrupted run; finished runs are skipped. Each run is one .json
+with its provenance in RESULTS/eval/, its samples are in the .jsonl next to it. On several GPUs,
+each with a copy of the model: accelerate launch --multi_gpu --num_processes 8 -m swaa eval ...
 """
 
 
@@ -60,7 +60,7 @@ def register(subparsers: Any) -> None:
     add_config_options(parser, default=None)
     _add_prompt_options(parser)
     _add_local_options(parser)
-    add_endpoint_options(parser, note="; --recipes then names the one that it runs")
+    add_endpoint_options(parser, note="; --recipes then names the recipe it runs")
     add_results_option(parser)
     add_switch(
         parser,
@@ -72,8 +72,8 @@ def register(subparsers: Any) -> None:
         parser,
         "--paper-table",
         "run nothing: show the paper's table 1, 3 or 4 (with --thinking, the columns of the"
-        " model that thinks) beside what RESULTS holds of MODEL, and write the list of runs that"
-        " repeats its rows without training to paper-table-N-MODEL/",
+        " model that thinks) next to what RESULTS holds for MODEL, and write the list of runs that"
+        " repeat its rows without training to paper-table-N-MODEL/",
         said="off",
         kind=int,
     )

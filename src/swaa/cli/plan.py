@@ -28,8 +28,8 @@ def register(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "plan",
         help="price recipes on a model: KV bytes and FLOPs, without loading weights",
-        description="Price recipes on a model from its configuration alone, beside the model as"
-        " it is. The cost is arithmetic, not a measurement.",
+        description="Price recipes on a model from its configuration alone, next to the"
+        " unchanged model. The cost is arithmetic, not a measurement.",
     )
     parser.add_argument(
         "model",
@@ -47,7 +47,7 @@ def register(subparsers: Any) -> None:
     add_flag(
         parser,
         "--gpu-memory",
-        "say whether weights and KV fit into a GPU of so many GiB",
+        "report whether weights and KV fit into a GPU with this many GiB",
         said="not said",
         kind=float,
         metavar="GIB",

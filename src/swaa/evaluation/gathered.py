@@ -74,8 +74,8 @@ def read(path: Path) -> list[Finished]:
     for name, config in result.config[_SETTINGS].items():
         if not lines or any(name not in line[_REPLIES] for line in lines):
             raise ValueError(
-                f"{path.with_suffix('.jsonl')} lacks samples of {name}; bring the file back, or"
-                f" delete {path.name} to have its runs done again"
+                f"{path.with_suffix('.jsonl')} has no samples of {name}; restore the file, or"
+                f" delete {path.name} to run them again"
             )
         rows = [row for row in result.rows if row["setting"] == name]
         one = results.Result(

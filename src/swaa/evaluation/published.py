@@ -109,7 +109,7 @@ def read_columns(folder: str | Path) -> list[Column]:
         task, length = config["task"]["task"], config["length"]
         if task in TASKS and windows == {WINDOW}:
             if "full" not in runs:
-                raise ValueError(f"{path} lacks full attention, to compare with")
+                raise ValueError(f"{path} has no full attention to compare with")
             columns.append(Column(task=task, length=length, runs=runs, result=result))
     if not columns:
         raise ValueError(
@@ -194,7 +194,7 @@ def replace_table(document: str, table: str) -> str:
         ValueError: for a document without the marks.
     """
     if document.count(BEGIN) != 1 or END not in document.partition(BEGIN)[2]:
-        raise ValueError(f"the document lacks the marks {BEGIN!r} and {END!r}")
+        raise ValueError(f"the document does not contain the marks {BEGIN!r} and {END!r}")
     head, _, rest = document.partition(BEGIN)
     return f"{head}{BEGIN}\n\n{table}\n\n{END}{rest.partition(END)[2]}"
 

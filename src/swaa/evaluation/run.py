@@ -288,7 +288,7 @@ def _done(file: SamplesFile, prints: Mapping[str, str]) -> set[str]:
         if prints.get(record["id"]) != record.get("prompt"):
             raise ValueError(
                 f"{file.path}: sample {record['id']} was made from another prompt; move the file"
-                " away to begin anew"
+                " away to start over"
             )
     return {record["id"] for record in file.samples}
 

@@ -185,7 +185,7 @@ def _object(data: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         raise _PassingError(f"the answer is not JSON: {data:.100}") from None
     if not isinstance(value, dict):
-        raise _PassingError(f"the answer is no JSON object: {data:.100}")
+        raise _PassingError(f"the answer is not a JSON object: {data:.100}")
     if value.get("error") is not None:
         raise _PassingError(f"the server says: {json.dumps(value['error']):.200}")
     return value

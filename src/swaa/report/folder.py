@@ -97,15 +97,15 @@ def read_folder(path: str | Path) -> Folder:
 def _check(result: results.Result) -> None:
     """Check what the schema leaves open and the page relies on."""
     if not all(isinstance(row, Mapping) for row in result.rows):
-        raise ValueError("holds rows that are no JSON objects")
+        raise ValueError("has rows that are not JSON objects")
     if not isinstance(result.config, Mapping):
-        raise ValueError("holds a config that is no JSON object")
+        raise ValueError("has a config that is not a JSON object")
     provenance = result.provenance
     if not isinstance(provenance.versions, Mapping):
-        raise ValueError("holds versions that are no JSON object")
+        raise ValueError("has versions that are not a JSON object")
     for name in ("device", "created"):
         if not isinstance(getattr(provenance, name), str):
-            raise ValueError(f"has a provenance whose {name!r} is no text")
+            raise ValueError(f"has a provenance whose {name!r} is not text")
 
 
 def _interrupted(root: Path) -> Iterator[Problem]:

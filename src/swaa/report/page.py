@@ -78,7 +78,7 @@ def _check_page(page: Path) -> None:
     elif not page.is_dir():
         return  # nothing is there, or a pipe
     raise ValueError(
-        f"{page} is there and is no report, so it will not be replaced: name another file by -o"
+        f"{page} exists and is not a report, so it is not replaced: choose another file with -o"
     )
 
 

@@ -197,7 +197,7 @@ def _turns(messages: Sequence[Any]) -> list[dict[str, str]]:
 
 def _turn(number: int, message: Any) -> dict[str, str]:
     if not isinstance(message, Mapping):
-        raise _BadLineError(f"turn {number} is no object with 'role' and 'content'")
+        raise _BadLineError(f"turn {number} is not an object with 'role' and 'content'")
     role, content = message.get("role"), message.get("content")
     if not isinstance(role, str) or not isinstance(content, str):
         raise _BadLineError(f"turn {number} needs 'role' and 'content', both text")

@@ -157,7 +157,7 @@ def check_out(out: str | Path, data: str | Path | None = None) -> Path:
             )
     if out.exists() and not answers.is_file():
         raise ValueError(
-            f"{out} is there already, and no distillation wrote it: {answers.name} is not beside"
+            f"{out} exists and was not written by 'swaa distill': {answers.name} is not next to"
             " it; choose another --out, or move that file away"
         )
     return out
@@ -209,7 +209,7 @@ def _check(file: SamplesFile, prints: Mapping[str, str], setup: str) -> set[str]
         if prints.get(name, record.get("prompt")) != record.get("prompt"):
             raise ValueError(
                 f"{file.path}: the question of answer {name} has changed; move that file away to"
-                " begin anew"
+                " start over"
             )
     return {record["id"] for record in file.samples}
 

@@ -53,11 +53,11 @@ def left_to_do(out: Path, record: Mapping[str, Any], *, resume: bool, merges: bo
     known = json.loads(path.read_text("utf-8")) if path.is_file() else None
     if known is not None and ("steps" in known or _is_trained(out)):
         if not (merges and _is_trained(out)) or is_whole(out / MERGED):
-            raise ValueError(f"the training in {out} is finished; name another folder by --out")
+            raise ValueError(f"the training in {out} is finished; choose another folder with --out")
         if not resume:
             raise ValueError(
-                f"the training in {out} is finished, but not merged; give --resume to merge it, or"
-                " name another folder by --out"
+                f"the training in {out} is finished, but not merged; use --resume to merge it, or"
+                " choose another folder with --out"
             )
         _require_same(out, record, known)
         return "merging"
@@ -72,8 +72,8 @@ def left_to_do(out: Path, record: Mapping[str, Any], *, resume: bool, merges: bo
         _require_empty(out)
     elif last_checkpoint(out) is not None:
         raise ValueError(
-            f"{out} holds a training that was interrupted; give --resume to go on with it, or name"
-            " another folder by --out"
+            f"{out} holds an interrupted training; use --resume to continue it, or choose another"
+            " folder with --out"
         )
     return "training"  # a record here is of a training that saved nothing: begin again
 

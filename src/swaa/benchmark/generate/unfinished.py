@@ -61,8 +61,8 @@ def rows_to_keep(unfinished: Result, now: Provenance) -> list[Row]:
         before, here = getattr(then, name), getattr(now, name)
         if before != here:
             raise ValueError(
-                f"an unfinished run of {then.created[:10]} has {_changed(word, before, here)}: its"
-                " rows cannot stand beside new ones; --again measures all of them anew"
+                f"the unfinished run of {then.created[:10]} has {_changed(word, before, here)}: its"
+                " rows cannot be mixed with new ones; use --again to measure all of them again"
             )
     return kept
 

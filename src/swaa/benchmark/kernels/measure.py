@@ -60,7 +60,7 @@ class Options:
                 f"unknown phase {sorted(unknown)[0]!r}; choose from {', '.join(PHASES)}"
             )
         if self.heads % self.kv_heads:
-            raise ValueError(f"{self.heads} heads are no multiple of {self.kv_heads} kv heads")
+            raise ValueError(f"{self.heads} heads are not a multiple of {self.kv_heads} kv heads")
         if self.dtype not in ("float16", "bfloat16"):
             raise ValueError(f"dtype is {self.dtype!r}; choose float16 or bfloat16")
 

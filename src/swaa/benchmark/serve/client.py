@@ -92,7 +92,7 @@ def request(address: Address, body: bytes, *, input_tokens: int) -> Timing:
         connection.request("POST", path, body, headers)
         return _read(connection.getresponse(), sent, input_tokens)
     except TimeoutError:
-        return Timing(sent=sent, error=f"nothing came for {address.timeout_s:g} s")
+        return Timing(sent=sent, error=f"no data for {address.timeout_s:g} s")
     except (_BrokenError, OSError, http.client.HTTPException) as error:
         return Timing(sent=sent, error=_reason(error))
     finally:
@@ -141,7 +141,7 @@ def _object(data: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         raise _BrokenError(f"a piece is not JSON: {data.decode('utf-8', 'replace'):.80}") from None
     if not isinstance(value, dict):
-        raise _BrokenError(f"a piece is no JSON object: {shown(value)}")
+        raise _BrokenError(f"a chunk is not a JSON object: {shown(value)}")
     if value.get("error") is not None:
         raise _BrokenError(f"the server says: {json.dumps(value['error']):.200}")
     return value
@@ -155,12 +155,12 @@ def _counts(piece: dict[str, Any]) -> dict[str, Any] | None:
     names = ("prompt_tokens", "completion_tokens")
     if isinstance(usage, dict) and {type(usage.get(name)) for name in names} <= {int, type(None)}:
         return usage
-    raise _BrokenError(f"the usage is no object of whole numbers: {shown(usage)}")
+    raise _BrokenError(f"the usage is not an object of whole numbers: {shown(usage)}")
 
 
 def _field(choice: object, name: str) -> object:
     if not isinstance(choice, dict):
-        raise _BrokenError(f"a choice is no JSON object: {shown(choice)}")
+        raise _BrokenError(f"a choice is not a JSON object: {shown(choice)}")
     return choice.get(name)
 
 

@@ -98,7 +98,7 @@ class Server:
     def _last_words(self) -> str:
         lines = self._log.read_text("utf-8", "replace").splitlines()
         said = next((line.strip() for line in reversed(lines) if line.strip()), "nothing")
-        return f"its last words: {said:.300} (all of them: {self._log})"
+        return f"its last line: {said:.300} (full log: {self._log})"
 
 
 @contextlib.contextmanager

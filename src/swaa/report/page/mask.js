@@ -24,7 +24,7 @@ function resolveLayers(selection, count) {
     const first = { first: 0, middle: Math.floor((count - taken) / 2), last: count - taken }[word];
     return all.slice(first, first + taken);
   }
-  throw new Error(`"${selection}" is no rule; write odd, even, every:4+1, first:1/4, middle:1/2`);
+  throw new Error(`"${selection}" is not a rule; write odd, even, every:4+1, first:1/4, middle:1/2`);
 }
 
 function fraction(text, rule) {
