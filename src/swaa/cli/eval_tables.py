@@ -86,14 +86,19 @@ def label(outcome: Outcome) -> str:
     """A recipe's name with the knobs that change it: ``naive sink_tokens=64``."""
     from swaa.recipes import list_recipes
 
-    name, config = outcome.run.setting, outcome.run.config.to_dict()
-    shipped = {recipe.name: recipe.config.to_dict() for recipe in list_recipes()}.get(name, config)
-    turned = [f"{knob}={_word(value)}" for knob, value in config.items() if value != shipped[knob]]
+    name, config = outcome.run.setting, outcome.run.config
+    shipped = {recipe.name: recipe.config for recipe in list_recipes()}.get(name, config)
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    turned = [
+        f"{knob}={_word(value)}"
+        for knob, value in values.items()
+        if value != getattr(shipped, knob)
+    ]
     return " ".join([name, *turned])
 
 
 def _word(value: Any) -> str:
-    if isinstance(value, list):
+    if isinstance(value, tuple):
         return ",".join(map(str, value)) or "none"
     if isinstance(value, bool):
         return "all" if value else "none"
