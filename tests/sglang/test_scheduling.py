@@ -93,8 +93,8 @@ def test_our_kernels_over_the_page_table(checkpoint, monkeypatch):
     config = SWAAConfig(window=12, sink_tokens=4, full_layers=(1,), full_decode=(2,), dense_tail=3)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     inside = {"poison": True, "staged": True, "interpreted": True}
-    prompts = prompts_of(70, 9, seed=3)
+    prompts = prompts_of(30, 5, seed=3)
     with Engine(checkpoint(), config.to_dict(), inside, page_size=16) as engine:
-        answers = engine.answers(prompts, max_tokens=6)
+        answers = engine.answers(prompts, max_tokens=3)
     for prompt, answer in zip(prompts, answers, strict=True):
         Judge(checkpoint(), config).check(prompt, answer)
