@@ -2,7 +2,8 @@
 
 ``SWAA_TESTS_INSIDE`` holds JSON, with any of: ``log``, a file that gets a line for each batch;
 ``poison``, freed slots of the sliding pool hold NaN; ``staged``, decode batches go through the
-buffers of CUDA graphs; ``undone``, the function whose hook is taken out; ``version``, of SGLang, as it says.
+buffers of CUDA graphs; ``undone``, the function whose hook is taken out;
+``version``, of SGLang, as it says.
 """
 
 import json
