@@ -86,15 +86,3 @@ def test_a_long_prompt_in_pools_of_little_more_than_its_size(checkpoint, judge):
     for prompt, answer in zip(prompts, answers, strict=True):
         assert len(answer.token_ids) == 12
         judge.check(prompt, answer)
-
-
-@pytest.mark.skipif(ON_GPU, reason="the interpreter is for machines without a GPU")
-def test_our_kernels_over_the_page_table(checkpoint, monkeypatch):
-    config = SWAAConfig(window=12, sink_tokens=4, full_layers=(1,), full_decode=(2,), dense_tail=3)
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    inside = {"poison": True, "staged": True, "interpreted": True}
-    prompts = prompts_of(30, 5, seed=3)
-    with Engine(checkpoint(), config.to_dict(), inside, page_size=16) as engine:
-        answers = engine.answers(prompts, max_tokens=3)
-    for prompt, answer in zip(prompts, answers, strict=True):
-        Judge(checkpoint(), config).check(prompt, answer)

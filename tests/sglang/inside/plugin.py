@@ -2,8 +2,8 @@
 
 ``SWAA_TESTS_INSIDE`` holds JSON, with any of: ``log``, a file that gets a line for each batch;
 ``poison``, freed slots of the sliding pool hold NaN; ``staged``, decode batches go through the
-buffers of CUDA graphs; ``interpreted``, our Triton kernels run in Triton's interpreter; ``undone``,
-the function whose hook is taken out; ``version``, of SGLang, as it says.
+buffers of CUDA graphs; ``undone``, the function whose hook is taken out;
+``version``, of SGLang, as it says.
 """
 
 import json
@@ -23,12 +23,6 @@ def register():
         _undo(asked["undone"])
     if asked.get("poison"):
         _poison_when_made()
-    if asked.get("interpreted"):
-        import swaa.attention.triton as ours
-        from swaa.integrations.sglang import backend
-
-        ours.serves_cpu = True
-        backend._kernels = lambda runner: "triton"
     if "log" in asked or asked.get("staged"):
         _watch(asked.get("log"), asked.get("staged", False))
 
