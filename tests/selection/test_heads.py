@@ -191,6 +191,7 @@ def test_a_choice_without_a_report_takes_no_answers(checkpoint, prompts, tmp_pat
     assert "nothing was held out" in out.err
     recipe = json.loads((tmp_path / "tuned.json").read_text())
     assert ": not verified, at " in recipe["description"]
+    assert "no score says what it keeps" in recipe["provenance"]["source"]
     assert isinstance(SWAAConfig.load(tmp_path / "tuned.json").full_decode, HeadSelection)
     assert not list((tmp_path / "results").glob("eval/*"))
     assert main([*words, "--budget", "kv=97%", "--json"]) == 0

@@ -95,10 +95,15 @@ def _how(tuning: Tuning) -> str:
     several = len(tuning.kinds) > 1
     of = f"{'each of ' if several else ''}{', '.join(tuning.kinds)}"
     each = " (mean of all)" if tuning.keep_mean else " of each" if several else ""
-    return (
+    how = (
         f"swaa tune, {_UNITS[tuning.units]}method {tuning.method}, {tuning.each} samples of {of},"
-        f" budget {budgets}, at least {tuning.keep:.0%} kept{each}, seed {tuning.seed}; scores are"
-        " of samples that the search has not seen"
+        f" budget {budgets}"
+    )
+    if not tuning.held_out_of_each:
+        return f"{how}, seed {tuning.seed}; nothing was held out, so no score says what it keeps"
+    return (
+        f"{how}, at least {tuning.keep:.0%} kept{each}, seed {tuning.seed}; scores are of samples"
+        " that the search has not seen"
     )
 
 
