@@ -149,7 +149,7 @@ def test_wrong_options_are_refused(options, error, message):
         ({"sliding_window_size": None, "force_fa_decode": True}, ValueError, "full_decode would"),
         ({"version": 1}, ValueError, "the key 'window' is missing; give a number of keys, or null"),
         ([1], TypeError, r"expected a JSON object with the key 'window', got \[1\]"),
-        ({"keep_first": 4, "k": 1}, ValueError, "unknown keys k beside the paper's sliding_window"),
+        ({"keep_first": 4, "k": 1}, ValueError, "unknown keys k next to the paper's sliding"),
         ({"sliding_window_size": 8, "keep_first": -1}, ValueError, "sink_tokens is -1"),
     ],
     ids=lambda value: "" if isinstance(value, dict) else str(value)[:60],
@@ -177,8 +177,8 @@ def test_the_papers_own_keys_are_read():
 @pytest.mark.parametrize(
     ("written", "message"),
     [
-        ({"config": {"window": 8}, "sink_tokens": 4}, "holds sink_tokens beside 'config', where"),
-        ([{"swaa_config": AUTHORS, "keep_first": 4}], "holds keep_first beside 'swaa_config'"),
+        ({"config": {"window": 8}, "sink_tokens": 4}, "holds sink_tokens next to 'config', where"),
+        ([{"swaa_config": AUTHORS, "keep_first": 4}], "holds keep_first next to 'swaa_config'"),
         ({"recipe": "fast", "window": 8}, "unknown keys recipe"),
         ({"swaa": {"window": 8}}, "unknown keys swaa"),
     ],

@@ -464,7 +464,7 @@ def _from_authors(values: Mapping[str, Any]) -> dict[str, Any]:
     unknown = sorted(map(str, values.keys() - AUTHORS_KEYS.keys()))
     if unknown:
         raise ValueError(
-            f"unknown keys {_listed(unknown)} beside the paper's {', '.join(AUTHORS_KEYS)}"
+            f"unknown keys {_listed(unknown)} next to the paper's {', '.join(AUTHORS_KEYS)}"
         )
     if "sliding_window_size" not in values:
         raise ValueError(
@@ -520,7 +520,8 @@ def _inner(values: dict[str, Any], key: str) -> Any:
     beside = sorted(values.keys() & {*knobs, *AUTHORS_KEYS})
     if beside:
         raise ValueError(
-            f"holds {', '.join(beside)} beside {key!r}, where nobody reads them; put them into it"
+            f"holds {', '.join(beside)} next to {key!r}, where nobody would read them;"
+            " put them into it"
         )
     return values[key]
 

@@ -74,7 +74,7 @@ def test_more_queries_than_keys_need_a_start():
     ("q", "k", "match"),
     [
         (torch.randn(1, 4, 2), torch.randn(1, 4, 2, 16), "expected"),
-        (torch.randn(1, 4, 3, 16), torch.randn(1, 4, 2, 16), "no multiple"),
+        (torch.randn(1, 4, 3, 16), torch.randn(1, 4, 2, 16), "not a multiple"),
         (torch.randn(1, 4, 2, 8), torch.randn(1, 4, 2, 16), "head_dim"),
         (torch.randn(2, 4, 2, 16), torch.randn(1, 4, 2, 16), "batch"),
         (torch.randn(1, 4, 2, 16).half(), torch.randn(1, 4, 2, 16), "must agree"),

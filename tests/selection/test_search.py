@@ -265,9 +265,9 @@ def test_a_search_does_not_begin_at_full_attention():
     [
         ("layer=1/4", "expected layers=SHARE, decode=SHARE, flops=SHARE, kv=SHARE"),
         ("layers=1/4,layers=1/2", "each at most once"),
-        ("kv=150%", "'150%' is no share from 0 to 1"),
-        ("kv=1/0", "is no share"),
-        ("layers=many", "is no share"),
+        ("kv=150%", "'150%' is not a share from 0 to 1"),
+        ("kv=1/0", "is not a share"),
+        ("layers=many", "is not a share"),
     ],
 )
 def test_budgets_that_cannot_be_read_are_refused(text, message):

@@ -370,7 +370,7 @@ def test_a_file_that_is_no_recipe_is_never_replaced(data, tmp_path, capsys, monk
     (tmp_path / "tuned.json").write_text('{"my": "notes"}')
     assert main(_words("m", data, tmp_path)) == 2
     error = capsys.readouterr().err
-    assert "tuned.json is there and is no recipe, so it will not be replaced: name" in error
+    assert "tuned.json exists and is not a recipe, so it will not be replaced: name" in error
     assert (tmp_path / "tuned.json").read_text() == '{"my": "notes"}'
 
 

@@ -132,7 +132,7 @@ def test_answers_are_those_of_the_served_model(models, name, served, draft):
     share = told["num_accepted_tokens"] / told["num_draft_tokens"]
     assert share > 0.7 if draft == served else share < 0.2
     layers = STRANGERS.get(draft, {}).get("num_hidden_layers", 4)
-    assert f" of 4 layers ({WHAT[name]}) beside a draft model of {layers}: " in line
+    assert f" of 4 layers ({WHAT[name]}) next to a draft model of {layers}: " in line
     holds = [any("draft_model." in name for name in group.layer_names) for group in groups]
     assert holds == [True] + [False] * (len(groups) - 1)
     # The second time from the prefix cache, at blocks that both models have.
@@ -196,7 +196,7 @@ def test_draft_whose_checkpoint_asks_for_swaa_is_refused(checkpoint):
         ({"kv_cache_dtype": "float16"}, "a KV cache of float16 is not served"),
         ({"pipeline": 2}, "a draft model under pipeline parallelism"),
         ({"sees": 512}, "the draft model sees 512 tokens and 2,048 are served"),
-        ({"requests": 33}, "33 requests beside a draft model need steps of 66 tokens"),
+        ({"requests": 33}, "33 requests next to a draft model need steps of 66 tokens"),
     ],
     ids=["eagle", "fp8", "another_type", "pipeline", "short", "crowded"],
 )

@@ -290,7 +290,7 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
     if q.shape[3] != k.shape[3]:
         raise ValueError(f"q has head_dim {q.shape[3]} and k {k.shape[3]}; they must agree")
     if k.shape[2] == 0 or q.shape[2] % k.shape[2]:
-        raise ValueError(f"{q.shape[2]} query heads are no multiple of {k.shape[2]} kv heads")
+        raise ValueError(f"{q.shape[2]} query heads are not a multiple of {k.shape[2]} kv heads")
 
 
 def _check_layout(

@@ -64,7 +64,7 @@ def register(subparsers: Any) -> None:
         "--out",
         dest="out",
         metavar="FILE",
-        help="the recipe; the plot lies beside it (default: MODEL-tuned.json)",
+        help="the recipe; the plot lies next to it (default: MODEL-tuned.json)",
     )
     add_flag(parser, "--results", "folder", "results", metavar="D")
     add_switch(parser, "--json", "print JSON", said="tables")

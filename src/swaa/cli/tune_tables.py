@@ -85,7 +85,7 @@ def earlier(out: Path) -> SWAAConfig | None:
         return SWAAConfig.load(out)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{out} is there and is no recipe, so it will not be replaced: name another file by"
+            f"{out} exists and is not a recipe, so it will not be replaced: name another file by"
             f" --out ({error})"
         ) from None
 

@@ -131,6 +131,6 @@ def _share(text: str, whole: str) -> Fraction:
         share = Fraction(-1)
     if not 0 <= share <= 1:
         raise ValueError(
-            f"budget {whole!r}: {text!r} is no share from 0 to 1, such as 1/4, 25% or 2/30"
+            f"budget {whole!r}: {text!r} is not a share from 0 to 1, such as 1/4, 25% or 2/30"
         )
     return share

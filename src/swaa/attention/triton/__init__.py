@@ -112,9 +112,9 @@ def _refused_tensors(call: AttentionCall) -> str | None:
         return f"{call.q.dtype} is none of float16, bfloat16, float32"
     head_dim = call.q.shape[3]
     if head_dim > HEAD_DIM_LIMIT or head_dim % 8:
-        return f"head_dim {head_dim} is no multiple of 8 up to {HEAD_DIM_LIMIT}"
+        return f"head_dim {head_dim} is not a multiple of 8 up to {HEAD_DIM_LIMIT}"
     if call.v.shape[3] != head_dim:
-        return f"values of head_dim {call.v.shape[3]} beside keys of {head_dim}"
+        return f"values of head_dim {call.v.shape[3]} with keys of {head_dim}"
     if call.scale <= 0:
         return f"the scale is {call.scale}; it must be positive"
     if any(x.stride(3) != 1 for x in (call.q, call.k, call.v)):

@@ -123,7 +123,7 @@ def _searching_beams(original: Callable[..., Any]) -> Callable[..., Any]:
 
         if get_memory().radix_cache_backend == CACHE:
             return (
-                "swaa: beam search is not served, because beams share keys behind the prompt; ask"
+                "swaa: beam search is not served, because beams share keys after the prompt; ask"
                 " for n answers instead"
             )
         return original(self, req, recv_req)

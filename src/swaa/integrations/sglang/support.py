@@ -138,7 +138,7 @@ def _engine_reasons() -> Iterator[str]:
     if get_disagg().disaggregation_mode != "null":
         yield "prefill and decode on separate servers hand on keys that a layer may have freed"
     if get_disagg().enable_pdmux:
-        yield "--enable-pdmux runs prefill beside decode, which was not tried"
+        yield "--enable-pdmux runs prefill and decode at the same time, which was not tried"
     if memory.enable_hierarchical_cache or memory.enable_lmcache or memory.enable_flexkv:
         yield (
             "caches beyond the GPU store keys that a layer may have freed; serve without"
@@ -154,7 +154,7 @@ def _engine_reasons() -> Iterator[str]:
         yield "data-parallel attention was not tried; serve without --enable-dp-attention"
     overlap = get_exec().overlap
     if overlap.enable_two_batch_overlap or overlap.enable_single_batch_overlap:
-        yield "two-batch overlap splits batches behind the prompt lengths; serve without it"
+        yield "two-batch overlap splits batches without their prompt lengths; serve without it"
     if get_exec().dllm.dllm_algorithm is not None:
         yield "diffusion decoding sees later tokens; swaa's rows do not"
     if get_model().kv_cache_dtype not in ("auto", "bf16", "bfloat16"):
@@ -180,7 +180,7 @@ def _layer_reasons(layer: Any) -> Iterator[str]:
     from sglang.srt.layers.radix_attention import AttentionType
 
     if layer.attn_type != AttentionType.DECODER or layer.is_cross_attention:
-        yield "is no decoder's attention; swaa adapts decoders"
+        yield "is not a decoder's attention; swaa adapts decoders"
     if layer.sliding_window_size not in (None, -1):
         yield "slides already, as the model came"
     if layer.logit_cap:

@@ -166,10 +166,10 @@ def swaa_attention_forward(
     if dropout:
         raise ValueError(f"attention dropout is {dropout}; set config.attention_dropout to 0")
     if kwargs.get("is_causal") is False:
-        raise ValueError("is_causal=False asks for attention in both directions, which swaa lacks")
+        raise ValueError("is_causal=False asks for attention in both directions: not supported")
     for name, what in FOREIGN_ARGUMENTS.items():
         if kwargs.get(name) is not None:
-            raise ValueError(f"layer {module.layer_idx} uses {what} ({name}), which swaa lacks")
+            raise ValueError(f"layer {module.layer_idx} uses {what} ({name}): not supported")
     call = _Call(module, attention_mask, scaling, kwargs.get("position_ids"))
     output = _by_heads(layer, call, query, key, value)
     return output.reshape(query.shape[0], query.shape[2], *output.shape[2:]), None

@@ -136,7 +136,7 @@ def refuse_unsupported(model: PreTrainedModel) -> None:
             f"{name} is a composite of several models; swaa adapts text-only decoders"
         )
     if not hasattr(config, "num_hidden_layers"):
-        raise UnsupportedModelError(f"{name} is no plain stack of layers (num_hidden_layers)")
+        raise UnsupportedModelError(f"{name} is not a plain stack of layers (num_hidden_layers)")
     if not hasattr(model, "generate"):
         raise UnsupportedModelError(f"{name} has no language model head; load it for causal LM")
     if not (getattr(config, "is_causal", True) and all(map(_looks_back, model.modules()))):

@@ -64,7 +64,7 @@ def summary(active: Active, layers: dict[str, Any], kv_cache: Any, vllm_config: 
     served = [layer for layer in layers.values() if not layer.swaa.draft]
     sliding = [layer for layer in served if not layer.swaa.plan.full]
     drafting = len(layers) - len(served)
-    beside = f" beside a draft model of {drafting}" if drafting else ""
+    beside = f" next to a draft model of {drafting}" if drafting else ""
     kernels = ", ".join(sorted({layer.impl.kernels for layer in sliding})) or "stock"
     tokens, full_tokens = capacity(kv_cache, vllm_config)
     groups = "; ".join(_describe(group) for group in kv_cache.kv_cache_groups)

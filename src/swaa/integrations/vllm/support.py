@@ -123,7 +123,7 @@ def _engine_reasons(vllm_config: Any) -> Iterator[str]:
         yield f"a KV cache of {cache} is not served; {_other_cache(served_model(vllm_config))}"
     if parallel.use_ubatching:
         yield (
-            "dual batch overlap splits batches behind the prompt lengths; serve without"
+            "dual batch overlap splits batches without their prompt lengths; serve without"
             " --enable-dbo, and with --ubatch-size 0"
         )
     yield from _unchosen_reasons(vllm_config)
@@ -157,7 +157,7 @@ def _unchosen_reasons(vllm_config: Any) -> Iterator[str]:
     speculative = vllm_config.speculative_config
     if speculative is not None and speculative.enable_adaptive_verification:
         yield (
-            "adaptive verification trims batches behind the host's row offsets, by which long"
+            "adaptive verification trims batches without the host's row offsets, by which long"
             " chunks are gathered; leave enable_adaptive_verification out"
         )
 
@@ -170,7 +170,7 @@ def check_prefix_window(vllm_config: Any) -> None:
     """
     if getattr(served_model(vllm_config), "rswa_window", None) is not None:
         raise UnsupportedError(
-            "swaa: rswa_window asks for vLLM's own window behind a full prompt, which would not"
+            "swaa: rswa_window asks for vLLM's own window after a full prompt, which would not"
             " hold; leave it out"
         )
 
@@ -201,7 +201,7 @@ def _speculation_reasons(vllm_config: Any) -> Iterator[str]:
     if vllm_config.use_v2_model_runner and step < 2 * requests:
         # GPUModelRunner._dummy_run: each request gives one row to the draft and keeps at least one.
         yield (
-            f"{requests:,} requests beside a draft model need steps of {2 * requests:,} tokens to"
+            f"{requests:,} requests next to a draft model need steps of {2 * requests:,} tokens to"
             f" start vLLM's V2 runner, and a step has {step:,}; lower --max-num-seqs or raise"
             " --max-num-batched-tokens"
         )
