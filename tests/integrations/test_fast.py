@@ -80,7 +80,9 @@ def test_memory_is_what_plan_predicts():
         cache = cache_of(output)
         options = {"prompt_length": PROMPT, "batch": 2, "chunk": 10, "dtype": "float32"}
         cost = price(model.config, config, **options).cost
-        one_token = 2 * 2 * 2 * 16 * 4 * sum(plan.keeps_all_keys for plan in plans_of(model))
+        parts = [part for plan in plans_of(model) for part in plan.parts(2)]
+        kept = sum(len(part.heads) for part in parts if part.plan.keeps_all_keys)
+        one_token = 2 * 2 * 16 * 4 * kept
         assert cache.kv_bytes() == cost.kv_steady_bytes + one_token  # the room for the answer
         most = cost.kv_peak_bytes + 11 * one_token  # and of the chunk, before it is there
         if config is MIXED_TAIL:  # room for the whole prompt is taken before the prompt is there
