@@ -29,7 +29,7 @@ test: lint  ## set up, then lint, types and every test that needs neither a GPU 
 test-vllm:  ## vLLM on the CPU in a venv of its own (built once), then its tests (about 17 minutes)
 	PYTHON=$(PYTHON) VLLM_VENV=$(VENV)/vllm tests/vllm/lane.sh
 
-test-sglang:  ## SGLang on the CPU in a venv of its own (built once), then its tests (about 10 minutes)
+test-sglang:  ## SGLang on the CPU in a venv of its own (built once), then its tests (about 12 minutes)
 	PYTHON=$(PYTHON) SGLANG_VENV=$(VENV)/sglang tests/sglang/lane.sh
 
 test-transformers: $(VENV)/.tools  ## integration tests under the oldest and newest Transformers (about 5 minutes)
