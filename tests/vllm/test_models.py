@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from swaa.config import SWAAConfig
-from tests.vllm import engine
+from tests import served
 from tests.vllm.engine import Engine, Judge, prompts_of
 from tests.vllm.routers import as_routed, near_ties
 
@@ -61,8 +61,8 @@ def test_near_ties_of_routers_are_found_and_reversed(checkpoint, family):
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
 def test_the_judge_of_gpus_allows_one_near_tie_and_forgets_it(checkpoint, monkeypatch, family):
-    monkeypatch.setattr(engine, "ON_GPU", True)
-    monkeypatch.setattr(engine, "STOCK_TOLERANCE", 5e-2)
+    monkeypatch.setattr(served, "ON_GPU", True)
+    monkeypatch.setattr(served, "STOCK_TOLERANCE", 5e-2)
     judge = Judge(checkpoint(family), CONFIG)
     prompt, short = prompts_of(129, 40)
     ids = [1, 2]

@@ -7,7 +7,7 @@ operands are cut here in the same way, then fail the same judge in the same toke
 import pytest
 import torch
 
-from tests.vllm import engine
+from tests import served
 from tests.vllm.engine import ON_GPU, V2, Engine, Judge, prompts_of
 from tests.vllm.test_models import CONFIG
 
@@ -52,10 +52,10 @@ def test_mixture_of_experts_under_a_gpus_rounding(checkpoint, monkeypatch, famil
     prompts = prompts_of(129, 40)
     with Engine(checkpoint(family), CONFIG.to_dict()) as running:
         answers = running.answers(prompts, max_tokens=12)
-    monkeypatch.setattr(engine, "STOCK_TOLERANCE", 5e-2)
+    monkeypatch.setattr(served, "STOCK_TOLERANCE", 5e-2)
     if family == "mixtral":
         with pytest.raises(AssertionError, match=r"Greatest absolute difference: 0\.38"):
             judge.check(prompts[0], answers[0], greedy=False)
-    monkeypatch.setattr(engine, "ON_GPU", True)
+    monkeypatch.setattr(served, "ON_GPU", True)
     for prompt, answer in zip(prompts, answers, strict=True):
         judge.check(prompt, answer)
