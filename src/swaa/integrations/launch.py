@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib.metadata
+import importlib.util
 import json
 import os
 import signal
@@ -22,6 +24,8 @@ from typing import Any
 
 from swaa.integrations.address import Address
 
+PLUGIN = "swaa"
+"""Name of the plugin among the entry points of every engine."""
 NOT_ACTIVE = 3
 """Exit code of a server that was ended because swaa was not active."""
 POLL_SECONDS = 0.5
@@ -76,6 +80,25 @@ def run(
             print("swaa serve: the server ended by itself", file=sys.stderr, flush=True)
             return 1
         return 128 - code if code < 0 else code
+
+
+def require_plugin(engine: str, package: str, group: str, *, install: str) -> None:
+    """Refuse where an engine is missing, or would not find swaa's plugin.
+
+    Args:
+        engine: its name, for messages.
+        package: that it is imported as.
+        group: of entry points, by which it finds plugins.
+        install: the command that installs it.
+
+    Raises:
+        ImportError: when the engine is not installed.
+        ValueError: when the plugin is not registered.
+    """
+    if importlib.util.find_spec(package) is None:
+        raise ImportError(f"{engine} is not installed here: {install}")
+    if not any(point.name == PLUGIN for point in importlib.metadata.entry_points(group=group)):
+        raise ValueError(f"swaa's {engine} plugin is not registered: install the package again")
 
 
 def write_report(folder: str, rank: int, ranks: int, summary: str) -> None:

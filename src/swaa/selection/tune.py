@@ -316,8 +316,9 @@ class _Run:
         """
         found: dict[Candidate, list[tuple[str, str]]] = {}
         for label, searches, others in looked:
-            for units, own in _by_unit(searches).items():
-                named = f"tuned {label}" if len(_by_unit(searches)) == 1 else f"{units} {label}"
+            by_unit = _by_unit(searches)
+            for units, own in by_unit.items():
+                named = f"tuned {label}" if len(by_unit) == 1 else f"{units} {label}"
                 found.setdefault(self._best(own, shares), []).append((named, self.tuning.method))
             for candidate, name, source in others:
                 found.setdefault(candidate, []).append((f"{name} {label}", source))

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import json
 import os
 import sys
 from collections.abc import Sequence
 
-from swaa.integrations.launch import run
+from swaa.integrations.launch import PLUGIN, require_plugin, run
 from swaa.integrations.settings import KEY, Settings
 from swaa.integrations.sglang.address import find_address, read_flags
 from swaa.integrations.sglang.environment import REPORTS, REQUIRED
 
-GROUP, NAME = "sglang.srt.plugins", "swaa"
+GROUP = "sglang.srt.plugins"
 INSTALL = "pip install sglang==0.5.23"
 
 
@@ -64,10 +62,7 @@ def check_installed() -> None:
         ImportError: when SGLang is not installed.
         ValueError: when the plugin is not registered or filtered out.
     """
-    if importlib.util.find_spec("sglang") is None:
-        raise ImportError(f"SGLang is not installed here: {INSTALL}")
-    if not any(point.name == NAME for point in importlib.metadata.entry_points(group=GROUP)):
-        raise ValueError("swaa's SGLang plugin is not registered: install the package again")
+    require_plugin("SGLang", "sglang", GROUP, install=INSTALL)
     allowed = os.environ.get("SGLANG_PLUGINS")
-    if allowed and NAME not in [name.strip() for name in allowed.split(",")]:
-        raise ValueError(f"SGLANG_PLUGINS={allowed} keeps swaa out; add {NAME!r} to it")
+    if allowed and PLUGIN not in [name.strip() for name in allowed.split(",")]:
+        raise ValueError(f"SGLANG_PLUGINS={allowed} keeps swaa out; add {PLUGIN!r} to it")

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import json
 import os
 import sys
 from collections.abc import Sequence
 
 from swaa.extras import install_line
-from swaa.integrations.launch import run
+from swaa.integrations.launch import PLUGIN, require_plugin, run
 from swaa.integrations.vllm.address import find_address
 from swaa.integrations.vllm.environment import REPORTS, REQUIRED
 from swaa.integrations.vllm.settings import KEY, Settings
 
-GROUP, NAME = "vllm.general_plugins", "swaa"
+GROUP = "vllm.general_plugins"
 RAY_COPIES = "VLLM_RAY_EXTRA_ENV_VARS_TO_COPY"
 """vLLM's variable that names the environment variables to pass on to Ray's workers."""
 
@@ -50,10 +48,7 @@ def check_installed() -> None:
         ImportError: when vLLM is not installed.
         ValueError: when the plugin is not registered or filtered out.
     """
-    if importlib.util.find_spec("vllm") is None:
-        raise ImportError(f"vLLM is not installed here: {install_line('vllm')}")
-    if not any(point.name == NAME for point in importlib.metadata.entry_points(group=GROUP)):
-        raise ValueError("swaa's vLLM plugin is not registered: install the package again")
+    require_plugin("vLLM", "vllm", GROUP, install=install_line("vllm"))
     allowed = os.environ.get("VLLM_PLUGINS")
-    if allowed is not None and NAME not in allowed.split(","):
-        raise ValueError(f"VLLM_PLUGINS={allowed} keeps swaa out; add {NAME!r} to it")
+    if allowed is not None and PLUGIN not in allowed.split(","):
+        raise ValueError(f"VLLM_PLUGINS={allowed} keeps swaa out; add {PLUGIN!r} to it")
