@@ -28,6 +28,19 @@ def save_model(folder, family, **extra):
     return str(folder)
 
 
+def checkpoints(tmp_path_factory):
+    """A function that makes a folder with a tiny random model of a family, each once."""
+    made = {}
+
+    def folder(family="qwen3", **extra):
+        key = (family, repr(extra))
+        if key not in made:
+            made[key] = save_model(tmp_path_factory.mktemp(family), family, **extra)
+        return made[key]
+
+    return folder
+
+
 def prompts_of(*lengths, seed=1):
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(1, VOCABULARY, (n,), generator=generator).tolist() for n in lengths]

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from transformers import CompileConfig, DynamicCache
+from transformers import DynamicCache
 
 import swaa
 from swaa import SWAAConfig
@@ -15,6 +15,8 @@ from swaa.integrations.transformers.fast import graph_sample
 from swaa.integrations.transformers.head_cache import HeadwiseLayer
 from swaa.phase import full_attention
 from swaa.plan import price
+from tests.integrations import answers
+from tests.integrations.answers import KEPT, logits_of, options_of
 from tests.integrations.test_phase_of_a_call import GREEDY, sharp_model, tokens
 
 KNOBS = {"window": 20, "sink_tokens": 3}
@@ -29,7 +31,6 @@ CONFIGS = {
     ),
 }
 SHAPE = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 16}
-KEPT = {"output_logits": True, "return_dict_in_generate": True, **GREEDY}
 IDS = tokens(150)
 
 
@@ -37,16 +38,8 @@ def model_of(config=None):
     return sharp_model(config, **SHAPE)
 
 
-def logits_of(output):
-    return torch.stack(output.logits)
-
-
 def by_definition(config, ids=IDS, **options):
-    """Generate with a stock cache, which keeps everything, in the reference."""
-    model = model_of()
-    swaa.adapt(model, config, backend="reference", quiet=True)
-    cache = cache_argument(DynamicCache(config=model.config))
-    return model.generate(ids, **KEPT, **cache, **options)
+    return answers.by_definition(model_of(), config, ids, **options)
 
 
 @pytest.fixture(params=CONFIGS)
@@ -58,18 +51,8 @@ def config(request):
     "mode", ["plain", "chunks", "graph", "graph, chunks", "static", "compiled"]
 )
 def test_every_mode_is_the_definition(config, mode):
-    compiled = CompileConfig(backend="eager", fullgraph=True)
-    compiled._compile_all_devices = True
-    static = {"cache_implementation": "static"}
-    options = {
-        "chunks": {"prefill_chunk_size": 40},
-        "graph": {"custom_generate": graph_sample},
-        "graph, chunks": {"custom_generate": graph_sample, "prefill_chunk_size": 40},
-        "static": {**static, "disable_compile": True},
-        "compiled": {**static, "compile_config": compiled},
-    }.get(mode, {})
     expected = logits_of(by_definition(config))
-    found = logits_of(model_of(config).generate(IDS, **KEPT, **options))
+    found = logits_of(model_of(config).generate(IDS, **KEPT, **options_of(mode)))
     torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-4)
 
 
@@ -92,15 +75,9 @@ def test_all_heads_of_layers_are_those_layers():
 def test_padding_beams_and_drafts(config, mode):
     ids = torch.cat([torch.zeros(1, 11, dtype=torch.long), IDS], 1)
     padded = {"attention_mask": (ids > 0).long()}
-    options = {
-        "graph": {"custom_generate": graph_sample},
-        "beams": {"num_beams": 3},
-        "assistant": {"prompt_lookup_num_tokens": 3},
-        "self": {"assistant_early_exit": 2},
-    }.get(mode, {})
     beams = {"num_beams": 3} if mode == "beams" else {}
     expected = by_definition(config, **beams).sequences
-    found = model_of(config).generate(ids, **padded, **GREEDY, **options)
+    found = model_of(config).generate(ids, **padded, **GREEDY, **options_of(mode))
     assert torch.equal(found[:, 11:], expected)
 
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from transformers import CompileConfig, DynamicCache
+from transformers import DynamicCache
 
 import swaa
 from swaa import SWAAConfig
@@ -13,6 +13,8 @@ from swaa.integrations.transformers.cache import PagedLayer, SWAACache
 from swaa.integrations.transformers.cache_name import cache_argument, cache_of
 from swaa.integrations.transformers.fast import graph_sample
 from swaa.phase import full_attention
+from tests.integrations import answers
+from tests.integrations.answers import KEPT, logits_of, options_of
 from tests.integrations.test_phase_of_a_call import GREEDY, sharp_model, tokens
 
 KNOBS = {"window": 20, "sink_tokens": 3, "dense_tail": 4}
@@ -23,7 +25,6 @@ CONFIGS = {
     "selected": SWAAConfig(**MANY, decode_keys=48),
     "full": SWAAConfig(window=20, sink_tokens=3, full_layers="every:1", decode_keys=32),
 }
-KEPT = {"output_logits": True, "return_dict_in_generate": True, **GREEDY}
 IDS = tokens(150)
 
 
@@ -34,16 +35,8 @@ def reading_everything(config):
     return dataclasses.replace(config, decode_keys=0)
 
 
-def logits_of(output):
-    return torch.stack(output.logits)
-
-
 def by_definition(config, ids=IDS, **options):
-    """Generate with a stock cache: every step chooses anew from all keys, in the reference."""
-    model = sharp_model()
-    swaa.adapt(model, config, backend="reference", quiet=True)
-    cache = cache_argument(DynamicCache(config=model.config))
-    return model.generate(ids, **KEPT, **cache, **options)
+    return answers.by_definition(sharp_model(), config, ids, **options)
 
 
 @pytest.fixture(params=CONFIGS)
@@ -53,17 +46,8 @@ def config(request):
 
 @pytest.mark.parametrize("mode", ["plain", "chunks", "graph", "static", "compiled"])
 def test_generate_reads_what_the_definition_chooses(config, mode):
-    compiled = CompileConfig(backend="eager", fullgraph=True)
-    compiled._compile_all_devices = True
-    static = {"cache_implementation": "static"}
-    options = {
-        "chunks": {"prefill_chunk_size": 40},
-        "graph": {"custom_generate": graph_sample},
-        "static": {**static, "disable_compile": True},
-        "compiled": {**static, "compile_config": compiled},
-    }.get(mode, {})
     expected = logits_of(by_definition(config))
-    found = logits_of(sharp_model(config).generate(IDS, **KEPT, **options))
+    found = logits_of(sharp_model(config).generate(IDS, **KEPT, **options_of(mode)))
     torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-4)
     full = logits_of(sharp_model(reading_everything(config)).generate(IDS, **KEPT))
     torch.testing.assert_close(found[0], full[0], atol=2e-4, rtol=1e-4)  # a row of the prompt
@@ -83,15 +67,9 @@ def test_below_the_budget_it_is_full_decode():
 def test_padding_beams_and_drafts(config, mode):
     model, ids = sharp_model(config), torch.cat([torch.zeros(1, 11, dtype=torch.long), IDS], 1)
     padded = {"attention_mask": (ids > 0).long()}
-    options = {
-        "graph": {"custom_generate": graph_sample},
-        "beams": {"num_beams": 3},
-        "assistant": {"prompt_lookup_num_tokens": 3},
-        "self": {"assistant_early_exit": 2},
-    }.get(mode, {})
     beams = {"num_beams": 3} if mode == "beams" else {}
     expected = by_definition(config, **beams).sequences
-    found = model.generate(ids, **padded, **GREEDY, **options)
+    found = model.generate(ids, **padded, **GREEDY, **options_of(mode))
     assert torch.equal(found[:, 11:], expected)
 
 

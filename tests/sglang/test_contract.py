@@ -5,6 +5,7 @@ import inspect
 
 import pytest
 
+from tests.overrides import overrides
 from tests.sglang.conftest import MISSING
 
 CACHE = "sglang.srt.mem_cache.unified_radix_cache:UnifiedRadixCache"
@@ -87,22 +88,10 @@ def test_every_hook_is_named_here():
     assert {f"{module}:{path}" for module, path, *_ in HOOKS} <= PARAMETERS.keys()
 
 
-def overrides(kind):
-    """Each method of ours beside the one of SGLang that it replaces."""
-    for name, ours in inspect.getmembers(kind, inspect.isroutine):
-        if not (getattr(ours, "__module__", None) or "").startswith("swaa."):
-            continue
-        for base in kind.__mro__:
-            theirs = base.__dict__.get(name)
-            if base.__module__.startswith("sglang.") and theirs is not None:
-                yield name, ours, getattr(theirs, "__func__", theirs)
-                break
-
-
 @pytest.mark.parametrize("name", ["cache:SwaaRadixCache", "attention:SlidingAttention"])
 def test_methods_take_what_those_they_replace_take(name):
     checked = []
-    for method, ours, theirs in overrides(found(f"swaa.integrations.sglang.{name}")):
+    for method, ours, theirs in overrides(found(f"swaa.integrations.sglang.{name}"), "sglang"):
         taken = inspect.signature(ours).parameters
         checked.append(method)
         if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in taken.values()):

@@ -60,14 +60,6 @@ def _poisoned_memory():
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
     """A folder with a tiny random model of a family, made once."""
-    from tests.vllm.engine import save_model
+    from tests.served import checkpoints
 
-    made = {}
-
-    def folder(family="qwen3", **extra):
-        key = (family, repr(extra))
-        if key not in made:
-            made[key] = save_model(tmp_path_factory.mktemp(family), family, **extra)
-        return made[key]
-
-    return folder
+    return checkpoints(tmp_path_factory)

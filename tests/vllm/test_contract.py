@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.overrides import overrides
 from tests.vllm.conftest import MISSING
 
 BACKENDS = "vllm.v1.attention.backend"
@@ -156,23 +157,11 @@ def test_sources_do_what_we_build_on(name):
     assert not [words for words in SAYS[name] if words not in source]
 
 
-def overrides(kind):
-    """Each method of ours beside the one of vLLM that it replaces."""
-    for name, ours in inspect.getmembers(kind, inspect.isroutine):
-        if not (getattr(ours, "__module__", None) or "").startswith("swaa."):
-            continue
-        for base in kind.__mro__:
-            theirs = base.__dict__.get(name)
-            if base.__module__.startswith("vllm.") and theirs is not None:
-                yield name, ours, getattr(theirs, "__func__", theirs)
-                break
-
-
 @pytest.mark.parametrize("name", OURS)
 def test_methods_take_what_those_they_replace_take(name):
     any_number = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
     checked = []
-    for method, ours, theirs in overrides(found(f"swaa.integrations.vllm.{name}")):
+    for method, ours, theirs in overrides(found(f"swaa.integrations.vllm.{name}"), "vllm"):
         taken = inspect.signature(ours).parameters
         checked.append(method)
         if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in taken.values()):

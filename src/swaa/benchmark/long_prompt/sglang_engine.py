@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import statistics
 import time
 from typing import Any
+
+from swaa.benchmark.long_prompt.requests import random_prompt, timings
 
 GIB = 1 << 30
 
@@ -70,14 +70,11 @@ def answer(
         now, new = time.perf_counter(), output["meta_info"]["completion_tokens"]
         times += [now] * (new - len(times))
         made += output["output_ids"]
-    steps = [later - earlier for earlier, later in itertools.pairwise(times)]
     return {
         "prompt": prompt,
         "answer": len(times),
-        "first": times[0] - begin,
         "queueing": 0.0,
-        "each": (times[-1] - times[0]) / max(1, len(steps)),
-        "each_p50": statistics.median(steps) if steps else None,
+        **timings(times, begin),
         "usage": None,
         "ids": made[:8],
     }
@@ -100,9 +97,4 @@ def traffic(llm: Any, setting: dict[str, Any]) -> dict[str, Any]:
 
 
 def _prompt(llm: Any, number: int, tokens: int) -> list[int]:
-    """A prompt of random tokens that no other request shares."""
-    import random
-
-    rng = random.Random(number)
-    vocabulary = llm.tokenizer_manager.model_config.vocab_size
-    return [rng.randrange(vocabulary) for _ in range(tokens)]
+    return random_prompt(number, tokens, llm.tokenizer_manager.model_config.vocab_size)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
-import statistics
 import time
 from typing import Any
+
+from swaa.benchmark.long_prompt.requests import random_prompt, timings
 
 
 def start(setting: dict[str, Any]) -> Any:
@@ -43,13 +43,10 @@ def memory(llm: Any) -> dict[str, Any]:
 
 def _request(llm: Any, number: int, tokens: int, answer: int) -> None:
     """Queue a prompt of random tokens that no other request shares."""
-    import random
-
     from vllm import SamplingParams
 
-    rng = random.Random(number)
     vocabulary = llm.llm_engine.vllm_config.model_config.get_vocab_size()
-    prompt = [rng.randrange(vocabulary) for _ in range(tokens)]
+    prompt = random_prompt(number, tokens, vocabulary)
     sampling = SamplingParams(temperature=0, max_tokens=answer, ignore_eos=True, detokenize=False)
     llm.llm_engine.add_request(str(number), {"prompt_token_ids": prompt}, sampling)
 
@@ -71,14 +68,11 @@ def answer(
             ids = list(output.outputs[0].token_ids)
         if watch_memory and usage is None and len(ids) > tokens // 2:
             usage = _usage(llm)
-    steps = [later - earlier for earlier, later in itertools.pairwise(times)]
     return {
         "prompt": prompt,
         "answer": len(ids),
-        "first": times[0] - begin_of_steps,
         "queueing": begin_of_steps - begin,
-        "each": (times[-1] - times[0]) / max(1, len(steps)),
-        "each_p50": statistics.median(steps) if steps else None,
+        **timings(times, begin_of_steps),
         "usage": usage,
         "ids": ids[:8],
     }

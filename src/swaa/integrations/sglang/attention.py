@@ -22,6 +22,8 @@ from swaa.integrations.sglang import settings
 from swaa.integrations.sglang.metadata import Batch, Pages, Run, Table, runs, stage
 from swaa.integrations.sglang.prompts import PromptLengths
 
+FULL = LayerPlan(window=None)
+
 
 class SlidingAttention(AttentionBackend):
     """Becomes the first base of a class whose second base is a stock backend.
@@ -106,17 +108,12 @@ class SlidingAttention(AttentionBackend):
         batch = self._batch()
         pages = self._store(k, v, layer, forward_batch, batch, save_kv_cache)
         keys, values = self._pools(layer)
-        output = swaa_attention(
-            _by_head(q, layer)[:, None],
-            keys,
-            values,
-            window=plan.window,
-            sink_tokens=plan.sink_tokens,
+        output = self._attend(
+            *(_by_head(q, layer)[:, None], keys, values),
+            *(layer, plan),
             kv_lens=batch.lengths,
             block_table=pages.table,
-            scale=layer.scaling,
-            backend=self.swaa_kernels,
-        ).output
+        )
         return output.reshape(q.shape[0], -1)
 
     def forward_extend(
@@ -157,20 +154,15 @@ class SlidingAttention(AttentionBackend):
         offsets = batch.offsets[requests.start : requests.stop + 1]
         keys, values = self._pools(layer)
         phased, prompts = plan.needs_prompt_length, batch.prompts[requests]
-        output[run.rows] = swaa_attention(
-            rows[None, run.rows],
-            keys,
-            values,
-            window=plan.window,
-            sink_tokens=plan.sink_tokens,
+        output[run.rows] = self._attend(
+            *(rows[None, run.rows], keys, values),
+            *(layer, plan),
             full_from=(prompts - plan.dense_tail).clamp(min=0) if phased else None,
             full_until=prompts if phased and not plan.full_decode else None,
             kv_lens=batch.lengths[requests],
             cu_seqlens_q=offsets - offsets[0],
             block_table=pages.table[requests],
-            scale=layer.scaling,
-            backend=self.swaa_kernels,
-        ).output[0]
+        )[0]
 
     def _gathered(self, rows: Tensor, layer: Any, pages: Pages, run: Run, output: Tensor) -> None:
         """Attention of a run of requests, over gathered keys."""
@@ -178,19 +170,15 @@ class SlidingAttention(AttentionBackend):
         assert chunks is not None
         plan = self.swaa_plans[layer.layer_id]
         keys, values = (pool.flatten(0, 1) for pool in self._pools(layer))
-        output[run.rows] = swaa_attention(
-            rows[None, run.rows],
-            keys.index_select(0, chunks.slots)[None],
-            values.index_select(0, chunks.slots)[None],
-            window=plan.window,
-            sink_tokens=plan.sink_tokens,
+        keys, values = (pool.index_select(0, chunks.slots)[None] for pool in (keys, values))
+        output[run.rows] = self._attend(
+            *(rows[None, run.rows], keys, values),
+            *(layer, plan),
             full_from=chunks.full_from,
             full_until=chunks.full_until,
             cu_seqlens_q=chunks.cu_rows,
             cu_seqlens_k=chunks.cu_keys,
-            scale=layer.scaling,
-            backend=self.swaa_kernels,
-        ).output[0]
+        )[0]
         for one in chunks.layout.apart:
             self._apart(rows, layer, pages, run, one, output)
 
@@ -203,17 +191,26 @@ class SlidingAttention(AttentionBackend):
         request = run.requests.start + one.request - _first_request(run.chunks)
         keys, values = self._pools(layer)
         picked = slice(start + one.first, start + one.end)
-        output[picked] = swaa_attention(
-            rows[None, picked],
-            keys,
-            values,
-            window=None,
+        output[picked] = self._attend(
+            *(rows[None, picked], keys, values),
+            *(layer, FULL),
             q_start=one.position,
             kv_lens=batch.lengths[request : request + 1],
             block_table=pages.table[request : request + 1],
+        )[0]
+
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, layer: Any, plan: LayerPlan, **rows: Any
+    ) -> Tensor:
+        """The output of :func:`swaa.swaa_attention` for rows under a plan."""
+        return swaa_attention(
+            *(q, k, v),
+            window=plan.window,
+            sink_tokens=plan.sink_tokens,
             scale=layer.scaling,
             backend=self.swaa_kernels,
-        ).output[0]
+            **rows,
+        ).output
 
     def _runs_of(self, plan: LayerPlan, pages: Pages, batch: Batch) -> list[Run]:
         """The runs of a plan's layers in one pool, made once for a batch."""
