@@ -21,5 +21,7 @@ if [ ! -e "$site/.ready" ]; then
   touch "$site/.ready"
 fi
 export PYTHONPATH=$PWD/src:$PWD:$site${PYTHONPATH:+:$PYTHONPATH}
+# The radix tree in Rust is built for the PyTorch that SGLang pins; others end in a panic.
+export SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND=${SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND:-python}
 export SGLANG_SKIP_SGL_KERNEL_VERSION_CHECK=1 HF_HUB_OFFLINE=1 OMP_NUM_THREADS=4
 exec "$@"

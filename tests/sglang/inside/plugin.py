@@ -88,7 +88,7 @@ def _watch(log, staged):
     def init_forward_metadata(self, forward_batch):
         original(self, forward_batch)
         mode = forward_batch.forward_mode
-        if staged and mode.is_decode() and self.swaa_slides:
+        if staged and mode.is_decode() and self.swaa_prepares_decoding:
             if not hasattr(self, "tests_buffers"):
                 self.tests_buffers = self.swaa_table.buffers(32)
             self.swaa_batch = stage(self.tests_buffers, self.swaa_batch)

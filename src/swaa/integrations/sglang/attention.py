@@ -1,8 +1,9 @@
 """Attention of sliding layers in SGLang: derived from a stock backend's class, whichever that is.
 
-Full layers, and decode batches of layers with full decode, stay the stock backend's. Other rows are
-:func:`swaa.swaa_attention` over SGLang's own pools; keys are copied only where long chunks gather
-them.
+Prompt rows of full layers stay the stock backend's. Other rows are :func:`swaa.swaa_attention` over
+SGLang's own pools; keys are copied only where long chunks gather them. Decode batches of layers
+that keep all keys are ours over the stock backends named in :data:`OURS_IN_DECODING`, whose own
+kernels are slow over long contexts, and the stock backend's over others.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from swaa.integrations.sglang.prompts import PromptLengths
 
 FULL = LayerPlan(window=None)
 
+OURS_IN_DECODING = ("triton", "torch_native")
+"""Stock backends whose generated rows that see everything are computed by our kernels."""
+
 
 class SlidingAttention(AttentionBackend):
     """Becomes the first base of a class whose second base is a stock backend.
@@ -35,8 +39,8 @@ class SlidingAttention(AttentionBackend):
     swaa_kernels: str
     """Backend of :func:`swaa.swaa_attention`."""
 
-    def swaa_begin(self, runner: Any, kernels: str) -> None:
-        """Take over a stock backend that was made for a runner (``ModelRunner``)."""
+    def swaa_begin(self, runner: Any, kernels: str, stock: str) -> None:
+        """Take over a stock backend, by its name, that was made for a runner (``ModelRunner``)."""
         model = runner.model_config
         self.swaa_kernels = kernels
         self.swaa_min_rows = 128 if kernels == "triton" else 32
@@ -44,9 +48,15 @@ class SlidingAttention(AttentionBackend):
         found = settings.find(model)
         window, sinks = (found.config.window, found.config.sink_tokens) if found else (1, 0)
         assert window is not None
-        self.swaa_table = Table(runner, window=window, sinks=sinks)
+        self.swaa_decodes_whole = (
+            found is not None
+            and stock in OURS_IN_DECODING
+            and any(plan.keeps_all_keys for plan in self.swaa_plans)
+        )
+        self.swaa_table = Table(runner, window=window, sinks=sinks, whole=self.swaa_decodes_whole)
         self.swaa_max_keys = _most_gathered(model.context_len, window + sinks)
-        self.swaa_slides = any(not plan.keeps_all_keys for plan in self.swaa_plans)
+        slides = any(not plan.keeps_all_keys for plan in self.swaa_plans)
+        self.swaa_prepares_decoding = slides or self.swaa_decodes_whole
         self.swaa_prompts = runner.swaa_prompts = PromptLengths(
             self.swaa_table.slots.shape[0], self.swaa_table.slots.device
         )
@@ -64,7 +74,8 @@ class SlidingAttention(AttentionBackend):
         if mode.is_idle():
             return
         if mode.is_decode():
-            self.swaa_batch = self.swaa_table.decode(forward_batch) if self.swaa_slides else None
+            if self.swaa_prepares_decoding:
+                self.swaa_batch = self.swaa_table.decode(forward_batch)
             return
         if not mode.is_extend() or mode.is_target_verify() or mode.is_split_prefill():
             raise UnsupportedError(f"swaa: a batch of mode {mode.name} is not served")
@@ -83,7 +94,7 @@ class SlidingAttention(AttentionBackend):
             return  # called by a stock backend's own init_forward_metadata
         if not forward_batch.forward_mode.is_decode_or_idle():
             raise UnsupportedError("swaa: only graphs of decode batches are served")
-        if self.swaa_slides:
+        if self.swaa_prepares_decoding:
             self.swaa_batch = stage(self.swaa_buffers, self.swaa_table.decode(forward_batch))
 
     # Attention ----------------------------------------------------------------------------------
@@ -100,19 +111,24 @@ class SlidingAttention(AttentionBackend):
     ) -> Tensor:
         """One generated row of each request: ``[requests, heads * head_dim]``."""
         plan = self.swaa_plans[layer.layer_id]
-        if plan.keeps_all_keys:  # every row of a decode batch is a generated token
+        whole = plan.keeps_all_keys  # every row of a decode batch is a generated token
+        if whole and not self.swaa_decodes_whole:
             return super().forward_decode(
                 q, k, v, layer, forward_batch, save_kv_cache=save_kv_cache, **kwargs
             )
         _refuse(kwargs)
         batch = self._batch()
         pages = self._store(k, v, layer, forward_batch, batch, save_kv_cache)
+        table, lengths = pages.table, batch.lengths
+        if whole:
+            assert batch.whole is not None
+            table, lengths = batch.whole.table, batch.whole.lengths
         keys, values = self._pools(layer)
         output = self._attend(
             *(_by_head(q, layer)[:, None], keys, values),
-            *(layer, plan),
-            kv_lens=batch.lengths,
-            block_table=pages.table,
+            *(layer, FULL if whole else plan),
+            kv_lens=lengths,
+            block_table=table,
         )
         return output.reshape(q.shape[0], -1)
 

@@ -16,15 +16,15 @@ from swaa.integrations.wrapping import check_wrapped
 def factory(stock: str) -> Callable[[Any], Any]:
     """Makes the backend of a runner (``ModelRunner``) over a stock one.
 
-    The stock backend is made first, and its class then derived from: whatever it is, full layers
-    and full decode steps stay its own.
+    The stock backend is made first, and its class then derived from: whatever it is, prompt rows of
+    full layers stay its own.
     """
 
     def make(runner: Any) -> Any:
         check_wrapped("SGLang")
         backend = ATTENTION_BACKENDS[stock](runner)
         backend.__class__ = _derived(type(backend))
-        backend.swaa_begin(runner, _kernels(runner))
+        backend.swaa_begin(runner, _kernels(runner), stock)
         return backend
 
     return make

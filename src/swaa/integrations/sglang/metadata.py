@@ -8,8 +8,9 @@ A batch with prompt rows is cut into runs of requests: long chunks, whose keys a
 rest, served over pages. Prompt lengths come from the requests, never from the shape of a batch.
 A decode batch of a layer that slides needs sinks and window only: the pages between them are left
 out of its table, and later positions move down by that gap. The result is again a sequence under
-the same rule, in a table whose width does not depend on the request. So it can lie in buffers that
-never move, and a captured CUDA graph reads the values of the batch that replays it.
+the same rule, in a table whose width does not depend on the request. Rows that see everything have
+a second table, as wide as the longest context. Both can lie in buffers that never move, and a
+captured CUDA graph reads the values of the batch that replays it.
 """
 
 from __future__ import annotations
@@ -40,6 +41,19 @@ class Pages:
 
 
 @dataclass(kw_only=True)
+class Whole:
+    """All that a decode batch's requests have in the full pool.
+
+    Attributes:
+        table: int32 ``[requests, pages]``, as wide as the longest context.
+        lengths: int32 ``[requests]``, keys that exist.
+    """
+
+    table: Tensor
+    lengths: Tensor
+
+
+@dataclass(kw_only=True)
 class Batch:
     """The numbers of one forward pass.
 
@@ -51,6 +65,8 @@ class Batch:
         offsets: int32 ``[requests + 1]``, of each request's rows; None in decode batches.
         prompts: int32 ``[requests]``, prompt lengths; None in decode batches.
         host: lengths and prompt lengths of each request on the host, where they are known.
+        whole: every page and all keys of each request of a decode batch, for rows that see
+            everything; None in other batches.
     """
 
     full: Pages
@@ -60,6 +76,7 @@ class Batch:
     offsets: Tensor | None = None
     prompts: Tensor | None = None
     host: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    whole: Whole | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +97,9 @@ class Run:
 class Table:
     """SGLang's page table, seen through a window and sinks."""
 
-    def __init__(self, runner: Any, *, window: int, sinks: int) -> None:
+    def __init__(self, runner: Any, *, window: int, sinks: int, whole: bool) -> None:
+        self.whole = whole
+        """Whether generated rows of some layer see everything."""
         self.page = int(runner.page_size)
         self.slots = runner.req_to_token_pool.req_to_token[:, :: self.page]
         """int32 ``[request slots, pages]``, a view: the first slot of each page."""
@@ -120,28 +139,38 @@ class Table:
         )
 
     def decode(self, batch: Any) -> Batch:
-        """The numbers of a decode batch, for layers that slide there."""
+        """The numbers of a decode batch."""
         count, page = batch.batch_size, self.page
         lengths = batch.seq_lens[:count].to(torch.int32)
         first = ((lengths - self.window) // page).clamp(min=self.head)  # page of the window
         column = torch.arange(self.width, device=lengths.device, dtype=torch.int32)
         source = column + torch.where(column < self.head, 0, (first - self.head)[:, None])
         source = source.clamp(max=self.slots.shape[1] - 1)
-        slots = self.slots[batch.req_pool_indices[:count, None], source]
+        requests = batch.req_pool_indices[:count]
         return Batch(
-            **self._pools(slots, batch.out_cache_loc[:count]),
+            **self._pools(self.slots[requests[:, None], source], batch.out_cache_loc[:count]),
             lengths=lengths - (first - self.head) * page,
+            whole=self._everything(requests, lengths) if self.whole else None,
         )
+
+    def _everything(self, requests: Tensor, lengths: Tensor) -> Whole:
+        return Whole(table=self.slots[requests] // self.page, lengths=lengths)
 
     def buffers(self, requests: int) -> Batch:
         """Room for the numbers of decode batches of up to so many requests."""
         device = self.slots.device
         table = torch.zeros(requests, self.width, dtype=torch.int32, device=device)
         written = torch.zeros(requests, dtype=torch.int64, device=device)
+        lengths = torch.ones(requests, dtype=torch.int32, device=device)
+        whole = None
+        if self.whole:
+            pages = torch.zeros(requests, self.slots.shape[1], dtype=torch.int32, device=device)
+            whole = Whole(table=pages, lengths=lengths.clone())
         return Batch(
             full=Pages(table=table),
             sliding=Pages(table=table.clone(), written=written) if self.hybrid else None,
-            lengths=torch.ones(requests, dtype=torch.int32, device=device),
+            lengths=lengths,
+            whole=whole,
         )
 
     def _pools(self, slots: Tensor, written: Tensor) -> dict[str, Any]:
@@ -173,7 +202,13 @@ def stage(buffers: Batch, batch: Batch) -> Batch:
     sliding = None
     if buffers.sliding is not None and batch.sliding is not None:
         sliding = pages(buffers.sliding, batch.sliding)
-    return Batch(full=pages(buffers.full, batch.full), sliding=sliding, lengths=lengths)
+    whole = None
+    if buffers.whole is not None and batch.whole is not None:
+        whole = Whole(table=buffers.whole.table[:count], lengths=buffers.whole.lengths[:count])
+        whole.table.copy_(batch.whole.table)
+        whole.lengths.copy_(batch.whole.lengths)
+    full = pages(buffers.full, batch.full)
+    return Batch(full=full, sliding=sliding, lengths=lengths, whole=whole)
 
 
 def runs(
