@@ -17,6 +17,8 @@ a recipe, and R its name:
     python examples/finetuning.py draw results/train/*.json --out training.png
 
 `questions` is for `swaa distill`: the model's own words to train on, instead of `turns`.
+`answers` is for tasks whose texts hold one question each, such as chains of assignments: prompts of
+several lengths, each with its answer in the words that the models use.
 Questions to train on hide their facts in the first part of the shipped novel, those to measure by
 in the last part, and no seed serves both.
 """
@@ -125,6 +127,31 @@ def turns(sample):
         messages.append({"role": "user", "content": question})
         messages.append({"role": "assistant", "content": answer})
     return messages
+
+
+def write_answers(args):
+    """Conversations of one question each, in prompts of several lengths."""
+    prompt = Prompt(tokenizer=load_tokenizer(args.model), prefix=False)
+    conversations = [continuation(place / args.texts) for place in range(args.texts)]
+    for length in args.lengths:
+        made = make_samples(
+            prompt, args.tasks, length=length, count=args.count, seed=args.seed, part=TRAINED
+        )
+        conversations += [answered(task, sample) for task, sample in made]
+    random.Random(args.seed).shuffle(conversations)
+    with args.out.open("w", encoding="utf-8") as file:
+        for messages in conversations:
+            file.write(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
+
+
+def answered(task, sample):
+    """A question and its answer."""
+    chain = task.name.startswith("variable_tracking")
+    answer = ", ".join(f"VAR {name}" if chain else name for name in sample.answers)
+    return [
+        {"role": "user", "content": f"{sample.context}\n\n{sample.question}"},
+        {"role": "assistant", "content": f"{sample.answer_prefix} {answer}"},
+    ]
 
 
 def continuation(depth, letters=1200):
@@ -365,16 +392,23 @@ def main():
     """Run the step that was asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     steps = parser.add_subparsers(dest="step", required=True)
-    for name in ("questions", "turns", "held-out"):
+    for name in ("questions", "turns", "answers", "held-out"):
         step = steps.add_parser(name)
         step.add_argument("model")
         step.add_argument("--out", type=Path, required=True)
         step.add_argument("--tasks", type=lambda text: text.split(","), required=True)
-        step.add_argument("--length", type=int, default=4096)
+        if name == "answers":
+            step.add_argument(
+                "--lengths",
+                type=lambda text: [int(part) for part in text.split(",")],
+                required=True,
+            )
+        else:
+            step.add_argument("--length", type=int, default=4096)
         step.add_argument("--count", type=int, default=100)
         step.add_argument("--seed", type=int, required=True)
         step.add_argument("--max-new-tokens", type=int, default=48)
-        if name == "turns":
+        if name in ("turns", "answers"):
             step.add_argument("--texts", type=int, default=0)
     step = steps.add_parser("measure")
     step.add_argument("model")
@@ -399,6 +433,7 @@ def main():
         step.add_argument("--results", type=Path, required=True)
     args = parser.parse_args()
     functions = {"questions": write_questions, "turns": write_turns, "held-out": write_held_out}
+    functions["answers"] = write_answers
     {**functions, "measure": measure, "collect": collect, "draw": draw}[args.step](args)
 
 
