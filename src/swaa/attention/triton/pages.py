@@ -101,6 +101,7 @@ def summarise(
         BLOCK_D=triton.next_power_of_2(head_dim),
         SIZE=0 if block_table is None else keys.shape[1],
         EACH=PAGE,
+        OVERLAP=can_overlap(keys.device),
         num_warps=1,
     )
 
@@ -159,6 +160,7 @@ def _choose_rows(
         IN_BLOCK=call.k.shape[1] // PAGE if call.paged else 0,
         OVERLAP=overlap,
         num_warps=SCORE_WARPS,
+        **({"launch_pdl": True} if overlap else {}),
     )
     block = max(64, triton.next_power_of_2(capacity))
     choose_kernel[(kv_heads, count)](
@@ -343,6 +345,7 @@ def score_kernel(
 ) -> None:
     """Score a tile of pages for one row: the largest score of the query heads."""
     if OVERLAP:
+        cuda.gdc_wait()  # for queries and statistics
         cuda.gdc_launch_dependents()
     # Heads first: programs close in time read keys close in memory.
     kv_head = tl.program_id(0) % KV_HEADS
@@ -490,8 +493,11 @@ def summarise_kernel(
     BLOCK_D: tl.constexpr,
     SIZE: tl.constexpr,
     EACH: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ) -> None:
     """Mean and standard deviation of one page, if new keys completed it."""
+    if OVERLAP:
+        cuda.gdc_launch_dependents()
     kv_head = tl.program_id(1)
     n = tl.program_id(2)
     start = _of(p_kv_start, kv_start, n)
