@@ -19,7 +19,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from swaa.attention.api import make_call
-from swaa.attention.triton import backward, decode, gather, hopper, prefill, tiles
+from swaa.attention.triton import backward, decode, gather, hopper, pages, prefill, tiles
 from swaa.attention.triton.sequences import numbers_of
 
 KIB = 1024
@@ -63,7 +63,8 @@ def pretend(name):
     hopper.multiprocessors = lambda device: 132
     decode._shared_bytes = lambda device: shared
     decode._multiprocessors = lambda device: 132
-    decode._can_overlap = lambda device: target.backend == "cuda" and target.arch >= 90
+    for module in (decode, pages):
+        module.can_overlap = lambda device: target.backend == "cuda" and target.arch >= 90
     return case
 
 

@@ -27,7 +27,7 @@ from swaa.attention.mask import Position
 from swaa.attention.pages import PAGE, most_pages
 from swaa.attention.triton import pages
 from swaa.attention.triton.pages import page_range
-from swaa.attention.triton.sequences import soften
+from swaa.attention.triton.sequences import can_overlap, soften
 
 NEVER = 2**31 - 1
 """A position that no row reaches."""
@@ -94,7 +94,7 @@ def attend(call: AttentionCall, chosen: Tensor | None = None) -> AttentionOutput
         torch.empty(shape, dtype=torch.float32, device=q.device),
     )
     _launch(call, plan, output, lse, parts, chosen)
-    overlap = _can_overlap(q.device)
+    overlap = can_overlap(q.device)
     _merge[(batch * rows, heads)](
         *parts,
         output,
@@ -225,13 +225,6 @@ def _shared_bytes(device: torch.device) -> int:
     return getattr(properties, "shared_memory_per_block_optin", 0)
 
 
-@functools.cache
-def _can_overlap(device: torch.device) -> bool:
-    """Whether a kernel may be launched while the one it waits for still runs (Hopper and later)."""
-    is_nvidia = device.type == "cuda" and torch.version.hip is None
-    return is_nvidia and torch.cuda.get_device_capability(device) >= (9, 0)
-
-
 def _launch(
     call: AttentionCall,
     plan: Plan,
@@ -243,6 +236,7 @@ def _launch(
     q, k, v, table, left = call.q, call.k, call.v, call.block_table, call.left
     heads, kv_heads = q.shape[2], k.shape[2]
     full_from = 0 if call.window is None else call.full_from
+    waits = chosen is not None and can_overlap(q.device)
     numbers = {
         "q_start": _number(call.q_start, 0),
         "kv_start": _number(call.kv_start, 0),
@@ -300,9 +294,11 @@ def _launch(
         BLOCK_M=plan.block_m,
         BLOCK_N=plan.block_n,
         BLOCK_D=_round_up(q.shape[3]),
-        OVERLAP=parts is not None and _can_overlap(q.device),
+        OVERLAP=parts is not None and can_overlap(q.device),
+        WAIT=waits,
         num_warps=plan.warps,
         num_stages=plan.stages,
+        **({"launch_pdl": True} if waits else {}),
     )
 
 
@@ -445,6 +441,7 @@ def _decode(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     OVERLAP: tl.constexpr,
+    WAIT: tl.constexpr,
 ) -> None:
     # Heads first: programs close in time read keys close in memory.
     kv_head = tl.program_id(0) % KV_HEADS
@@ -525,6 +522,10 @@ def _decode(
     busy = tl.minimum(splits, tl.maximum(blocks // min_blocks, 1))
     first_block = tl.minimum(split * blocks // busy, blocks)
     end_block = tl.minimum((split + 1) * blocks // busy, blocks)
+    # Until the pages are chosen, where this split or the look-up after it reads them.
+    if WAIT:  # noqa: SIM102 (a compile-time branch)
+        if (first_block < sink_blocks + chosen_blocks) & (end_block >= sink_blocks):
+            cuda.gdc_wait()
 
     if PAGE == 0:
         p_k += batch * tl.cast(s_kb, tl.int64) + first_key * tl.cast(s_kt, tl.int64)

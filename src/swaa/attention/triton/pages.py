@@ -17,11 +17,12 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra import cuda
 
 from swaa.attention.call import AttentionCall
 from swaa.attention.mask import Position
 from swaa.attention.pages import PAGE, most_pages
-from swaa.attention.triton.sequences import NEVER
+from swaa.attention.triton.sequences import NEVER, can_overlap
 
 MOST_CAPACITY = 1 << 16
 """Most pages of a sequence: one program looks at the scores of all of them."""
@@ -29,6 +30,10 @@ SCORE_BYTES = 256 << 20
 """Most bytes of scores at once; rows beyond it are processed in turns."""
 TILE_BYTES = 1 << 15
 """Most bytes of means that a program reads: 64 pages of 512 bytes, or fewer larger ones."""
+SCORE_WARPS = 4
+"""Warps of a program that scores pages."""
+PAGES_OF_A_WARP = 512
+"""Scores that a warp compares, where pages are chosen among many."""
 LENGTHS = (
     *("rows", "sequences", "capacity", "window", "sinks", "most"),
     *("q_start", "kv_start", "kv_len", "full_from", "full_until", "decode_from"),
@@ -96,6 +101,7 @@ def summarise(
         BLOCK_D=triton.next_power_of_2(head_dim),
         SIZE=0 if block_table is None else keys.shape[1],
         EACH=PAGE,
+        OVERLAP=can_overlap(keys.device),
         num_warps=1,
     )
 
@@ -133,6 +139,7 @@ def _choose_rows(
 ) -> None:
     kv_heads, head_dim, capacity = call.k.shape[2], call.q.shape[3], scores.shape[2]
     group, block_d = call.q.shape[2] // kv_heads, triton.next_power_of_2(head_dim)
+    overlap = can_overlap(call.q.device)
     each = max(16, min(64, TILE_BYTES // (block_d * call.q.element_size())))
     score_kernel[(kv_heads * triton.cdiv(capacity, each), count)](
         call.q,
@@ -151,7 +158,9 @@ def _choose_rows(
         BLOCK_D=block_d,
         BLOCK_P=each,
         IN_BLOCK=call.k.shape[1] // PAGE if call.paged else 0,
-        num_warps=4,
+        OVERLAP=overlap,
+        num_warps=SCORE_WARPS,
+        **({"launch_pdl": True} if overlap else {}),
     )
     block = max(64, triton.next_power_of_2(capacity))
     choose_kernel[(kv_heads, count)](
@@ -161,7 +170,10 @@ def _choose_rows(
         **arguments,
         KV_HEADS=kv_heads,
         BLOCK_P=block,
-        num_warps=min(16, max(4, block // 1024)),
+        LINE=32,
+        OVERLAP=overlap,
+        num_warps=min(16, max(4, block // PAGES_OF_A_WARP)),
+        **({"launch_pdl": True} if overlap else {}),
     )
 
 
@@ -329,8 +341,12 @@ def score_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_P: tl.constexpr,
     IN_BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ) -> None:
     """Score a tile of pages for one row: the largest score of the query heads."""
+    if OVERLAP:
+        cuda.gdc_wait()  # for queries and statistics
+        cuda.gdc_launch_dependents()
     # Heads first: programs close in time read keys close in memory.
     kv_head = tl.program_id(0) % KV_HEADS
     tile = tl.program_id(0) // KV_HEADS
@@ -403,6 +419,8 @@ def choose_kernel(
     EACH: tl.constexpr,
     KV_HEADS: tl.constexpr,
     BLOCK_P: tl.constexpr,
+    LINE: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ) -> None:
     """Write the numbers of the ``most`` best pages of one row and key head, in rising order."""
     kv_head = tl.program_id(0)
@@ -413,9 +431,14 @@ def choose_kernel(
         *(p_kv_len, kv_len, p_full_from, full_from, p_full_until, full_until, p_decode_from),
         *(decode_from, rows, sequences, window, sinks, most, SEQUENCES, MISSING_Q_START, EACH),
     )
+    if OVERLAP:
+        cuda.gdc_launch_dependents()
+        cuda.gdc_wait()  # for the scores
     if not chooses:
         return
-    page = tl.arange(0, BLOCK_P)
+    # In lines of one warp's width: sums along a line need no other warp.
+    line = tl.arange(0, BLOCK_P // LINE)
+    page = line[:, None] * LINE + tl.arange(0, LINE)[None, :]
     m_p = (page >= first) & (page < end)
     p_scores += (index * KV_HEADS + kv_head).to(tl.int64) * capacity
     scores = tl.load(p_scores + page, mask=m_p, other=0.0)
@@ -424,15 +447,24 @@ def choose_kernel(
     order = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     order = tl.where(m_p, order, -(2**31))
     # The largest bound that `most` pages reach, built from its highest bit down.
-    bound = tl.where(tl.sum((order >= 0).to(tl.int32), 0) >= most, 0, -(2**31))
+    bound = tl.where(tl.sum((order >= 0).to(tl.int32)) >= most, 0, -(2**31))
     for n in tl.range(0, 31):
         higher = bound + (1 << (30 - n))
-        bound = tl.where(tl.sum((order >= higher).to(tl.int32), 0) >= most, higher, bound)
-    above = order > bound
-    ties = (order == bound) & m_p
-    free = most - tl.sum(above.to(tl.int32), 0)
-    chosen = above | (ties & (tl.cumsum(ties.to(tl.int32), 0) <= free))
-    place = tl.cumsum(chosen.to(tl.int32), 0) - 1
+        bound = tl.where(tl.sum((order >= higher).to(tl.int32)) >= most, higher, bound)
+    # Of the pages at the bound the first ones are chosen, as many as are free. Both kinds are
+    # counted in one number, along each line and over the lines before it.
+    above = (order > bound).to(tl.int32)
+    ties = ((order == bound) & m_p).to(tl.int32)
+    both = above + (ties << 16)
+    along = tl.cumsum(both, 1)
+    whole = tl.sum(both, 1)
+    whole = (whole & 0xFFFF).to(tl.int64) + ((whole >> 16).to(tl.int64) << 32)
+    before = tl.cumsum(whole, 0) - whole
+    free = most - (tl.sum(whole, 0) & 0x7FFFFFFF).to(tl.int32)
+    place = (along & 0xFFFF) + (before & 0x7FFFFFFF).to(tl.int32)[:, None]
+    rank = (along >> 16) + (before >> 32).to(tl.int32)[:, None]  # among the ties, from 1
+    chosen = (above > 0) | ((ties > 0) & (rank <= free))
+    place += tl.minimum(rank, free) - 1
     p_pages += (token * KV_HEADS + kv_head).to(tl.int64) * most
     tl.store(p_pages + place, page, mask=chosen)
 
@@ -461,8 +493,11 @@ def summarise_kernel(
     BLOCK_D: tl.constexpr,
     SIZE: tl.constexpr,
     EACH: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ) -> None:
     """Mean and standard deviation of one page, if new keys completed it."""
+    if OVERLAP:
+        cuda.gdc_launch_dependents()
     kv_head = tl.program_id(1)
     n = tl.program_id(2)
     start = _of(p_kv_start, kv_start, n)

@@ -12,8 +12,10 @@ sequence, without keys, so that their rows are written too.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -49,6 +51,13 @@ LENGTHS = (
     "sink_tokens",
 )
 """Arguments whose values must not make a kernel compile again."""
+
+
+@functools.cache
+def can_overlap(device: torch.device) -> bool:
+    """Whether a kernel may be launched while the one it waits for still runs (Hopper and later)."""
+    is_nvidia = device.type == "cuda" and torch.version.hip is None
+    return is_nvidia and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 class Numbers(NamedTuple):
