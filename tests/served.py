@@ -16,11 +16,12 @@ TOLERANCE = 1e-3 if ON_GPU else 2e-4
 STOCK_TOLERANCE = 5e-2 if ON_GPU else TOLERANCE
 
 
-def save_model(folder, family, **extra):
+def save_model(folder, family, kv_heads=2, **extra):
     """Save a tiny random float32 model; ``extra`` goes into its config.json."""
     torch.manual_seed(0)
     # Heads of 32 numbers: the smallest that vLLM's own CPU attention serves.
     sizes = {"hidden_size": 128, "head_dim": 32, "max_position_embeddings": 8192}
+    sizes |= {"num_attention_heads": 2 * kv_heads, "num_key_value_heads": kv_heads}
     model = tiny_model(family, initializer_range=0.2, **sizes)
     for name, value in extra.items():
         setattr(model.config, name, value)
@@ -118,5 +119,6 @@ class Judge:
         ids = torch.tensor([[*prompt, *answer]])
         total = ids.shape[1]
         rows = rows_of(len(prompt), self.config.dense_tail, total)
-        masks = build_masks(self.config, self.layers, [0], total, rows)
+        heads = self.model.config.num_key_value_heads
+        masks = build_masks(self.config, self.layers, [0], total, rows, kv_heads=heads)
         return loop_logits(self.model, ids, masks, positions([0], total))[0, len(prompt) - 1 : -1]

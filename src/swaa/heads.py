@@ -91,9 +91,27 @@ class HeadSelection:
         """As in a JSON file: ``{"14": [0], "16": [0, 1]}``."""
         return {str(layer): list(heads) for layer, heads in self.layers}
 
-    def within(self, num_layers: int) -> HeadSelection:
-        """The same without layers that a model of this depth does not have."""
-        return HeadSelection(tuple(pair for pair in self.layers if pair[0] < num_layers))
+    def within(self, num_layers: int, kv_heads: int | None = None) -> HeadSelection:
+        """The same without layers and heads that a model does not have.
+
+        Args:
+            num_layers: of the model.
+            kv_heads: of each of its layers; None: heads are left alone.
+        """
+        return HeadSelection.of(
+            {
+                layer: [head for head in heads if kv_heads is None or head < kv_heads]
+                for layer, heads in self.layers
+                if layer < num_layers
+            }
+        )
+
+    def beyond(self, num_layers: int, kv_heads: int) -> HeadSelection:
+        """What :meth:`within` leaves out."""
+        kept = dict(self.within(num_layers, kv_heads).layers)
+        return HeadSelection.of(
+            {layer: sorted({*heads} - {*kept.get(layer, ())}) for layer, heads in self.layers}
+        )
 
     def resolve(self, kv_heads: Sequence[int], *, name: str) -> dict[int, tuple[int, ...]]:
         """The KV heads of each named layer of a model.

@@ -8,6 +8,7 @@ import pytest
 
 from swaa import results
 from swaa.benchmark.long_prompt import measure as long_prompt
+from swaa.config import SWAAConfig
 from swaa.model_shapes import SHAPES
 
 EVENTS = [
@@ -31,6 +32,17 @@ def test_engines_come_in_the_order_asked_for(settings):
     assert settings[0].swaa is None
     assert settings[2].swaa is not None
     assert settings[2].swaa["full_decode"] is True
+
+
+@pytest.mark.parametrize("name", long_prompt.HEADS)
+def test_half_of_the_heads_keep_every_key(tmp_path, name):
+    args = long_prompt.parse([str(tmp_path), "--engines", name, "--requests", "3"])
+    (setting,) = long_prompt.settings_of(args, tmp_path)
+    plans = SWAAConfig.from_dict(setting.swaa).layers(36, [8] * 36)
+    kept = [8 if plan.full_decode else len(plan.decode_heads) for plan in plans]
+    assert sum(kept) == 36 * 8 / 2
+    assert (len(set(kept)) == 1) == (name == "heads")
+    assert setting.requests == 3
 
 
 def test_native_window_stands_in_the_models_configuration(settings):

@@ -52,11 +52,12 @@ def rows_of(prompt, tail, total):
     return Rows(set(range(max(0, prompt - tail), prompt)), set(range(prompt, total)))
 
 
-def build_masks(config, layer_types, starts, total, rows, documents=None, native_window=None):
+def build_masks(
+    config, layer_types, starts, total, rows, documents=None, native_window=None, kv_heads=2
+):
     """Masks by layer, bool [batch, total, total]; ``rows`` is one Rows, or one per sequence.
 
-    Where ``full_decode`` names KV heads, of which these models have two, each has its own mask:
-    ``[batch, 2, total, total]``.
+    Where ``full_decode`` names KV heads, each has its own mask: ``[batch, kv_heads, ...]``.
     """
     layers = len(layer_types)
     if isinstance(config.full_decode, HeadSelection):
@@ -66,7 +67,7 @@ def build_masks(config, layer_types, starts, total, rows, documents=None, native
                 replace(config, full_decode=[int(i) for i in named if head in named[i]]),
                 layer_types, starts, total, rows, documents, native_window,
             )
-            for head in range(2)
+            for head in range(kv_heads)
         ]  # fmt: skip
         return {i: torch.stack([masks[i] for masks in by_head], 1) for i in range(layers)}
     full_layers = set(config.full_layers)

@@ -1,10 +1,13 @@
 """What stands under vLLM's ``additional_config``: read, or refused; without vLLM."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
 
 from swaa.config import SWAAConfig
+from swaa.integrations.sglang.launch import serve
+from swaa.integrations.sglang.settings import find as sglang_find
 from swaa.integrations.vllm.settings import find, parse
 
 KNOBS = {"window": 24, "sink_tokens": 4}
@@ -85,6 +88,41 @@ def test_full_attention_by_name_is_no_mistake(value):
     assert parse(value).config == SWAAConfig(window=None)
 
 
-def test_kv_heads_are_refused_with_one_line():
-    with pytest.raises(ValueError, match=r"names KV heads \(14:0\), which servers do not take"):
-        parse({"window": 8, "full_decode": {"14": [0]}})
+HEADS = {**KNOBS, "full_decode": {"0": [1], "2": [0, 3]}}
+
+
+def test_kv_heads_are_written_as_they_are_read():
+    settings = parse(HEADS)
+    assert parse(settings.to_dict()) == settings
+    assert settings.fitted(3, kv_heads=4) == settings
+    kept = [plan.decode_heads for plan in settings.plans(3, 4)]
+    assert kept == [(1,), (), (0, 3)]
+
+
+@pytest.mark.parametrize(
+    ("layers", "heads", "left", "said"),
+    [
+        (2, 4, {"0": [1]}, "KV heads 2:0+3 left out, the model has 2 layers of 4 KV heads"),
+        (3, 3, {"0": [1], "2": [0]}, "KV heads 2:3 left out, the model has 3 layers of 3 KV heads"),
+        (1, 1, None, "full_decode holds KV heads 0:1,2:0+3; the model has 1 layers of 1 KV heads"),
+    ],
+)
+def test_kv_heads_that_the_model_lacks(caplog, layers, heads, left, said):
+    if left is None:
+        with pytest.raises(ValueError, match=re.escape(said)):
+            parse(HEADS).fitted(layers, kv_heads=heads)
+        return
+    fitted = parse(HEADS).fitted(layers, kv_heads=heads)
+    assert fitted == parse({**HEADS, "full_decode": left})
+    assert said in caplog.text
+
+
+def test_sglang_refuses_kv_heads_with_one_line():
+    model = SimpleNamespace(
+        hf_config=SimpleNamespace(swaa=HEADS), hf_text_config=SimpleNamespace(num_hidden_layers=3)
+    )
+    said = r"names KV heads \(0:1,2:0\+3\), which SGLang does not take: name whole layers"
+    with pytest.raises(ValueError, match=said):
+        sglang_find(model)
+    with pytest.raises(ValueError, match=said):
+        serve(["folder"], parse(HEADS))

@@ -5,6 +5,7 @@ import os
 
 import torch
 
+from swaa.heads import HeadSelection
 from tests.served import (
     ON_GPU,
     STOCK_TOLERANCE,
@@ -51,6 +52,11 @@ OPTIONS = {
     **(GPU_OPTIONS if ON_GPU else {}),
 }
 """Of an engine, unless a test says otherwise."""
+
+
+def folder_for(checkpoint, config):
+    """A model for a configuration: one of four KV heads where it names some, else of two."""
+    return checkpoint(kv_heads=4) if isinstance(config.full_decode, HeadSelection) else checkpoint()
 
 
 class Engine:

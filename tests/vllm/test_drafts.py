@@ -26,6 +26,8 @@ WHAT = {
     "full_decode": "4 full decode",
     "tail": "4 sliding",
     "all_kinds": "1 full, 1 full decode, 2 sliding",
+    "heads": "3 full decode in some KV heads, 1 sliding",
+    "heads_tail": "1 full, 2 full decode in some KV heads, 1 sliding",
 }
 CASES = [
     ("sliding", "faint", "faint"),
@@ -36,6 +38,8 @@ CASES = [
     ("full_decode", "strong", "thin"),
     ("tail", "strong", "thin"),
     ("all_kinds", "strong", "thick"),
+    ("heads", "faint", "faint"),
+    ("heads_tail", "strong", "thin"),
 ]
 
 

@@ -6,8 +6,9 @@ import pytest
 
 from swaa.config import SWAAConfig
 from swaa.integrations.refusal import UnsupportedError
-from tests.vllm.engine import BLOCK, CHUNK, Engine, Judge, prompts_of, sampling
+from tests.vllm.engine import BLOCK, CHUNK, Engine, Judge, folder_for, prompts_of, sampling
 
+HEADS = {"0": [1], "1": [0, 3], "2": [1, 2, 3]}
 CONFIGS = {
     "sliding": SWAAConfig(window=24, sink_tokens=4, full_layers=(1,)),
     "large_sinks": SWAAConfig(window=20, sink_tokens=40),
@@ -16,6 +17,10 @@ CONFIGS = {
     "all_kinds": SWAAConfig(
         window=24, sink_tokens=4, full_layers=(1,), full_decode=(2,), dense_tail=8
     ),
+    "heads": SWAAConfig(window=24, sink_tokens=4, full_decode=HEADS),
+    "heads_tail": SWAAConfig(
+        window=24, sink_tokens=4, full_layers=(1,), full_decode=HEADS, dense_tail=8
+    ),
 }
 
 
@@ -23,8 +28,9 @@ CONFIGS = {
 def case(request, checkpoint):
     """An engine and its judge, one for all tests of a configuration."""
     config = CONFIGS[request.param]
-    with Engine(checkpoint(), config.to_dict()) as engine:
-        yield engine, Judge(checkpoint(), config)
+    folder = folder_for(checkpoint, config)
+    with Engine(folder, config.to_dict()) as engine:
+        yield engine, Judge(folder, config)
 
 
 @pytest.fixture

@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.vllm.engine import V2, Engine, Judge, prompts_of
+from swaa.config import SWAAConfig
+from tests.vllm.engine import V2, Engine, Judge, folder_for, prompts_of
 from tests.vllm.shared_gpu import RANKS, sharing
 from tests.vllm.test_drafts import count_tokens, drafting
 from tests.vllm.test_features import CONFIGS
@@ -32,6 +33,21 @@ def test_answers_are_those_of_one_process(checkpoint, split, name):
         outputs += [engine.run([prompt])[0] for prompt in (prompts[0], prompts[0])]
         assert outputs[-1].num_cached_tokens > 0
     for prompt, output in zip([*prompts, prompts[0], prompts[0]], outputs, strict=True):
+        judge.check(prompt, output.outputs[0])
+
+
+def test_kept_heads_are_dealt_out_to_ranks(checkpoint):
+    """As many to each: of layer 0 the first head of either rank, of layer 2 another one of each."""
+    config = SWAAConfig(
+        window=24, sink_tokens=4, full_decode={"0": [0, 2], "2": [1, 2]}, dense_tail=8
+    )
+    folder = folder_for(checkpoint, config)
+    judge = Judge(folder, config)
+    prompts = prompts_of(150, 5, 270, seed=31)
+    with Engine(folder, config.to_dict(), **HEADS, **sharing()) as engine:
+        outputs = [*engine.run(prompts, max_tokens=60), *engine.run(prompts[:1], max_tokens=60)]
+        assert outputs[-1].num_cached_tokens > 0
+    for prompt, output in zip([*prompts, prompts[0]], outputs, strict=True):
         judge.check(prompt, output.outputs[0])
 
 

@@ -6,19 +6,22 @@ import random
 import pytest
 
 from swaa.config import SWAAConfig
-from tests.vllm.engine import ON_GPU, V2, Engine, Judge, prompts_of, sampling
+from tests.vllm.engine import ON_GPU, V2, Engine, Judge, folder_for, prompts_of, sampling
 from tests.vllm.test_features import CONFIGS
 
 MIXED = CONFIGS["all_kinds"]
 
 
-@pytest.mark.parametrize("name", ["sliding", "all_kinds"])
+@pytest.mark.parametrize("name", ["sliding", "all_kinds", "heads", "heads_tail"])
 def test_preempted_requests_answer_as_if_alone(checkpoint, name):
     config = CONFIGS[name]
-    judge = Judge(checkpoint(), config)
+    folder = folder_for(checkpoint, config)
+    judge = Judge(folder, config)
     prompts = prompts_of(150, 180, 210, 120, seed=11)
-    options = {"num_gpu_blocks_override": 40, "max_model_len": 512, "watermark": 0.0}
-    with Engine(checkpoint(), config.to_dict(), **options) as engine:
+    # Blocks have other sizes where pages are packed: here two groups hold all keys.
+    blocks = 60 if name.startswith("heads") else 40
+    options = {"num_gpu_blocks_override": blocks, "max_model_len": 512, "watermark": 0.0}
+    with Engine(folder, config.to_dict(), **options) as engine:
         answers = engine.answers(prompts, max_tokens=250)
         assert engine.preemptions > 0
     for prompt, answer in zip(prompts, answers, strict=True):
@@ -29,15 +32,16 @@ def test_preempted_requests_answer_as_if_alone(checkpoint, name):
     V2 and not ON_GPU,
     reason="Triton's interpreter does not run vLLM's own kernels for drafts",
 )
-@pytest.mark.parametrize("name", ["sliding", "full_decode", "all_kinds"])
+@pytest.mark.parametrize("name", ["sliding", "full_decode", "all_kinds", "heads", "heads_tail"])
 def test_verified_drafts_follow_their_own_position(checkpoint, name):
     config = CONFIGS[name]
-    judge = Judge(checkpoint(), config)
+    folder = folder_for(checkpoint, config)
+    judge = Judge(folder, config)
     (part,) = prompts_of(40, seed=12)
     prompts = [part * 4, part * 3 + part[:7], *prompts_of(65, seed=13)]
     drafter = {"method": "ngram", "num_speculative_tokens": 3}
     drafter |= {"prompt_lookup_min": 1, "prompt_lookup_max": 3}
-    with Engine(checkpoint(), config.to_dict(), speculative_config=drafter) as engine:
+    with Engine(folder, config.to_dict(), speculative_config=drafter) as engine:
         drafted = count_drafts(engine)
         answers = engine.answers(prompts, max_tokens=60)
         assert drafted[0] > 20
@@ -82,7 +86,8 @@ def random_requests(count, seed):
 @pytest.mark.slow
 @pytest.mark.timeout(1700)
 @pytest.mark.parametrize(
-    ("name", "blocks"), [("all_kinds", 530), ("sliding", 150 if ON_GPU else 380)]
+    ("name", "blocks"),
+    [("all_kinds", 530), ("sliding", 150 if ON_GPU else 380), ("heads_tail", 800)],
 )
 def test_random_traffic_answers_as_if_alone(checkpoint, monkeypatch, name, blocks):
     if V2 and not ON_GPU:
@@ -95,6 +100,7 @@ def test_random_traffic_answers_as_if_alone(checkpoint, monkeypatch, name, block
         # No full layers: vLLM's stock float32 kernels round to TF32, so near ties would depend on
         # the batch.
         decode = (1, 2) if config.full_decode else False
+        decode = config.full_decode if name == "heads_tail" else decode
         config = dataclasses.replace(config, full_layers=(), full_decode=decode)
     requests = random_requests(200, seed=3)
     rng = random.Random(4)
@@ -105,7 +111,7 @@ def test_random_traffic_answers_as_if_alone(checkpoint, monkeypatch, name, block
         "max_num_seqs": 32,
         "watermark": 0.0,
     }
-    with Engine(checkpoint(), config.to_dict(), **options) as engine:
+    with Engine(folder_for(checkpoint, config), config.to_dict(), **options) as engine:
         together = serve(engine, requests, rng)
         # Layers that all slide never outgrow what was set aside for them.
         assert engine.preemptions > 0 or (ON_GPU and name == "sliding")

@@ -40,29 +40,32 @@ class Settings:
     def __post_init__(self) -> None:
         if self.publish_generated and self.config.window is None:
             raise ValueError("publish_generated would do nothing: every layer is full")
-        if isinstance(self.config.full_decode, HeadSelection):
-            raise ValueError(
-                f"full_decode names KV heads ({self.config.full_decode}), which servers do not"
-                " take: name whole layers there, or run the recipe with Transformers"
-            )
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values, which :func:`parse` reads."""
         return {"recipe": self.config.to_dict(), "publish_generated": self.publish_generated}
 
-    def fitted(self, layers: int, *, logger: str = "vllm.swaa") -> Settings:
+    def fitted(
+        self, layers: int, *, kv_heads: int | None = None, logger: str = "vllm.swaa"
+    ) -> Settings:
         """The same settings for a model of so many layers: others are logged and dropped.
 
         Args:
             layers: of the model.
+            kv_heads: KV heads of each layer; needed where ``full_decode`` names some.
             logger: name of the engine's log.
 
         Raises:
-            ValueError: for a list with no layer of the model.
+            ValueError: for a list with no layer, or no KV head, of the model.
         """
         config = self.config.within(layers)
         for name in ("full_layers", "full_decode", "selected_layers"):
             given, left = getattr(self.config, name), getattr(config, name)
+            if isinstance(given, HeadSelection):
+                assert kv_heads is not None
+                left = _fitted_heads(given, layers, kv_heads, logger)
+                config = dataclasses.replace(config, full_decode=left)
+                continue
             if given == left:
                 continue
             lacking = ", ".join(str(index) for index in given if index >= layers)
@@ -76,11 +79,43 @@ class Settings:
             )
         return dataclasses.replace(self, config=config)
 
-    def plans(self, layers: int) -> tuple[LayerPlan, ...]:
-        """The plan of each decoder layer; with ``decode_keys`` a full layer is all dense tail."""
+    def plans(self, layers: int, kv_heads: int | None = None) -> tuple[LayerPlan, ...]:
+        """The plan of each decoder layer; with ``decode_keys`` a full layer is all dense tail.
+
+        Args:
+            layers: of the model.
+            kv_heads: KV heads of each layer; needed where ``full_decode`` names some.
+        """
+        each = None if kv_heads is None else [kv_heads] * layers
         return tuple(
             _as_tail(plan) if plan.full and plan.decode_keys else plan
-            for plan in self.config.layers(layers)
+            for plan in self.config.layers(layers, each)
+        )
+
+
+def _fitted_heads(given: HeadSelection, layers: int, kv_heads: int, logger: str) -> HeadSelection:
+    """The KV heads among the given that a model has; others are logged."""
+    left, lacking = given.within(layers, kv_heads), given.beyond(layers, kv_heads)
+    has = f"the model has {layers} layers of {kv_heads} KV heads, counted from 0"
+    if not left:
+        raise ValueError(f"swaa: full_decode holds KV heads {lacking}; {has}")
+    if lacking:
+        logging.getLogger(logger).warning(
+            "swaa: full_decode: KV heads %s left out, %s", lacking, has
+        )
+    return left
+
+
+def refuse_heads(config: SWAAConfig, engine: str) -> None:
+    """Refuse KV heads in ``full_decode`` for an engine that serves whole layers only.
+
+    Raises:
+        ValueError: naming the heads.
+    """
+    if isinstance(config.full_decode, HeadSelection):
+        raise ValueError(
+            f"full_decode names KV heads ({config.full_decode}), which {engine} does not take:"
+            " name whole layers there, or serve the recipe by vLLM"
         )
 
 

@@ -28,4 +28,6 @@ def _role(plan: LayerPlan) -> str:
         return "full"
     if plan.dense_tail == MOST_TOKENS:
         return "full prompt"
+    if plan.decode_heads:
+        return "full decode in some KV heads"
     return "full decode" if plan.full_decode else "sliding"

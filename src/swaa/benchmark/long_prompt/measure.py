@@ -25,6 +25,7 @@ from typing import Any
 from swaa import results
 from swaa.attention.pages import PAGE
 from swaa.config import SWAAConfig
+from swaa.heads import HeadSelection
 from swaa.model_shapes import SHAPES
 
 QWEN3_4B = SHAPES["qwen3-4b"] | {
@@ -52,7 +53,9 @@ CACHE_SHARE |= dict.fromkeys(("decode_keys", "selected_decode_keys"), 1 + 1 / PA
 
 OTHER_STOCK = ("stock_fa3", "stock_flashinfer")
 """Stock SGLang with other attention backends than the one that ours is derived from."""
-VLLM_ONLY = ("stock_window", "decode_keys", "selected", "selected_decode_keys")
+HEADS = ("heads", "scattered_heads")
+"""Half of the KV heads keep every key: the first of each layer, or unlike numbers of any."""
+VLLM_ONLY = ("stock_window", "decode_keys", "selected", "selected_decode_keys", *HEADS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +101,9 @@ class Setting:
     eager: bool
 
 
-def recipes(window: int, sinks: int, layers: int) -> dict[str, SWAAConfig | int | None]:
+def recipes(
+    window: int, sinks: int, layers: int, kv_heads: int
+) -> dict[str, SWAAConfig | int | None]:
     """The rows of the table: our configuration, a native window, or None for full attention."""
     quarter = tuple(range(3, layers, 4))
     selected = {"dense_tail": 128, "selected_layers": "all", "selected_keys": 4096}
@@ -111,10 +116,24 @@ def recipes(window: int, sinks: int, layers: int) -> dict[str, SWAAConfig | int 
         "sliding": SWAAConfig(window=window, sink_tokens=sinks),
         "sliding_quarter": SWAAConfig(window=window, sink_tokens=sinks, full_layers=quarter),
         "tail": SWAAConfig(window=window, sink_tokens=sinks, full_decode=True, dense_tail=128),
+        **{
+            name: SWAAConfig(window=window, sink_tokens=sinks, full_decode=kept)
+            for name, kept in zip(HEADS, _half_of_heads(layers, kv_heads), strict=True)
+        },
         "decode_keys": SWAAConfig(**chosen, decode_keys=4096),
         "selected": SWAAConfig(**chosen, **selected),
         "selected_decode_keys": SWAAConfig(**chosen, **selected, decode_keys=4096),
     }
+
+
+def _half_of_heads(layers: int, kv_heads: int) -> tuple[HeadSelection, HeadSelection]:
+    """The first half of each layer's heads; and now few, now many, with gaps between them."""
+    first = range(kv_heads // 2)
+    order = [*range(0, kv_heads, 2), *range(1, kv_heads, 2)]
+    counts = [(3 * layer // 2) % (kv_heads + 1) for layer in range(layers // 2)]
+    counts += [kv_heads - count for count in counts]
+    scattered = {layer: sorted(order[:count]) for layer, count in enumerate(counts)}
+    return HeadSelection.of(dict.fromkeys(range(layers), first)), HeadSelection.of(scattered)
 
 
 def settings_of(args: argparse.Namespace, folder: Path) -> list[Setting]:
@@ -123,7 +142,7 @@ def settings_of(args: argparse.Namespace, folder: Path) -> list[Setting]:
     layers = shape["num_hidden_layers"]
     longest = max(args.prompt + args.answer, args.traffic_prompt + args.traffic_answer) + 16
     found = []
-    known = recipes(args.window, args.sinks, layers)
+    known = recipes(args.window, args.sinks, layers, shape["num_key_value_heads"])
     for name in args.engines:
         wanted = known[name]
         native = wanted if isinstance(wanted, int) else None
@@ -143,7 +162,7 @@ def settings_of(args: argparse.Namespace, folder: Path) -> list[Setting]:
                 prompt_tokens=args.prompt,
                 answer_tokens=args.answer,
                 repeats=args.repeats,
-                requests=args.requests if name in ("stock", "full_decode") else 0,
+                requests=args.requests if name in ("stock", "full_decode", *HEADS) else 0,
                 traffic_prompt=args.traffic_prompt,
                 traffic_answer=args.traffic_answer,
                 eager=args.tiny,
@@ -298,14 +317,15 @@ def _cell(value: float | None, factor: float, unit: str, digits: int) -> str:
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    names = tuple(recipes(2048, 128, 36))
+    names = tuple(recipes(2048, 128, 36, 8))
     parser.add_argument("out", type=Path, help="folder for results and logs")
     parser.add_argument(
         "--engine", choices=("vllm", "sglang"), default="vllm", help="(default: vllm)"
     )
     parser.add_argument(
         "--engines",
-        help=f"of {', '.join(names)}, in turn (default: all that the engine has but tail)",
+        help=f"of {', '.join(names)}, in turn (default: all that the engine has but tail,"
+        f" {', '.join(HEADS)})",
     )
     parser.add_argument("--window", type=int, default=2048, help="keys (default: 2048)")
     parser.add_argument("--sinks", type=int, default=128, help="tokens (default: 128)")
@@ -327,7 +347,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(words)
     foreign = OTHER_STOCK if args.engine == "vllm" else VLLM_ONLY
     names = tuple(name for name in names if name not in foreign)
-    usual = [name for name in names if name not in ("tail", *OTHER_STOCK)]
+    usual = [name for name in names if name not in ("tail", *OTHER_STOCK, *HEADS)]
     args.engines = usual if args.engines is None else args.engines.split(",")
     unknown = set(args.engines) - set(names)
     if unknown:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from swaa.integrations.launch import PLUGIN, require_plugin, run
-from swaa.integrations.settings import KEY, Settings
+from swaa.integrations.settings import KEY, Settings, refuse_heads
 from swaa.integrations.sglang.address import find_address, read_flags
 from swaa.integrations.sglang.environment import REPORTS, REQUIRED
 
@@ -28,8 +28,9 @@ def serve(arguments: Sequence[str], settings: Settings) -> int:
 
     Raises:
         ValueError: for arguments that hold their own configuration, or name an address that is
-            taken.
+            taken; for a configuration that names KV heads.
     """
+    refuse_heads(settings.config, "SGLang")
     address = find_address(arguments)
     wanted = settings.to_dict()
     command = [sys.executable, "-c", "from sglang.cli.main import main; main()"]

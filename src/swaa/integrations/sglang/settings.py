@@ -6,7 +6,15 @@ import json
 from typing import Any
 
 from swaa.config import LayerPlan
-from swaa.integrations.settings import KEY, Settings, carried_by, parse, read, refuse_misplaced
+from swaa.integrations.settings import (
+    KEY,
+    Settings,
+    carried_by,
+    parse,
+    read,
+    refuse_heads,
+    refuse_misplaced,
+)
 
 __all__ = ["KEY", "Settings", "find", "parse", "plans_of", "refuse_stray_keys"]
 
@@ -24,12 +32,15 @@ def find(model_config: Any) -> Settings | None:
 
     Raises:
         TypeError: for a value of the wrong type.
-        ValueError: for a configuration that cannot be read, or that names no layer of the model.
+        ValueError: for a configuration that cannot be read, that names no layer of the model, or
+            that names KV heads.
     """
     value = carried_by(model_config)
     if value is None:
         return None
-    found = read(_PLACE, value).fitted(_layers(model_config), logger="sglang.srt.swaa")
+    asked = read(_PLACE, value)
+    refuse_heads(asked.config, "SGLang")
+    found = asked.fitted(_layers(model_config), logger="sglang.srt.swaa")
     return None if found.config.window is None else found
 
 

@@ -17,6 +17,7 @@ from swaa.integrations.refusal import UnsupportedError
 from swaa.integrations.vllm.attention import CPUAttention, GPUAttention, SlidingAttention
 from swaa.integrations.vllm.kv_cache import Memory
 from swaa.integrations.vllm.metadata import SlidingMetadataBuilder
+from swaa.integrations.vllm.packing import packed_layouts
 
 
 def platform_attention() -> tuple[type[Any], type[SlidingAttention]]:
@@ -84,6 +85,9 @@ def _derive(stock: type[Any], name: str, memory: Memory, changes: dict[str, Any]
     def customize_spec(cls: type[Any], spec: Any) -> Any:
         return memory.spec(stock.customize_spec(spec))
 
+    if memory.packed:
+        layouts = packed_layouts(stock)
+        changes["supported_kv_cache_layouts"] = classmethod(lambda cls: layouts)
     return type(name, (stock,), {**changes, "customize_spec": classmethod(customize_spec)})
 
 

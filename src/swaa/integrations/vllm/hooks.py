@@ -1,15 +1,16 @@
 """The seven functions of vLLM that swaa wraps, and the check that each still fits.
 
 1. ``EngineArgs.create_engine_config``: read, check and resolve the configuration (front end).
-2. ``Attention.__init__``: give each layer its backend class (worker); vLLM's own choice does not
-   know the layer that it chooses for.
+2. ``Attention.__init__``: give each layer its backend class, and a second part where its KV heads
+   do not all do the same (worker); vLLM's own choice does not know the layer that it chooses for.
 3. ``WorkerWrapperBase.initialize_from_config``: turn prompt lengths on, check that the engine
    really has what the configuration says, refuse to start otherwise, and compile our kernels
    (worker).
 4. ``KVCacheManager.get_computed_blocks``: end prefix-cache reuse before the dense tail (engine
    core).
-5. ``get_kv_cache_groups``: keep a draft model's layers in one group of the cache, the first (engine
-   core, and workers that try the cache out).
+5. ``get_kv_cache_groups``: keep a draft model's layers in one group of the cache, the first; pack
+   parts of layers that have unlike numbers of KV heads (engine core, and workers that try the cache
+   out).
 6. ``beam_search`` of the offline and of the online front end: refuse it where rows have phases.
 7. ``InputProcessor.process_inputs``: refuse streamed sessions with a dense tail (front end).
 """
@@ -84,7 +85,11 @@ def _configuring(original: Callable[..., Any]) -> Callable[..., Any]:
         if found is not None:
             support.check_prefix_window(made)
             support.check_engine(made)
-            fitted = found.fitted(drafts.served_model(made).get_total_num_hidden_layers())
+            model = drafts.served_model(made)
+            fitted = found.fitted(
+                model.get_total_num_hidden_layers(), kv_heads=model.get_total_num_kv_heads()
+            )
+            support.check_heads(made, fitted)
             settings.write_back(made, fitted)
             # Here, not on installation: workers do not need the front end's modules.
             for module, path, wrapper, arguments in _FRONT_END:
@@ -100,7 +105,7 @@ def _constructing(original: Callable[..., Any]) -> Callable[..., Any]:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         from vllm.config import get_current_vllm_config_or_none
 
-        from swaa.integrations.vllm import backend, layers
+        from swaa.integrations.vllm import backend, head_parts, layers
 
         vllm_config = get_current_vllm_config_or_none()
         active = None if vllm_config is None else layers.active(vllm_config)
@@ -111,6 +116,10 @@ def _constructing(original: Callable[..., Any]) -> Callable[..., Any]:
         extras = given.pop("extra_impl_args", {})
         given |= extras
         memory = active.memory(type(self), given)
+        if memory.plan.decode_heads:
+            own = {name: given[name] for name in given if name not in ("self", *extras)}
+            head_parts.build(self, original, own, memory)
+            return
         if memory.plan.full:
             original(self, *args, **kwargs)
             self.attn_backend = backend.full_backend(self.attn_backend, memory)
@@ -161,10 +170,13 @@ def _grouping(original: Callable[..., Any]) -> Callable[..., Any]:
     def get_kv_cache_groups(
         vllm_config: Any, kv_cache_spec: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
-        from swaa.integrations.vllm import drafts, layers
+        from swaa.integrations.vllm import drafts, layers, packing
 
+        active = layers.active(vllm_config)
+        if active is not None and active.packed:
+            return packing.pack(kv_cache_spec, vllm_config)
         groups = original(vllm_config, kv_cache_spec, *args, **kwargs)
-        if layers.active(vllm_config) is None:
+        if active is None:
             return groups
         return drafts.keep_together(groups, kv_cache_spec)
 

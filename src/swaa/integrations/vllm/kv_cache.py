@@ -50,6 +50,8 @@ class Memory:
         dense_tail: of the model, prompt tokens.
         pages: whether the cache's pages also hold statistics of their keys: in every layer of the
             model, because all of vLLM's pages have one size.
+        packed: whether they have several (:mod:`.packing`); then only layers that choose what they
+            read hold statistics.
         draft: whether it is a layer of the draft model. Its limits are those of the model that it
             drafts for, so that layers of both models that keep all keys share a group.
     """
@@ -60,6 +62,7 @@ class Memory:
     dense_tail: int
     draft: bool = False
     pages: bool = False
+    packed: bool = False
 
     def spec(self, stock: Any) -> Any:
         """The layer's spec, made from the one that vLLM made for full attention."""
@@ -68,7 +71,7 @@ class Memory:
             for field in dataclasses.fields(stock)
             if field.init
         }
-        if self.pages:
+        if self.pages or (self.packed and self.plan.decode_keys):
             common["page_size_padded"] = padded_page_bytes(stock)
         limits = {"dense_tail": self.dense_tail, "prompt_only": self.prompt_only}
         plan = self.plan
@@ -188,6 +191,15 @@ class SinkWindowSpec(SlidingWindowSpec):
             == (spec.sliding_window, spec.sink_tokens, spec.dense_tail, spec.prompt_only)
             for spec in kv_cache_specs.values()
         )
+
+
+def decode_blocks(spec: Any, tokens: int) -> int:
+    """Most blocks of a group that a request of so many tokens holds while it generates."""
+    blocks = cdiv(tokens, spec.block_size)
+    if isinstance(spec, (TailSpec, SinkWindowSpec)):
+        window = (spec.sliding_window + spec.block_size - 2) // spec.block_size + 1
+        return min(blocks, cdiv(spec.sink_tokens, spec.block_size) + window)
+    return blocks
 
 
 class _PromptBound:

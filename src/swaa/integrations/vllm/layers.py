@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from swaa.config import LayerPlan
@@ -17,13 +17,15 @@ class Active:
 
     Attributes:
         settings: what was asked for.
-        plans: the plan of every decoder layer of the model.
+        plans: the plan of every decoder layer of the model, with all of its KV heads.
+        kv_heads: of each layer, on all ranks together.
         frees: whether vLLM's cache manager can free what a layer no longer needs.
         draft: whether the layers being built are those of the draft model.
     """
 
     settings: settings.Settings
     plans: tuple[LayerPlan, ...]
+    kv_heads: int
     frees: bool
     draft: bool = False
 
@@ -32,6 +34,11 @@ class Active:
         """The value for ``rswa_window``: any number makes vLLM pass the prompt lengths on."""
         needed = any(plan.needs_prompt_length for plan in self.plans)
         return self.settings.config.window if needed else None
+
+    @property
+    def packed(self) -> bool:
+        """Whether KV heads of one layer keep different keys, so that the cache's pages differ."""
+        return any(plan.decode_heads for plan in self.plans)
 
     def memory(self, attention_class: type[Any], given: Mapping[str, Any]) -> Memory:
         """What a layer does, from the arguments of its constructor.
@@ -49,15 +56,35 @@ class Active:
             raise support.UnsupportedError(
                 f"swaa: layer {name} is beyond the model's {len(self.plans)} decoder layers"
             )
+        plan = LayerPlan(window=None) if self.draft else self.plans[index]
+        if plan.decode_heads:
+            plan = self._on_this_rank(plan, name, given.get("num_kv_heads") or given["num_heads"])
         return Memory(
-            plan=LayerPlan(window=None) if self.draft else self.plans[index],
+            plan=plan,
             draft=self.draft,
             frees=self.frees,
             prompt_only=self.prompt_length_switch is not None
             and not self.settings.publish_generated,
             dense_tail=self.settings.config.dense_tail,
-            pages=self.settings.config.decode_keys > 0,
+            pages=self.settings.config.decode_keys > 0 and not self.packed,
+            packed=self.packed,
         )
+
+    def _on_this_rank(self, plan: LayerPlan, name: str, kv_heads: int) -> LayerPlan:
+        """The plan with those of its KV heads that this tensor-parallel rank holds, from 0."""
+        from vllm.distributed import (
+            get_tensor_model_parallel_rank,
+            get_tensor_model_parallel_world_size,
+        )
+
+        if kv_heads * get_tensor_model_parallel_world_size() != self.kv_heads:
+            raise support.UnsupportedError(
+                f"swaa: layer {name} has {kv_heads} KV heads on this rank and the model"
+                f" {self.kv_heads}; full_decode cannot name heads of models whose layers differ"
+            )
+        first = kv_heads * get_tensor_model_parallel_rank()
+        held = [head - first for head in plan.decode_heads if first <= head < first + kv_heads]
+        return replace(plan, decode_heads=tuple(held))
 
 
 _resolved: tuple[tuple[Any, ...], Active | None] | None = None
@@ -88,8 +115,10 @@ def _resolve(vllm_config: Any) -> Active | None:
     if found is None or found.config.window is None:
         return None
     support.check_engine(vllm_config)
-    plans = found.plans(model.get_total_num_hidden_layers())
+    kv_heads = model.get_total_num_kv_heads()
+    plans = found.plans(model.get_total_num_hidden_layers(), kv_heads)
     if all(plan.full for plan in plans):
         raise support.UnsupportedError("swaa: no layer would slide: full_layers names them all")
     hybrid_off = vllm_config.scheduler_config.disable_hybrid_kv_cache_manager
-    return Active(found, plans, frees=not hybrid_off, draft=drafts.is_draft(vllm_config))
+    draft = drafts.is_draft(vllm_config)
+    return Active(found, plans, kv_heads, frees=not hybrid_off, draft=draft)

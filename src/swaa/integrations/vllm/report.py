@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
+from swaa.config import LayerPlan
 from swaa.integrations.launch import write_report
 from swaa.integrations.refusal import NotActiveError
 from swaa.integrations.summary import adapted
@@ -13,6 +14,8 @@ from swaa.integrations.vllm import settings
 from swaa.integrations.vllm.attention import SlidingAttention
 from swaa.integrations.vllm.drafts import draft_model
 from swaa.integrations.vllm.environment import REPORTS
+from swaa.integrations.vllm.head_parts import SLIDING
+from swaa.integrations.vllm.kv_cache import decode_blocks
 from swaa.integrations.vllm.layers import Active
 from swaa.integrations.vllm.metadata import SlidingMetadataBuilder
 
@@ -32,7 +35,7 @@ def verify(wrapper: Any, active: Active, kv_cache: Any) -> None:
     specs = _specs(kv_cache)
     layers = _attention_layers(vllm_config)
     first, end = vllm_config.model_config.get_layers_start_end_indices(vllm_config.parallel_config)
-    _check_count([layer for layer in layers.values() if not layer.swaa.draft], end - first)
+    _check_count(_served_plans(active, layers), end - first)
     _check_drafts(wrapper.worker.model_runner, layers, kv_cache, draft_model(vllm_config))
     for name, layer in layers.items():
         fault = _fault(layer, specs.get(name))
@@ -61,46 +64,73 @@ def say_full_attention(wrapper: Any) -> None:
 
 def summary(active: Active, layers: dict[str, Any], kv_cache: Any, vllm_config: Any) -> str:
     """One line: what slides, by which kernels, and how many tokens the KV cache then holds."""
-    served = [layer for layer in layers.values() if not layer.swaa.draft]
-    sliding = [layer for layer in served if not layer.swaa.plan.full]
-    drafting = len(layers) - len(served)
+    sliding = [layer for layer in layers.values() if not layer.swaa.plan.full]
+    drafting = sum(layer.swaa.draft for layer in layers.values())
     beside = f" next to a draft model of {drafting}" if drafting else ""
     kernels = ", ".join(sorted({layer.impl.kernels for layer in sliding})) or "stock"
-    tokens, full_tokens = capacity(kv_cache, vllm_config)
-    groups = "; ".join(_describe(group) for group in kv_cache.kv_cache_groups)
-    plans = [layer.swaa.plan for layer in served]
+    tokens, full_tokens, decoding = capacity(kv_cache, vllm_config)
+    groups = "; ".join(_describe(each, active.packed) for each in kv_cache.kv_cache_groups)
+    plans = _served_plans(active, layers)
     longest = vllm_config.model_config.max_model_len
+    later = f", {decoding:,} once prompts are computed" if decoding > tokens else ""
     head, colon, rest = adapted(active.settings.config, plans, longest=longest).partition(":")
     return (
         f"{head}{beside}{colon}{rest}, backend {kernels};"
         f" KV cache of {kv_cache.num_blocks} blocks holds {tokens:,} tokens at the longest context"
-        f" (full attention {full_tokens:,}); groups: {groups}"
+        f" (full attention {full_tokens:,}){later}; groups: {groups}"
     )
 
 
-def capacity(kv_cache: Any, vllm_config: Any) -> tuple[int, int]:
-    """Tokens that fit in requests of the longest context: in this cache, and with full layers."""
-    longest = vllm_config.model_config.max_model_len
-    ours = stock = 0
-    width = max(len(group.layer_names) for group in kv_cache.kv_cache_groups)
-    for group in kv_cache.kv_cache_groups:
-        spec = group.kv_cache_spec
-        ours += -(-spec.max_memory_usage_bytes(vllm_config) // spec.page_size_bytes)
-        blocks = -(-longest // spec.block_size) * len(group.layer_names) / width
-        stock += blocks * _without_statistics(spec)
-    return int(kv_cache.num_blocks / ours * longest), int(kv_cache.num_blocks / stock * longest)
+def _served_plans(active: Active, layers: dict[str, Any]) -> list[LayerPlan]:
+    """The plans of the served model's layers; two parts are one layer."""
+    from vllm.model_executor.models.utils import extract_layer_index
+
+    names = [name for name, layer in layers.items() if not layer.swaa.draft]
+    return [active.plans[extract_layer_index(n)] for n in names if not n.endswith(SLIDING)]
 
 
-def _without_statistics(spec: Any) -> float:
-    """Share of a block that keys and values take: statistics lie behind them, under decode_keys."""
-    each = list(getattr(spec, "kv_cache_specs", {0: spec}).values())
-    bare = sum(one.unpadded_page_size_bytes for one in each)
-    return bare / sum(one.page_size_bytes for one in each)
+class Capacity(NamedTuple):
+    """Tokens that fit into a cache, in requests of the longest context.
+
+    Attributes:
+        tokens: while each needs the most that it ever needs, as vLLM counts.
+        full: the same where every layer stays full.
+        decoding: while all requests generate.
+    """
+
+    tokens: int
+    full: int
+    decoding: int
 
 
-def _describe(group: Any) -> str:
-    kind = type(group.kv_cache_spec).__name__.removesuffix("Spec")
-    return f"{len(group.layer_names)} layers {kind}"
+def capacity(kv_cache: Any, vllm_config: Any) -> Capacity:
+    """How much a cache holds of requests of the longest context."""
+    longest, groups = vllm_config.model_config.max_model_len, kv_cache.kv_cache_groups
+    most = full = decoding = 0
+    widest = max(sum(spec.page_size_bytes for spec in _each(group)) for group in groups)
+    for group in groups:
+        spec, each = group.kv_cache_spec, _each(group)
+        most += -(-spec.max_memory_usage_bytes(vllm_config) // spec.page_size_bytes)
+        decoding += decode_blocks(each[0], longest)
+        # Without statistics, which lie behind keys and values under decode_keys.
+        bare = sum(spec.unpadded_page_size_bytes for spec in each)
+        full += -(-longest // spec.block_size) * bare / widest
+    blocks = kv_cache.num_blocks
+    return Capacity(*(int(blocks / held * longest) for held in (most, full, decoding)))
+
+
+def _each(group: Any) -> list[Any]:
+    """The spec of each layer of a group."""
+    spec = group.kv_cache_spec
+    own = getattr(spec, "kv_cache_specs", None)
+    return [own[name] if own else spec for name in group.layer_names]
+
+
+def _describe(group: Any, packed: bool) -> str:
+    each = _each(group)
+    kind = type(each[0]).__name__.removesuffix("Spec")
+    heads = f"{sum(spec.num_kv_heads for spec in each)} KV heads in " if packed else ""
+    return f"{heads}{len(each)} layers {kind}"
 
 
 def _attention_layers(vllm_config: Any) -> dict[str, Any]:
@@ -111,9 +141,7 @@ def _attention_layers(vllm_config: Any) -> dict[str, Any]:
 def _specs(kv_cache: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for group in kv_cache.kv_cache_groups:
-        each = getattr(group.kv_cache_spec, "kv_cache_specs", None)
-        for name in group.layer_names:
-            found[name] = each[name] if each else group.kv_cache_spec
+        found |= zip(group.layer_names, _each(group), strict=True)
     return found
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from swaa.heads import HeadSelection
 from swaa.integrations.refusal import UnsupportedError
 from swaa.integrations.vllm.drafts import draft_model, served_model
 from swaa.integrations.vllm.environment import REQUIRED
@@ -173,6 +175,41 @@ def check_prefix_window(vllm_config: Any) -> None:
             "swaa: rswa_window asks for vLLM's own window after a full prompt, which would not"
             " hold; leave it out"
         )
+
+
+def check_heads(vllm_config: Any, settings: Settings) -> None:
+    """Refuse KV heads in ``full_decode`` that ranks or stages would hold unevenly.
+
+    Args:
+        vllm_config: of the engine.
+        settings: fitted to its model.
+
+    Raises:
+        UnsupportedError: with the first reason.
+    """
+    heads = settings.config.full_decode
+    if isinstance(heads, HeadSelection):
+        for reason in _head_reasons(vllm_config, heads):
+            raise UnsupportedError(f"swaa: full_decode names KV heads {heads}: {reason}")
+
+
+def _head_reasons(vllm_config: Any, heads: HeadSelection) -> Iterator[str]:
+    parallel = vllm_config.parallel_config
+    ranks = parallel.tensor_parallel_size
+    total = served_model(vllm_config).get_total_num_kv_heads()
+    if parallel.pipeline_parallel_size > 1:
+        yield "pipeline parallelism was not tried with them; serve without it"
+    if total % ranks:
+        yield f"{total} KV heads are not dealt out evenly to {ranks} ranks"
+    for layer, kept in heads.layers:
+        counts = Counter(head * ranks // total for head in kept)
+        on_each = [counts[rank] for rank in range(ranks)]
+        if len({*on_each}) > 1:
+            yield (
+                f"of layer {layer} the ranks would keep {', '.join(map(str, on_each))}, and the"
+                " blocks of all ranks have one size; name as many heads on each rank, whose"
+                f" {total // ranks} KV heads follow one another"
+            )
 
 
 def _speculation_reasons(vllm_config: Any) -> Iterator[str]:
