@@ -193,8 +193,9 @@ def stage(buffers: Batch, batch: Batch) -> Batch:
         table.copy_(found.table)
         if room.written is None or found.written is None:
             return Pages(table=table)
-        written = room.written[:count]
-        written.copy_(found.written)
+        written, rows = room.written[:count], found.written.shape[0]
+        written[:rows].copy_(found.written)
+        written[rows:] = 0  # a batch padded to a graph's size: SGLang keeps slot 0 for that
         return Pages(table=table, written=written)
 
     lengths = buffers.lengths[:count]
