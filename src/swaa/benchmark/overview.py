@@ -62,6 +62,8 @@ def read_answers(folder: str | Path) -> dict[tuple[str, int], dict[str, Row]]:
         if result.config["model"] != MODEL:
             continue
         key = str(result.provenance.data), int(result.config["length"])
+        if key[0] not in TASKS:
+            continue
         rows = {row["setting"]: row for row in result.rows if row["place"] == "all"}
         found.setdefault(key, {}).update(rows)
     return {key: found[key] for key in sorted(found, key=lambda key: ([*TASKS].index(key[0]), key))}

@@ -1,0 +1,71 @@
+"""Answers that the pages of measurements tell are those of the result files."""
+
+import re
+import statistics
+from pathlib import Path
+
+import pytest
+
+from swaa import results
+from swaa.evaluation import gathered
+from swaa.evaluation.summary import is_right
+from swaa.evaluation.tasks.ruler import NAMES
+from swaa.recipes import find_recipe
+from swaa.statistics import mcnemar
+
+ROOT = Path(__file__).parents[2]
+PAGES = ROOT / "docs/measurements"
+MODEL = "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf"
+COLUMNS = ("full", "selected", "balanced", "fast")
+
+
+def runs_of(task, length=16_384):
+    """The runs of the model on a task, by setting; of settings run twice, any."""
+    found = {}
+    for path in sorted((ROOT / "results/eval").glob("*.json")):
+        result = results.load(path)
+        asked = result.config["model"], result.config["task"]["task"], result.config["length"]
+        if asked == (MODEL, task, length):
+            found |= {run.setting: run for run in gathered.read(path)}
+    return found
+
+
+def cells(page, first):
+    """The cells behind a table's first cell."""
+    line = re.search(rf"^\| {re.escape(first)} \| (.*) \|$", page, re.MULTILINE)
+    assert line, f"no row {first!r}"
+    return line[1].split(" | ")
+
+
+@pytest.fixture(scope="module")
+def ruler():
+    return {name: runs_of(f"ruler:{name}") for name in NAMES}
+
+
+def test_rulers_scores(ruler):
+    page = (PAGES / "selected-keys.md").read_text("utf-8")
+    scores = {setting: [] for setting in COLUMNS}
+    right = {setting: [] for setting in COLUMNS}
+    for name, runs in ruler.items():
+        rows = {setting: runs[setting].result.rows[0] for setting in COLUMNS}
+        assert {row["samples"] for row in rows.values()} == {25}
+        assert cells(page, f"`{name}`") == [f"{100 * row['score']:.1f}" for row in rows.values()]
+        for setting in COLUMNS:
+            scores[setting].append(rows[setting]["score"])
+            right[setting] += map(is_right, runs[setting].samples)
+    means = {setting: f"{100 * statistics.mean(values):.1f}" for setting, values in scores.items()}
+    assert cells(page, "**mean**") == list(means.values())
+    assert cells(page, "all that was asked for, of 325") == [
+        str(sum(values)) for values in right.values()
+    ]
+    complete = {setting: runs.result.rows[0]["right"] for setting, runs in ruler["vt"].items()}
+    assert f"names all variables in {complete['fast']}, full attention in {complete['full']}," in (
+        " ".join(page.split())
+    )
+    assert f"`balanced` in {complete['balanced']}." in page
+    assert [run.result.rows[0]["right"] for run in ruler["cwe"].values()] == [0] * 4
+    assert round(mcnemar(right["selected"], right["full"]), 2) == 0.29
+    assert round(mcnemar(right["balanced"], right["full"]), 4) == 0.0005
+    for setting in ("selected", "balanced", "fast"):
+        told = f"mean score {means[setting]} % (full attention {means['full']} %;"
+        assert any(told in line for line in find_recipe(setting).measured_on)
