@@ -69,3 +69,36 @@ def test_rulers_scores(ruler):
     for setting in ("selected", "balanced", "fast"):
         told = f"mean score {means[setting]} % (full attention {means['full']} %;"
         assert any(told in line for line in find_recipe(setting).measured_on)
+
+
+@pytest.mark.parametrize("prompt", ["full", "selected"])
+def test_chains_with_keys_chosen_in_decoding(prompt):
+    page = (PAGES / "keys-in-decoding.md").read_text("utf-8")
+    for length, column in ((16_384, -2), (30_000, -1)):
+        runs = runs_of("variable_tracking", length)
+        told = {"everything": prompt} | {
+            f"window, sinks, {keys:,} others": f"{prompt}-decode-{keys}"
+            for keys in (512, 1024, 2048, 4096)
+        }
+        shown = "full" if prompt == "full" else f"`{prompt}`"
+        for reads, setting in told.items():
+            row = cells(page, f"{shown} | {reads}")
+            right = str(runs[setting].result.rows[0]["right"]) if setting in runs else "-"
+            assert row[column] == right, (reads, length)
+
+
+def test_what_4096_keys_lose_is_chance():
+    words = " ".join((PAGES / "keys-in-decoding.md").read_text("utf-8").split())
+    p = {}
+    for length in (16_384, 30_000):
+        answers = {
+            name: {sample["id"]: is_right(sample) for sample in run.samples}
+            for name, run in runs_of("variable_tracking", length).items()
+        }
+        for name in ("full", "selected"):
+            few, whole = answers[f"{name}-decode-4096"], answers[name]
+            p[name, length] = mcnemar([few[one] for one in whole], list(whole.values()))
+    full, selected = (
+        [f"{p[name, n]:.2g}" for n in (16_384, 30_000)] for name in ("full", "selected")
+    )
+    assert f"p {full[0]} and {full[1]} where the prompt is full, {selected[0]} and" in words
