@@ -1,5 +1,6 @@
 """Answers that the pages of measurements tell are those of the result files."""
 
+import dataclasses
 import re
 import statistics
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from swaa import results
+from swaa.config import SWAAConfig
 from swaa.evaluation import gathered
 from swaa.evaluation.summary import is_right
 from swaa.evaluation.tasks.ruler import NAMES
@@ -102,3 +104,39 @@ def test_what_4096_keys_lose_is_chance():
         [f"{p[name, n]:.2g}" for n in (16_384, 30_000)] for name in ("full", "selected")
     )
     assert f"p {full[0]} and {full[1]} where the prompt is full, {selected[0]} and" in words
+
+
+BYTES = {
+    "all heads: full attention": "full",
+    "28 of 56 heads": "full-h58",
+    "14 of 28 layers": "full-l58",
+    "14 of 56 heads": "full-h35",
+    "7 of 28 layers": "full-l35",
+}
+
+
+def test_heads_and_layers_at_the_same_bytes():
+    page = (PAGES / "kv-heads.md").read_text("utf-8")
+    for column, task in enumerate(("multikey", "multiquery:2", "variable_tracking"), start=1):
+        runs = runs_of(task)
+        for told, setting in BYTES.items():
+            shown = cells(page, told)
+            if setting not in runs:
+                assert shown[column] == "-"
+                continue
+            row = runs[setting].result.rows[0]
+            assert shown[column] == str(row["right"])
+            assert row["samples"] == 100
+            if setting != "full":
+                assert shown[0] == f"{100 * row['kv_share']:.0f} %"
+
+
+@pytest.mark.parametrize("unit", ["heads", "layers"])
+@pytest.mark.parametrize("budget", [58, 35])
+def test_the_recipes_kept_are_those_asked(unit, budget):
+    kept = SWAAConfig.load(ROOT / f"examples/settings/qwen2.5-coder-1.5b-{unit}-{budget}.json")
+    run = runs_of("multikey")[f"full-{unit[0]}{budget}"]
+    asked = SWAAConfig.from_dict(run.result.config["swaa"])
+    assert dataclasses.replace(kept, dense_tail=asked.dense_tail) == asked
+    # The whole prompt is the tail.
+    assert asked.dense_tail > run.result.config["length"]
