@@ -64,6 +64,11 @@ def test_what_the_text_says_is_in_the_results():
     early = {length: row["first_token_speedup"] for length, row in times["fast"].items()}
     assert f"8,192 tokens {early[8192]:.2f} times as early" in words
     assert f"of 32,768 tokens {early[32_768]:.2f} times" in words
+    timed = overview.results.load(RESULTS / overview.OWN).rows
+    (nothing,) = [row for row in timed if row["kind"] == "t0" and row["tokens"] == 30_000]
+    stock = overview.read_own_times(RESULTS)["full"]
+    spent, whole = (f"{row['first_token_s']['p50']:.3f} s" for row in (nothing, stock))
+    assert f"{spent} of full attention's {whole} are not attention" in words
     other = overview.results.load(RESULTS / overview.TIMED[1]).rows
     stock = next(row for row in other if row["kind"] == "run" and row["setting"] == "stock")
     assert f"full attention took {stock['first_token_s']['p50']:.2f} s" in words

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from swaa import results
+from swaa.benchmark.overview import OWN
 from swaa.config import SWAAConfig
 from swaa.evaluation import gathered
 from swaa.evaluation.summary import is_right
@@ -68,6 +69,9 @@ def test_rulers_scores(ruler):
     assert [run.result.rows[0]["right"] for run in ruler["cwe"].values()] == [0] * 4
     assert round(mcnemar(right["selected"], right["full"]), 2) == 0.29
     assert round(mcnemar(right["balanced"], right["full"]), 4) == 0.0005
+    readme = " ".join((ROOT / "README.md").read_text("utf-8").split())
+    assert f"full attention scores {means['full']} %, `selected` {means['selected']}," in readme
+    assert f"`balanced` {means['balanced']}, `fast` {means['fast']}." in readme
     for setting in ("selected", "balanced", "fast"):
         told = f"mean score {means[setting]} % (full attention {means['full']} %;"
         assert any(told in line for line in find_recipe(setting).measured_on)
@@ -140,3 +144,29 @@ def test_the_recipes_kept_are_those_asked(unit, budget):
     assert dataclasses.replace(kept, dense_tail=asked.dense_tail) == asked
     # The whole prompt is the tail.
     assert asked.dense_tail > run.result.config["length"]
+
+
+OWN_TIMES = {
+    "stock, full attention": "stock",
+    "full attention by our own kernel": "full",
+    "`selected`": "selected",
+    "`quality`": "quality",
+    "`balanced`": "balanced",
+    "`fast`": "fast",
+}
+
+
+def test_the_models_own_times():
+    _, page = (
+        (PAGES / "selected-keys.md").read_text("utf-8").split("### The 1.5B model's own times")
+    )
+    rows = [row for row in results.load(ROOT / "results" / OWN).rows if "tokens" in row]
+    for column, tokens in enumerate((16_384, 30_000)):
+        timed = {row["setting"]: row for row in rows if row["tokens"] == tokens}
+        for told, setting in OWN_TIMES.items():
+            row = timed[setting]
+            first, faster = row["first_token_s"]["p50"], row["first_token_speedup"]
+            assert cells(page, told)[column] == f"{first:.3f} s, {faster:.2f}x"
+        nothing, stock = (timed[name]["first_token_s"]["p50"] for name in ("no attention", "stock"))
+        assert cells(page, "no attention at all")[column] == f"{nothing:.3f} s"
+        assert f"{stock / nothing:.2f} " in page
