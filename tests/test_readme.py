@@ -74,9 +74,12 @@ def test_what_the_text_says_is_in_the_results():
     assert f"full attention took {stock['first_token_s']['p50']:.2f} s" in words
     counts = {(length, rows["full"]["samples"]) for (_, length), rows in answers.items()}
     assert counts == {(16_384, 100), (30_000, 50)}
-    served = overview.results.load(RESULTS / "vllm/qwen3-4b-shape-a6725fb8.json").rows
+    served = overview.results.load(RESULTS / "vllm/qwen3-4b-shape-9f0b2f0d.json").rows
     first = {row["engine"]: f"{row['first_token_seconds']:.3g} s" for row in served}
-    assert f"after {first['full_decode']} instead of {first['stock']}" in words
+    assert (
+        f"after {first['selected']} under `selected`, {first['full_decode']} where every" in words
+    )
+    assert f"layer slides, {first['stock']} with full attention" in words
 
 
 @pytest.mark.slow
