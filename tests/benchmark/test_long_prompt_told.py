@@ -7,8 +7,15 @@ import pytest
 from swaa import results
 
 ROOT = Path(__file__).parents[2]
-FILES = {"vllm": "vllm/qwen3-4b-shape-9f0b2f0d.json"}
+FILES = {
+    "sglang": "sglang/qwen3-4b-shape-c4e3eb13.json",
+    "vllm": "vllm/qwen3-4b-shape-9f0b2f0d.json",
+}
 ROWS = {
+    "sglang": {
+        "ours, full decode in all layers": "full_decode",
+        "ours, sliding decode": "sliding",
+    },
     "vllm": {
         "ours, full decode in all layers, every prompt row slides": "full_decode",
         "ours, `selected`": "selected",
