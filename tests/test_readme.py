@@ -64,14 +64,22 @@ def test_what_the_text_says_is_in_the_results():
     early = {length: row["first_token_speedup"] for length, row in times["fast"].items()}
     assert f"8,192 tokens {early[8192]:.2f} times as early" in words
     assert f"of 32,768 tokens {early[32_768]:.2f} times" in words
+    timed = overview.results.load(RESULTS / overview.OWN).rows
+    (nothing,) = [row for row in timed if row["kind"] == "t0" and row["tokens"] == 30_000]
+    stock = overview.read_own_times(RESULTS)["full"]
+    spent, whole = (f"{row['first_token_s']['p50']:.3f} s" for row in (nothing, stock))
+    assert f"{spent} of full attention's {whole} are not attention" in words
     other = overview.results.load(RESULTS / overview.TIMED[1]).rows
     stock = next(row for row in other if row["kind"] == "run" and row["setting"] == "stock")
     assert f"full attention took {stock['first_token_s']['p50']:.2f} s" in words
     counts = {(length, rows["full"]["samples"]) for (_, length), rows in answers.items()}
     assert counts == {(16_384, 100), (30_000, 50)}
-    served = overview.results.load(RESULTS / "vllm/qwen3-4b-shape-a6725fb8.json").rows
+    served = overview.results.load(RESULTS / "vllm/qwen3-4b-shape-9f0b2f0d.json").rows
     first = {row["engine"]: f"{row['first_token_seconds']:.3g} s" for row in served}
-    assert f"after {first['full_decode']} instead of {first['stock']}" in words
+    assert (
+        f"after {first['selected']} under `selected`, {first['full_decode']} where every" in words
+    )
+    assert f"layer slides, {first['stock']} with full attention" in words
 
 
 @pytest.mark.slow

@@ -18,9 +18,9 @@ PROMPT = 32_768
 """Prompt tokens for which costs are given."""
 
 START = (
-    "Start with 'selected', the nearest to full attention. It was not run in vLLM on a GPU yet:",
-    "take 'balanced' there, or 'quality' where facts must be combined. 'fast' is for one or two",
-    "facts in a long text, where speed counts most. Prompts under 8,192 tokens gain little.",
+    "Start with 'selected', the nearest to full attention. SGLang does not serve it: take",
+    "'balanced' there, or 'quality' where facts must be combined. 'fast' is for one or two facts",
+    "in a long text, where speed counts most. Prompts under 8,192 tokens gain little.",
 )
 """Which recipe to start with, in the README's words; the list begins with it."""
 

@@ -23,6 +23,9 @@ from swaa.recipes import Kept, Recipe, list_recipes
 TRAINED = "paper-trained-"
 """Recipes of trained models: results of other models with the same knobs do not apply to them."""
 
+RULER = "ruler:"
+"""RULER's tasks are told by their mean, among ``measured_on``, and not one by one."""
+
 
 def read_runs(folder: str | Path) -> list[list[Finished]]:
     """The runs of each gathered file, which answer the same prompts.
@@ -54,7 +57,9 @@ def kept_by(recipe: Recipe, files: Iterable[Sequence[Finished]]) -> tuple[Kept, 
         for full in runs
         if _config(full).window is None
         for run in runs
-        if _same(recipe.config, _config(run)) and "right" in run.result.rows[0]
+        if _same(recipe.config, _config(run))
+        and "right" in run.result.rows[0]
+        and not run.result.config["task"]["task"].startswith(RULER)
     ]
     newest: dict[tuple[object, ...], Kept] = {}
     for run, full in sorted(pairs, key=lambda pair: pair[0].result.provenance.created):

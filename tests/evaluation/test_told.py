@@ -1,0 +1,172 @@
+"""Answers that the pages of measurements tell are those of the result files."""
+
+import dataclasses
+import re
+import statistics
+from pathlib import Path
+
+import pytest
+
+from swaa import results
+from swaa.benchmark.overview import OWN
+from swaa.config import SWAAConfig
+from swaa.evaluation import gathered
+from swaa.evaluation.summary import is_right
+from swaa.evaluation.tasks.ruler import NAMES
+from swaa.recipes import find_recipe
+from swaa.statistics import mcnemar
+
+ROOT = Path(__file__).parents[2]
+PAGES = ROOT / "docs/measurements"
+MODEL = "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf"
+COLUMNS = ("full", "selected", "balanced", "fast")
+
+
+def runs_of(task, length=16_384):
+    """The runs of the model on a task, by setting; of settings run twice, any."""
+    found = {}
+    for path in sorted((ROOT / "results/eval").glob("*.json")):
+        result = results.load(path)
+        asked = result.config["model"], result.config["task"]["task"], result.config["length"]
+        if asked == (MODEL, task, length):
+            found |= {run.setting: run for run in gathered.read(path)}
+    return found
+
+
+def cells(page, first):
+    """The cells behind a table's first cell."""
+    line = re.search(rf"^\| {re.escape(first)} \| (.*) \|$", page, re.MULTILINE)
+    assert line, f"no row {first!r}"
+    return line[1].split(" | ")
+
+
+@pytest.fixture(scope="module")
+def ruler():
+    return {name: runs_of(f"ruler:{name}") for name in NAMES}
+
+
+def test_rulers_scores(ruler):
+    page = (PAGES / "selected-keys.md").read_text("utf-8")
+    scores = {setting: [] for setting in COLUMNS}
+    right = {setting: [] for setting in COLUMNS}
+    for name, runs in ruler.items():
+        rows = {setting: runs[setting].result.rows[0] for setting in COLUMNS}
+        assert {row["samples"] for row in rows.values()} == {25}
+        assert cells(page, f"`{name}`") == [f"{100 * row['score']:.1f}" for row in rows.values()]
+        for setting in COLUMNS:
+            scores[setting].append(rows[setting]["score"])
+            right[setting] += map(is_right, runs[setting].samples)
+    means = {setting: f"{100 * statistics.mean(values):.1f}" for setting, values in scores.items()}
+    assert cells(page, "**mean**") == list(means.values())
+    assert cells(page, "all that was asked for, of 325") == [
+        str(sum(values)) for values in right.values()
+    ]
+    complete = {setting: runs.result.rows[0]["right"] for setting, runs in ruler["vt"].items()}
+    assert f"names all variables in {complete['fast']}, full attention in {complete['full']}," in (
+        " ".join(page.split())
+    )
+    assert f"`balanced` in {complete['balanced']}." in page
+    assert [run.result.rows[0]["right"] for run in ruler["cwe"].values()] == [0] * 4
+    assert round(mcnemar(right["selected"], right["full"]), 2) == 0.29
+    assert round(mcnemar(right["balanced"], right["full"]), 4) == 0.0005
+    readme = " ".join((ROOT / "README.md").read_text("utf-8").split())
+    assert f"full attention scores {means['full']} %, `selected` {means['selected']}," in readme
+    assert f"`balanced` {means['balanced']}, `fast` {means['fast']}." in readme
+    for setting in ("selected", "balanced", "fast"):
+        told = f"mean score {means[setting]} % (full attention {means['full']} %;"
+        assert any(told in line for line in find_recipe(setting).measured_on)
+
+
+@pytest.mark.parametrize("prompt", ["full", "selected"])
+def test_chains_with_keys_chosen_in_decoding(prompt):
+    page = (PAGES / "keys-in-decoding.md").read_text("utf-8")
+    for length, column in ((16_384, -2), (30_000, -1)):
+        runs = runs_of("variable_tracking", length)
+        told = {"everything": prompt} | {
+            f"window, sinks, {keys:,} others": f"{prompt}-decode-{keys}"
+            for keys in (512, 1024, 2048, 4096)
+        }
+        shown = "full" if prompt == "full" else f"`{prompt}`"
+        for reads, setting in told.items():
+            row = cells(page, f"{shown} | {reads}")
+            right = str(runs[setting].result.rows[0]["right"]) if setting in runs else "-"
+            assert row[column] == right, (reads, length)
+
+
+def test_what_4096_keys_lose_is_chance():
+    words = " ".join((PAGES / "keys-in-decoding.md").read_text("utf-8").split())
+    p = {}
+    for length in (16_384, 30_000):
+        answers = {
+            name: {sample["id"]: is_right(sample) for sample in run.samples}
+            for name, run in runs_of("variable_tracking", length).items()
+        }
+        for name in ("full", "selected"):
+            few, whole = answers[f"{name}-decode-4096"], answers[name]
+            p[name, length] = mcnemar([few[one] for one in whole], list(whole.values()))
+    full, selected = (
+        [f"{p[name, n]:.2g}" for n in (16_384, 30_000)] for name in ("full", "selected")
+    )
+    assert f"p {full[0]} and {full[1]} where the prompt is full, {selected[0]} and" in words
+
+
+BYTES = {
+    "all heads: full attention": "full",
+    "28 of 56 heads": "full-h58",
+    "14 of 28 layers": "full-l58",
+    "14 of 56 heads": "full-h35",
+    "7 of 28 layers": "full-l35",
+}
+
+
+def test_heads_and_layers_at_the_same_bytes():
+    page = (PAGES / "kv-heads.md").read_text("utf-8")
+    for column, task in enumerate(("multikey", "multiquery:2", "variable_tracking"), start=1):
+        runs = runs_of(task)
+        for told, setting in BYTES.items():
+            shown = cells(page, told)
+            if setting not in runs:
+                assert shown[column] == "-"
+                continue
+            row = runs[setting].result.rows[0]
+            assert shown[column] == str(row["right"])
+            assert row["samples"] == 100
+            if setting != "full":
+                assert shown[0] == f"{100 * row['kv_share']:.0f} %"
+
+
+@pytest.mark.parametrize("unit", ["heads", "layers"])
+@pytest.mark.parametrize("budget", [58, 35])
+def test_the_recipes_kept_are_those_asked(unit, budget):
+    kept = SWAAConfig.load(ROOT / f"examples/settings/qwen2.5-coder-1.5b-{unit}-{budget}.json")
+    run = runs_of("multikey")[f"full-{unit[0]}{budget}"]
+    asked = SWAAConfig.from_dict(run.result.config["swaa"])
+    assert dataclasses.replace(kept, dense_tail=asked.dense_tail) == asked
+    # The whole prompt is the tail.
+    assert asked.dense_tail > run.result.config["length"]
+
+
+OWN_TIMES = {
+    "stock, full attention": "stock",
+    "full attention by our own kernel": "full",
+    "`selected`": "selected",
+    "`quality`": "quality",
+    "`balanced`": "balanced",
+    "`fast`": "fast",
+}
+
+
+def test_the_models_own_times():
+    _, page = (
+        (PAGES / "selected-keys.md").read_text("utf-8").split("### The 1.5B model's own times")
+    )
+    rows = [row for row in results.load(ROOT / "results" / OWN).rows if "tokens" in row]
+    for column, tokens in enumerate((16_384, 30_000)):
+        timed = {row["setting"]: row for row in rows if row["tokens"] == tokens}
+        for told, setting in OWN_TIMES.items():
+            row = timed[setting]
+            first, faster = row["first_token_s"]["p50"], row["first_token_speedup"]
+            assert cells(page, told)[column] == f"{first:.3f} s, {faster:.2f}x"
+        nothing, stock = (timed[name]["first_token_s"]["p50"] for name in ("no attention", "stock"))
+        assert cells(page, "no attention at all")[column] == f"{nothing:.3f} s"
+        assert f"{stock / nothing:.2f} " in page
