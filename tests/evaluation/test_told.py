@@ -170,3 +170,36 @@ def test_the_models_own_times():
         nothing, stock = (timed[name]["first_token_s"]["p50"] for name in ("no attention", "stock"))
         assert cells(page, "no attention at all")[column] == f"{nothing:.3f} s"
         assert f"{stock / nothing:.2f} " in page
+
+
+def test_answers_before_and_after_training():
+    page = (PAGES / "training.md").read_text("utf-8")
+    path = next((ROOT / "results/train").glob("qwen2.5-coder-1.5b-16384-fast-*.json"))
+    assert path.name in page
+    rows = results.load(path).rows
+    told = {"full": "full attention", "before": "`fast`, before", "kl": "`fast`, after"}
+    for state, words in told.items():
+        multikey, chains = (
+            next(row["right"] for row in rows if (row["state"], row["task"]) == (state, task))
+            for task in ("multikey", "variable_tracking")
+        )
+        shown = [re.findall(r"[0-9.]+", cell)[0] for cell in cells(page, words)]
+        assert shown == [str(multikey), str(chains)]
+    readme = " ".join((ROOT / "README.md").read_text("utf-8").split())
+    before, after, full = (
+        next(
+            row["right"] for row in rows if (row["state"], row["task"]) == (s, "variable_tracking")
+        )
+        for s in ("before", "kl", "full")
+    )
+    assert f"followed {before} of 50 chains of assignments before and {after} after" in readme
+    assert f"(full attention {full})" in readme
+
+
+def test_heads_chosen_for_chains():
+    page = " ".join((PAGES / "kv-heads.md").read_text("utf-8").split())
+    chains, numbers = (
+        runs_of(task)["full-v58"].result.rows[0] for task in ("variable_tracking", "multikey")
+    )
+    assert f"follow {chains['right']} of the {chains['samples']} chains" in page
+    assert f"find {numbers['right']} of the first {numbers['samples']} numbers" in page
