@@ -212,9 +212,15 @@ def test_heads_that_ranks_would_hold_unevenly(options, reason):
     from swaa.integrations.vllm.support import check_heads
 
     parallel = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, **options}
-    model = SimpleNamespace(get_total_num_kv_heads=lambda: 4, runner_type="generate")
+    model = SimpleNamespace(
+        get_total_num_kv_heads=lambda: 4,
+        get_total_num_hidden_layers=lambda: 3,
+        runner_type="generate",
+    )
     config = SimpleNamespace(parallel_config=SimpleNamespace(**parallel), model_config=model)
-    settings = parse({"window": 24, "full_decode": {"0": [2], "1": [1, 2]}})
+    whole = {"window": 24, "full_layers": [0], "full_decode": {"0": [2], "2": [0, 1, 2, 3]}}
+    check_heads(config, parse(whole))
+    settings = parse({"window": 24, "full_decode": {"0": [2], "1": [1, 2], "2": [0, 1, 2, 3]}})
     if reason is None:
         check_heads(config, settings)
         return
