@@ -40,6 +40,11 @@ PARAMETERS = {
         *("output_scale", "output_block_scale"),
     ),
     f"{BACKENDS}:AttentionBackend.customize_spec": ("spec",),
+    f"{BACKENDS}:AttentionBackend.supported_kv_cache_layouts": (),
+    "vllm.model_executor.layers.attention.attention:Attention.forward": (
+        *("query", "key", "value", "output_shape", "output_dtype"),
+    ),
+    "vllm.config:ModelConfig.get_total_num_kv_heads": (),
     f"{BACKENDS}:AttentionMetadataBuilder.__init__": (
         *("kv_cache_spec", "layer_names", "vllm_config", "device"),
     ),
@@ -69,6 +74,7 @@ FIELDS = {
     "vllm.config:AttentionConfig": ("use_non_causal",),
     "vllm.config.model_arch:ModelArchitectureConfig": ("rswa_window",),
     "vllm.v1.kv_cache_interface:KVCacheGroupSpec": ("layer_names", "kv_cache_spec"),
+    "vllm.v1.kv_cache_interface:UniformTypeKVCacheSpecs": ("block_size", "kv_cache_specs"),
     "vllm.config:SpeculativeConfig": (
         *("method", "num_speculative_tokens", "kv_cache_dtype", "enable_adaptive_verification"),
         *("draft_model_config", "target_model_config"),
@@ -86,6 +92,12 @@ SAYS = {
         "seq_lens_cpu_upper_bound=seq_lens_cpu_upper_bound",
     ),
     "vllm.v1.worker.gpu.attn_utils:init_attn_backend": ("get_attn_backend()",),
+    # One object for all builders of a group, which make their numbers once.
+    "vllm.v1.worker.gpu.attn_utils:build_attn_metadata": ("for attn_group in attn_groups[i]:",),
+    # Blocks of unlike layers, one after another: offsets within a block, one stride for all.
+    f"{GROUPING}:get_kv_cache_config_from_groups": (
+        *("layout.is_block_outermost", "offset=byte_offset", "group_spec.kv_cache_specs.items()"),
+    ),
     # Draft models: how their layers are named, and whose block table they are handed. When the
     # first runner asks for the draft's own group, drafts.py need not put it first any more.
     "vllm.v1.spec_decode.draft_model:DraftModelProposer": (

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from swaa.config import LayerPlan, SWAAConfig
+from tests.vllm.engine import folder_for
+from tests.vllm.test_features import CONFIGS
 
 CPU = torch.device("cpu")
 INTERPRETED = """
@@ -41,14 +43,15 @@ print("agrees")
     [
         SWAAConfig(window=24, sink_tokens=4, full_layers=(1,)),
         SWAAConfig(window=24, sink_tokens=4, full_decode=(2,), dense_tail=8),
+        CONFIGS["heads"],
     ],
-    ids=["sliding", "full_decode_and_tail"],
+    ids=["sliding", "full_decode_and_tail", "heads"],
 )
 def test_our_kernels_under_vllms_scheduler(checkpoint, config):
     """All that a GPU runs of ours, in Triton's interpreter: backend class, cache write, kernels."""
     code = INTERPRETED.format(config=config.to_dict())
     ran = subprocess.run(
-        [sys.executable, "-c", code, checkpoint()],
+        [sys.executable, "-c", code, folder_for(checkpoint, config)],
         env=os.environ | {"TRITON_INTERPRET": "1", "SWAA_TEST_RUNNER": "v2"},
         capture_output=True,
         text=True,
@@ -57,7 +60,7 @@ def test_our_kernels_under_vllms_scheduler(checkpoint, config):
     assert ran.stdout.strip().endswith("agrees"), ran.stderr[-3000:]
 
 
-def make_builder(plan, v2, drafts=0):
+def make_builder(plan, v2, drafts=0, kind=None):
     from swaa.integrations.vllm.metadata import SlidingMetadataBuilder
 
     vllm_config = SimpleNamespace(
@@ -68,7 +71,7 @@ def make_builder(plan, v2, drafts=0):
         use_v2_model_runner=v2,
         speculative_config=SimpleNamespace(num_speculative_tokens=drafts) if drafts else None,
     )
-    kind = type("Builder", (SlidingMetadataBuilder,), {"plan": plan, "min_rows": 32})
+    kind = kind or type("Builder", (SlidingMetadataBuilder,), {"plan": plan, "min_rows": 32})
     return kind(SimpleNamespace(block_size=16), [], vllm_config, CPU)
 
 
@@ -98,6 +101,16 @@ def test_captured_numbers_are_those_of_the_batch_that_replays():
     again = builder.build(0, batch(8, [7, 8, 9]))
     assert again.full_from.data_ptr() == captured.full_from.data_ptr()
     assert captured.full_from[:3].tolist() == [4, 5, 6]
+
+
+def test_numbers_are_made_once_for_layers_with_unlike_heads():
+    builder = make_builder(LayerPlan(window=8, full_decode=True), v2=True)
+    other = make_builder(builder.plan, v2=True, kind=type(builder))
+    given = batch(2, [50, 20])
+    made = builder.build(0, given)
+    assert other.build(0, given) is made
+    for found in (other.build(0, batch(2, [50, 21])), builder.build(0, given)):
+        assert found is not made
 
 
 def test_tail_ends_with_the_prompt_without_full_decode():

@@ -23,7 +23,7 @@ from tests.vllm.engine import (
     prompts_of,
     sampling,
 )
-from tests.vllm.test_features import live_blocks
+from tests.vllm.test_features import CONFIGS, live_blocks
 from tests.vllm.test_start import attempt
 
 HALF = SWAAConfig(
@@ -126,6 +126,23 @@ def test_all_heads_of_layers_are_those_layers(checkpoint):
     Judge(folder_for(checkpoint, config), config).check(prompt, answer)
 
 
+@pytest.mark.parametrize(
+    "family", ["olmo2", pytest.param("compiled", marks=pytest.mark.slow), "phi3"]
+)
+def test_models_that_hand_their_heads_over_otherwise(checkpoint, tmp_path, monkeypatch, family):
+    """vLLM's Transformers backend, a compiled model, and heads cut out of one tensor."""
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))
+    compiled = family == "compiled"
+    folder = checkpoint("qwen3" if compiled else family, kv_heads=4)
+    config = CONFIGS["heads_tail"]
+    judge = Judge(folder, config)  # first: vLLM's Transformers backend changes classes for good
+    prompts = prompts_of(129, 40)
+    with Engine(folder, config.to_dict(), enforce_eager=not compiled) as engine:
+        answers = engine.answers(prompts, max_tokens=12)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        judge.check(prompt, answer)
+
+
 def test_nothing_is_freed_without_the_hybrid_cache_manager(checkpoint):
     (prompt,) = prompts_of(300, seed=9)
     folder, options = folder_for(checkpoint, HALF), {"disable_hybrid_kv_cache_manager": True}
@@ -195,14 +212,34 @@ def test_heads_that_ranks_would_hold_unevenly(options, reason):
     from swaa.integrations.vllm.support import check_heads
 
     parallel = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, **options}
-    model = SimpleNamespace(get_total_num_kv_heads=lambda: 4, runner_type="generate")
+    model = SimpleNamespace(
+        get_total_num_kv_heads=lambda: 4,
+        get_total_num_hidden_layers=lambda: 3,
+        runner_type="generate",
+    )
     config = SimpleNamespace(parallel_config=SimpleNamespace(**parallel), model_config=model)
-    settings = parse({"window": 24, "full_decode": {"0": [2], "1": [1, 2]}})
+    whole = {"window": 24, "full_layers": [0], "full_decode": {"0": [2], "2": [0, 1, 2, 3]}}
+    check_heads(config, parse(whole))
+    settings = parse({"window": 24, "full_decode": {"0": [2], "1": [1, 2], "2": [0, 1, 2, 3]}})
     if reason is None:
         check_heads(config, settings)
         return
     with pytest.raises(ValueError, match=rf"full_decode names KV heads 0:2,1:1.2: {reason}"):
         check_heads(config, settings)
+
+
+def test_layers_with_unlike_numbers_of_heads_are_refused(monkeypatch):
+    from swaa.integrations.vllm.layers import Active
+    from vllm import distributed
+
+    monkeypatch.setattr(distributed, "get_tensor_model_parallel_world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "get_tensor_model_parallel_rank", lambda: 1)
+    settings = parse({"window": 24, "full_decode": {"0": [1, 3]}})
+    active = Active(settings, settings.plans(1, 4), kv_heads=4, frees=True)
+    plan, name = active.plans[0], "model.layers.0.self_attn.attn"
+    assert active._on_this_rank(plan, name, 2).decode_heads == (1,)
+    with pytest.raises(ValueError, match="1 KV heads on this rank and the model 4; full_decode"):
+        active._on_this_rank(plan, name, 1)
 
 
 def test_a_backend_that_cannot_read_packed_pages_is_refused():

@@ -32,7 +32,7 @@ def test_preempted_requests_answer_as_if_alone(checkpoint, name):
     V2 and not ON_GPU,
     reason="Triton's interpreter does not run vLLM's own kernels for drafts",
 )
-@pytest.mark.parametrize("name", ["sliding", "full_decode", "all_kinds", "heads", "heads_tail"])
+@pytest.mark.parametrize("name", ["sliding", "full_decode", "all_kinds", "heads"])
 def test_verified_drafts_follow_their_own_position(checkpoint, name):
     config = CONFIGS[name]
     folder = folder_for(checkpoint, config)

@@ -67,6 +67,8 @@ class SlidingMetadataBuilder(AttentionMetadataBuilder[SlidingMetadata]):
     """Fewest query rows of a request for which its keys are gathered."""
     prompt_lengths: Any = None
     """Prompt lengths by the V2 runner's request index, on the host: int32 ``[requests]``."""
+    made: ClassVar[tuple[Any, SlidingMetadata] | None] = None
+    """The last batch that a builder of this plan was handed, and its numbers."""
 
     def __init__(
         self, kv_cache_spec: Any, layer_names: list[str], vllm_config: Any, device: torch.device
@@ -91,8 +93,17 @@ class SlidingMetadataBuilder(AttentionMetadataBuilder[SlidingMetadata]):
     def build(
         self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False
     ) -> SlidingMetadata:
-        """The numbers of one batch."""
-        batch = common_attn_metadata
+        """The numbers of one batch.
+
+        Layers of one group that differ only in their number of KV heads have builders of their own,
+        which vLLM hands the same object one after another: the first makes the numbers for all.
+        """
+        own = type(self)
+        if own.made is None or own.made[0] is not common_attn_metadata:
+            own.made = common_attn_metadata, self._numbers(common_attn_metadata)
+        return own.made[1]
+
+    def _numbers(self, batch: Any) -> SlidingMetadata:
         staged = self.plan.needs_prompt_length
         if staged:
             self._stage(batch.rswa_prefix_lens)

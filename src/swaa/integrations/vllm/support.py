@@ -187,16 +187,18 @@ def check_heads(vllm_config: Any, settings: Settings) -> None:
     Raises:
         UnsupportedError: with the first reason.
     """
-    heads = settings.config.full_decode
-    if isinstance(heads, HeadSelection):
-        for reason in _head_reasons(vllm_config, heads):
+    model = served_model(vllm_config)
+    total = model.get_total_num_kv_heads()
+    plans = settings.plans(model.get_total_num_hidden_layers(), total)
+    heads = HeadSelection.of({n: plan.decode_heads for n, plan in enumerate(plans)})
+    if heads:
+        for reason in _head_reasons(vllm_config.parallel_config, heads, total):
             raise UnsupportedError(f"swaa: full_decode names KV heads {heads}: {reason}")
 
 
-def _head_reasons(vllm_config: Any, heads: HeadSelection) -> Iterator[str]:
-    parallel = vllm_config.parallel_config
+def _head_reasons(parallel: Any, heads: HeadSelection, total: int) -> Iterator[str]:
+    """Why some heads of layers, of so many in each, cannot be dealt out."""
     ranks = parallel.tensor_parallel_size
-    total = served_model(vllm_config).get_total_num_kv_heads()
     if parallel.pipeline_parallel_size > 1:
         yield "pipeline parallelism was not tried with them; serve without it"
     if total % ranks:
