@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 
-from tests.interpreter import patch_once
+from tests.interpreter import hasten
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported
@@ -26,7 +26,7 @@ if not torch.cuda.is_available():
             scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
         interpreter._patch_lang_tensor = patch_for_numpy_2_4
-        patch_once(interpreter)
+        hasten(interpreter)
 
 
 @pytest.fixture(autouse=True)

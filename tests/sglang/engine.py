@@ -1,5 +1,6 @@
 """A real SGLang engine, whose scheduler is a process of its own."""
 
+import contextlib
 import json
 import os
 import tempfile
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 
 from tests import served
 from tests.served import ON_GPU
+from tests.sglang.forked import forked_processes, spared_server
 
 CHUNK = 64
 BACKEND = "swaa_triton" if ON_GPU else "swaa_torch_native"
@@ -43,18 +45,21 @@ class Judge(served.Judge):
 class Engine:
     """An ``sglang.Engine`` with the settings of these tests; a context manager that ends it.
 
-    ``inside`` is for the plugin in tests/sglang/inside.
+    ``inside`` is for the plugin in tests/sglang/inside. ``spawned``: its processes begin from
+    nothing, as where SGLang runs; what SGLang reads while it is imported then counts.
     """
 
-    def __init__(self, folder, swaa=None, inside=None, **options):
+    def __init__(self, folder, swaa=None, inside=None, *, spawned=ON_GPU, **options):
         import sglang
 
         self.log = Path(tempfile.mkdtemp(), "batches.jsonl")
         os.environ["SWAA_TESTS_INSIDE"] = json.dumps({"log": str(self.log), **(inside or {})})
         overrides = {} if swaa is None else {"swaa": swaa}
         given = {**OPTIONS, "json_model_override_args": json.dumps(overrides), **options}
+        start = contextlib.nullcontext if spawned else forked_processes
         try:
-            self.engine = sglang.Engine(model_path=folder, **given)
+            with start():
+                self.engine = sglang.Engine(model_path=folder, **given)
         finally:
             del os.environ["SWAA_TESTS_INSIDE"]
 
@@ -62,7 +67,8 @@ class Engine:
         return self
 
     def __exit__(self, *_error):
-        self.engine.shutdown()
+        with spared_server():
+            self.engine.shutdown()
 
     def run(self, prompts, max_tokens=24, **sampling):
         """Requests, all at once, greedy by default; SGLang's outputs in the prompts' order."""

@@ -44,7 +44,7 @@ def test_requests_that_are_taken_back_and_computed_again(checkpoint, judge, monk
     monkeypatch.setenv("SGLANG_TEST_RETRACT", "1")
     monkeypatch.setenv("SGLANG_TEST_RETRACT_INTERVAL", "5")
     prompts = prompts_of(100, 37, 150, 65)
-    with Engine(checkpoint(), CONFIG.to_dict(), {"poison": True}) as engine:
+    with Engine(checkpoint(), CONFIG.to_dict(), {"poison": True}, spawned=True) as engine:
         answers = engine.answers(prompts, max_tokens=30)
         batches = engine.batches()
     again = [

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from tests.interpreter import patch_once
+from tests.interpreter import hasten
 
 HERE = os.path.dirname(__file__)
 ON_GPU = os.environ.get("SWAA_TEST_DEVICE") == "cuda"
@@ -28,7 +28,7 @@ if os.environ.get("SWAA_TEST_RUNNER") == "v2" and not MISSING and not ON_GPU:
     paths = [os.path.join(HERE, "interpreted"), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
 if os.environ.get("TRITON_INTERPRET") == "1" and not MISSING:
-    patch_once(importlib.import_module("triton.runtime.interpreter"))
+    hasten(importlib.import_module("triton.runtime.interpreter"))
 
 
 def pytest_configure(config):

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from swaa.config import LayerPlan, SWAAConfig
-from tests.vllm.engine import folder_for
 from tests.vllm.test_features import CONFIGS
 
 CPU = torch.device("cpu")
@@ -27,37 +26,34 @@ GPUAttention.min_rows = 32
 backend.platform_attention = lambda: (TritonAttentionBackend, GPUAttention)
 from swaa.config import SWAAConfig
 from tests.vllm.engine import Engine, Judge, prompts_of
-config = SWAAConfig.from_dict({config})
-judge = Judge(sys.argv[1], config)
 prompts = prompts_of(5, 65, 150)
-with Engine(sys.argv[1], config.to_dict()) as engine:
-    for prompt, answer in zip(prompts, engine.answers(prompts, max_tokens=4), strict=True):
-        judge.check(prompt, answer)
-print("agrees")
+for config in map(SWAAConfig.from_dict, {configs}):
+    judge = Judge(sys.argv[1], config)
+    with Engine(sys.argv[1], config.to_dict()) as engine:
+        for prompt, answer in zip(prompts, engine.answers(prompts, max_tokens=4), strict=True):
+            judge.check(prompt, answer)
+    print(config, "agrees")
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "config",
-    [
+def test_our_kernels_under_vllms_scheduler(checkpoint):
+    """All that a GPU runs of ours, in Triton's interpreter: backend class, cache write, kernels."""
+    configs = (
         SWAAConfig(window=24, sink_tokens=4, full_layers=(1,)),
         SWAAConfig(window=24, sink_tokens=4, full_decode=(2,), dense_tail=8),
         CONFIGS["heads"],
-    ],
-    ids=["sliding", "full_decode_and_tail", "heads"],
-)
-def test_our_kernels_under_vllms_scheduler(checkpoint, config):
-    """All that a GPU runs of ours, in Triton's interpreter: backend class, cache write, kernels."""
-    code = INTERPRETED.format(config=config.to_dict())
+    )
+    code = INTERPRETED.format(configs=[config.to_dict() for config in configs])
     ran = subprocess.run(
-        [sys.executable, "-c", code, folder_for(checkpoint, config)],
+        [sys.executable, "-c", code, checkpoint(kv_heads=4)],
         env=os.environ | {"TRITON_INTERPRET": "1", "SWAA_TEST_RUNNER": "v2"},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert ran.stdout.strip().endswith("agrees"), ran.stderr[-3000:]
+    agreed = [line for line in ran.stdout.splitlines() if line.endswith("agrees")]
+    assert agreed == [f"{config} agrees" for config in configs], ran.stderr[-3000:]
 
 
 def make_builder(plan, v2, drafts=0, kind=None):

@@ -3,7 +3,8 @@
 import pytest
 
 from swaa.config import SWAAConfig
-from tests.vllm.engine import V2, Engine, Judge, folder_for, prompts_of
+from tests.forked import Forking
+from tests.vllm.engine import ON_GPU, V2, Engine, Judge, folder_for, prompts_of
 from tests.vllm.shared_gpu import RANKS, sharing
 from tests.vllm.test_drafts import count_tokens, drafting
 from tests.vllm.test_features import CONFIGS
@@ -14,6 +15,16 @@ LAYERS = {"pipeline_parallel_size": RANKS}
 stages = pytest.mark.skipif(
     not V2, reason="vLLM 0.32's V1 runner fails on CPU stages, with swaa or without"
 )
+
+
+@pytest.fixture(autouse=True)
+def _forked(monkeypatch):
+    """On a CPU; servers of several processes, in test_server.py, spawn theirs."""
+    if not ON_GPU:
+        from vllm.v1.executor import multiproc_executor
+
+        forking = Forking("tests.vllm.conftest", multiproc_executor.__name__)
+        monkeypatch.setattr(multiproc_executor, "get_mp_context", lambda: forking)
 
 
 @pytest.mark.parametrize("name", ["all_kinds", "sliding"])
