@@ -50,9 +50,6 @@ def prompts_of(*lengths, seed=1):
 class Judge:
     """The model under the rule of the mask, in Transformers."""
 
-    stock_decodes = False
-    """Whether full decode runs on the engine's own kernels."""
-
     def __init__(self, folder, config):
         from transformers import AutoModelForCausalLM
 
@@ -104,8 +101,7 @@ class Judge:
         return True
 
     def _compare(self, ids, said, logits, greedy):
-        stock = self.config.full_layers or (self.stock_decodes and self.config.full_decode)
-        near = STOCK_TOLERANCE if stock else TOLERANCE
+        near = STOCK_TOLERANCE if self.config.full_layers else TOLERANCE
         scores = logits.log_softmax(-1)
         expected = scores[range(len(ids)), ids]
         if greedy and ON_GPU:

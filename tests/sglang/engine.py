@@ -7,7 +7,6 @@ import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
-from tests import served
 from tests.served import ON_GPU
 from tests.sglang.forked import forked_processes, spared_server
 
@@ -35,11 +34,6 @@ OPTIONS = {
 }
 """Of an engine, unless a test says otherwise."""
 
-
-class Judge(served.Judge):
-    """Judges SGLang, whose own kernels compute full decode."""
-
-    stock_decodes = True
 
 
 class Engine:

@@ -5,9 +5,9 @@ import random
 import pytest
 
 from swaa.config import SWAAConfig
-from tests.served import prompts_of
+from tests.served import Judge, prompts_of
 from tests.sglang.conftest import ON_GPU
-from tests.sglang.engine import CHUNK, Engine, Judge
+from tests.sglang.engine import CHUNK, Engine
 
 CONFIGS = {
     "sliding": SWAAConfig(window=24, sink_tokens=4, full_layers=(1,)),

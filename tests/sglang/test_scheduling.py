@@ -3,9 +3,9 @@
 import pytest
 
 from swaa.config import SWAAConfig
-from tests.served import prompts_of
+from tests.served import Judge, prompts_of
 from tests.sglang.conftest import ON_GPU
-from tests.sglang.engine import Engine, Judge
+from tests.sglang.engine import Engine
 
 CONFIG = SWAAConfig(window=24, sink_tokens=4, full_layers=(1,), full_decode=(2,), dense_tail=8)
 

@@ -14,9 +14,9 @@ import urllib.request
 import pytest
 
 from swaa.config import SWAAConfig
-from tests.served import prompts_of
+from tests.served import Judge, prompts_of
 from tests.sglang.conftest import ON_GPU
-from tests.sglang.engine import GPU_OPTIONS, Judge, answer_of
+from tests.sglang.engine import GPU_OPTIONS, answer_of
 
 CONFIG = SWAAConfig(window=24, sink_tokens=4, full_layers=(1,), full_decode=(2,), dense_tail=8)
 KNOBS = ("--window", "24", "--sink-tokens", "4", "--full-layers", "1", "--full-decode", "2")
