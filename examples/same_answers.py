@@ -53,12 +53,13 @@ def of_transformers(folder, prompts):
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     swaa.adapt(model, RECIPE)
+    model.generation_config.eos_token_id = None  # no token ends an answer: all say as many
     answers = []
     for prompt in prompts:
         ids = torch.tensor([prompt])
-        # No token ends an answer: all engines say as many.
+        mask = torch.ones_like(ids)
         output = model.generate(
-            ids, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False
+            ids, attention_mask=mask, max_new_tokens=NEW_TOKENS, do_sample=False
         )
         answers.append(output[0, len(prompt) :].tolist())
     return answers

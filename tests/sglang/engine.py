@@ -35,7 +35,6 @@ OPTIONS = {
 """Of an engine, unless a test says otherwise."""
 
 
-
 class Engine:
     """An ``sglang.Engine`` with the settings of these tests; a context manager that ends it.
 
