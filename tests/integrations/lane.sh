@@ -3,6 +3,7 @@
 # pyproject.toml allows. Each lies in a venv of its own, kept between runs, in which all other
 # packages are those of VENV (default .venv). LANES: folder of these venvs; arguments go to pytest,
 # and without any a version that VENV has is left out: `make test` runs the same tests with it.
+# constraints.txt names the newest one, so that until the next one appears the oldest remains.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 venv=$(realpath "${VENV:-.venv}")
@@ -33,7 +34,7 @@ run() { # lane, what to install, arguments of pytest
   fi
   [ $# -gt 2 ] || set -- "$@" tests/integrations tests/test_generation.py
   echo "== Transformers $version, $1"
-  "$python" -m pytest -n 2 "${@:3}"
+  "$python" -m pytest -n 2 --dist worksteal "${@:3}"
 }
 
 run oldest "transformers==$oldest" "$@"

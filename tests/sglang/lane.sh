@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Builds a venv with the stock wheel of SGLang on the CPU build of PyTorch and runs tests/sglang in
-# it. Kept between runs. PYTHON (3.11 or later), SGLANG_VENV (default .venv/sglang); arguments go to
-# pytest. The wheel asks for packages that need CUDA; those that a model on the CPU imports are stood
-# in for by tests/sglang/stand_ins, whose names raise when they are called.
+# it. Kept between runs. PYTHON (3.11 or later), SGLANG_VENV (default .venv/sglang), ONLY_INSTALL=1
+# builds the venv and ends; arguments go to pytest. The wheel asks for packages that need CUDA; those
+# that a model on the CPU imports are stood in for by tests/sglang/stand_ins, whose names raise when
+# they are called.
 # The build needs PyTorch's CPU wheels: where pip does not find them, name their index in
 # PIP_EXTRA_INDEX_URL.
 set -euo pipefail
@@ -26,6 +27,7 @@ if [ ! -e "$venv/.sglang-$version" ]; then
     jsonschema-specifications referencing rpds-py numba==0.65.1 llvmlite
   touch "$venv/.sglang-$version"
 fi
+[ -z "${ONLY_INSTALL:-}" ] || exit 0
 pip install --no-deps --editable .
 export OMP_NUM_THREADS=1 PYTHONPATH
 PYTHONPATH=$(realpath tests/sglang/stand_ins):$PWD${PYTHONPATH:+:$PYTHONPATH}

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds a venv with the CPU build of vLLM and runs tests/vllm in it. Kept between runs.
-# PYTHON (3.11 or later), VLLM_VENV (default .venv/vllm); arguments go to pytest, and without any
-# the V2 model runner is tested, too.
+# PYTHON (3.11 or later), VLLM_VENV (default .venv/vllm), ONLY_INSTALL=1 builds the venv and ends;
+# arguments go to pytest, and without any the V2 model runner is tested, too.
 # VLLM_SOURCE=0.33.0 tests that version's Python on the binaries of the CPU build, which is older.
 # The build needs PyTorch's CPU wheels: where pip does not find them, name their index in
 # PIP_EXTRA_INDEX_URL.
@@ -28,6 +28,7 @@ if [ ! -e "$venv/.vllm-$version" ]; then
   name_it "$("$bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" $version
   touch "$venv/.vllm-$version"
 fi
+[ -z "${ONLY_INSTALL:-}" ] || exit 0
 pip install 'pytest>=9' 'pytest-timeout>=2.4' 'pytest-xdist>=3.8'
 pip install --no-deps --editable .
 if [ -n "${VLLM_SOURCE:-}" ]; then
