@@ -41,7 +41,7 @@ test-vllm:  ## vLLM on the CPU in a venv of its own (built once), then its tests
 test-sglang:  ## SGLang on the CPU in a venv of its own (built once), then its tests (about 12 minutes)
 	PYTHON=$(PYTHON) SGLANG_VENV=$(VENV)/sglang tests/sglang/lane.sh
 
-test-transformers: $(VENV)/.tools  ## integration tests under the oldest and newest Transformers (about 5 minutes)
+test-transformers: $(VENV)/.tools  ## integration tests under the oldest Transformers (make test has the newest; about 5 minutes)
 	VENV=$(VENV) tests/integrations/lane.sh
 
 lint: $(VENV)/.tools  ## set up, then ruff (lint and format) and types

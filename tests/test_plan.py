@@ -183,7 +183,9 @@ def test_a_composite_is_refused_as_adapt_refuses_it(config, tmp_path):
 
 
 def test_what_adapt_refuses_by_its_modules_is_refused_too(tmp_path):
-    transformers.GPTJConfig(vocab_size=96, n_embd=32, n_layer=2, n_head=4).save_pretrained(tmp_path)
+    transformers.BloomConfig(vocab_size=96, hidden_size=32, n_layer=2, n_head=4).save_pretrained(
+        tmp_path
+    )
     with pytest.raises(ValueError, match="AttentionInterface"):
         read_shape(str(tmp_path))
 
