@@ -16,6 +16,7 @@ from swaa.integrations.vllm.settings import parse
 from swaa.plan import price
 from tests.vllm.engine import (
     BLOCK,
+    ON_GPU,
     Engine,
     Judge,
     folder_for,
@@ -183,6 +184,7 @@ def test_heads_that_choose_what_they_read_next_to_layers_that_select(checkpoint)
     assert not padded["0.self_attn.attn.sliding"]
 
 
+@pytest.mark.skipif(ON_GPU, reason="names the classes of a CPU")
 def test_a_part_that_is_not_ours_stops_the_engine(checkpoint, monkeypatch):
     from swaa.integrations.vllm import backend
 
