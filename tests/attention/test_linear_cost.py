@@ -50,11 +50,16 @@ def test_time_grows_linearly(capsys):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        # In turns, since other work does take caches and memory from both.
-        short, long = zip(*((seconds(8_192), seconds(16_384)) for _ in range(5)), strict=True)
+        # In turns, since other work does take caches and memory from both; the more of them, the
+        # nearer do the shortest times come to those of an idle machine.
+        turns = []
+        for _ in range(6):
+            turns += [(seconds(8_192), seconds(16_384)) for _ in range(5)]
+            short, long = (min(times) for times in zip(*turns, strict=True))
+            if (ratio := long / short) <= 2.3:
+                break
     finally:
         torch.set_num_threads(threads)
-    ratio = min(long) / min(short)
     with capsys.disabled():
         print(f"\nattention time, 16,384 over 8,192 tokens: {ratio:.2f}")
     assert ratio <= 2.3
