@@ -111,10 +111,13 @@ def capacity(kv_cache: Any, vllm_config: Any) -> Capacity:
     for group in groups:
         spec, each = group.kv_cache_spec, _each(group)
         most += -(-spec.max_memory_usage_bytes(vllm_config) // spec.page_size_bytes)
-        decoding += decode_blocks(each[0], longest)
+        first = each[0] if each else spec  # no layer of the group is on this pipeline stage
+        decoding += decode_blocks(first, longest)
         # Without statistics, which lie behind keys and values under decode_keys.
-        bare = sum(spec.unpadded_page_size_bytes for spec in each)
-        full += -(-longest // spec.block_size) * bare / widest
+        bare = sum(spec.unpadded_page_size_bytes for spec in each) / widest
+        if not each:
+            bare = first.unpadded_page_size_bytes / first.page_size_bytes
+        full += -(-longest // spec.block_size) * bare
     blocks = kv_cache.num_blocks
     return Capacity(*(int(blocks / held * longest) for held in (most, full, decoding)))
 
@@ -128,7 +131,7 @@ def _each(group: Any) -> list[Any]:
 
 def _describe(group: Any, packed: bool) -> str:
     each = _each(group)
-    kind = type(each[0]).__name__.removesuffix("Spec")
+    kind = type(each[0] if each else group.kv_cache_spec).__name__.removesuffix("Spec")
     heads = f"{sum(spec.num_kv_heads for spec in each)} KV heads in " if packed else ""
     return f"{heads}{len(each)} layers {kind}"
 
