@@ -111,13 +111,10 @@ def capacity(kv_cache: Any, vllm_config: Any) -> Capacity:
     for group in groups:
         spec, each = group.kv_cache_spec, _each(group)
         most += -(-spec.max_memory_usage_bytes(vllm_config) // spec.page_size_bytes)
-        first = each[0] if each else spec  # no layer of the group is on this pipeline stage
-        decoding += decode_blocks(first, longest)
+        decoding += decode_blocks(_first(group), longest)
         # Without statistics, which lie behind keys and values under decode_keys.
-        bare = sum(spec.unpadded_page_size_bytes for spec in each) / widest
-        if not each:
-            bare = first.unpadded_page_size_bytes / first.page_size_bytes
-        full += -(-longest // spec.block_size) * bare
+        bare = sum(spec.unpadded_page_size_bytes for spec in each)
+        full += -(-longest // spec.block_size) * bare / widest
     blocks = kv_cache.num_blocks
     return Capacity(*(int(blocks / held * longest) for held in (most, full, decoding)))
 
@@ -129,9 +126,14 @@ def _each(group: Any) -> list[Any]:
     return [own[name] if own else spec for name in group.layer_names]
 
 
+def _first(group: Any) -> Any:
+    """The spec of its first layer; the group's own where a pipeline stage holds none of them."""
+    return next(iter(_each(group)), group.kv_cache_spec)
+
+
 def _describe(group: Any, packed: bool) -> str:
     each = _each(group)
-    kind = type(each[0] if each else group.kv_cache_spec).__name__.removesuffix("Spec")
+    kind = type(_first(group)).__name__.removesuffix("Spec")
     heads = f"{sum(spec.num_kv_heads for spec in each)} KV heads in " if packed else ""
     return f"{heads}{len(each)} layers {kind}"
 
