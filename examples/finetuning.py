@@ -18,7 +18,8 @@ a recipe, and R its name:
 
 `questions` is for `swaa distill`: the model's own words to train on, instead of `turns`.
 `answers` is for tasks whose texts hold one question each, such as chains of assignments: prompts of
-several lengths, each with its answer in the words that the models use.
+several lengths, each with its answer in the words that the models use; with `--code`, also
+questions about definitions in the standard library's sources.
 Questions to train on hide their facts in the first part of the shipped novel, those to measure by
 in the last part, and no seed serves both.
 """
@@ -29,6 +30,7 @@ import json
 import math
 import random
 import re
+import sysconfig
 import time
 from pathlib import Path
 
@@ -92,6 +94,7 @@ def write_questions(args):
             file.write(json.dumps(row) + "\n")
 
 
+FUNCTION = re.compile(r" *(?:async )?def (\w{6,})\(.*\).*:")
 FACT = re.compile(r"One of the special magic numbers for (\w+) is: (\d+)\.")
 
 
@@ -138,6 +141,10 @@ def write_answers(args):
             prompt, args.tasks, length=length, count=args.count, seed=args.seed, part=TRAINED
         )
         conversations += [answered(task, sample) for task, sample in made]
+        conversations += [
+            about_code(prompt, length, random.Random(f"code {length} {args.seed} {index}"))
+            for index in range(args.code)
+        ]
     random.Random(args.seed).shuffle(conversations)
     with args.out.open("w", encoding="utf-8") as file:
         for messages in conversations:
@@ -151,6 +158,29 @@ def answered(task, sample):
     return [
         {"role": "user", "content": f"{sample.context}\n\n{sample.question}"},
         {"role": "assistant", "content": f"{sample.answer_prefix} {answer}"},
+    ]
+
+
+def about_code(prompt, length, chance):
+    """How a function is defined that `length` tokens of the standard library's sources hold."""
+    modules = sorted(Path(sysconfig.get_path("stdlib")).glob("[a-z]*.py"))
+    left, sources = length - 200, []
+    for path in chance.sample(modules, len(modules)):
+        ids = prompt.tokenizer.encode(f"# {path.name}\n{path.read_text('utf-8')}\n")
+        sources.append(prompt.tokenizer.decode(ids[:left]))
+        left -= len(ids)
+        if left <= 0:
+            break
+    code = "".join(sources)
+    lines = code[: len(code) // 2].splitlines()
+    definitions = [found for line in lines if (found := FUNCTION.fullmatch(line))]
+    names = [found[1] for found in definitions]
+    found = chance.choice([found for found in definitions if names.count(found[1]) == 1])
+    question = f"With which line does the definition of `{found[1]}` in the code above begin?"
+    answer = f"The definition of `{found[1]}` begins with this line: `{found[0].strip()}`"
+    return [
+        {"role": "user", "content": f"{code}\n\n{question}"},
+        {"role": "assistant", "content": answer},
     ]
 
 
@@ -410,6 +440,8 @@ def main():
         step.add_argument("--max-new-tokens", type=int, default=48)
         if name in ("turns", "answers"):
             step.add_argument("--texts", type=int, default=0)
+        if name == "answers":
+            step.add_argument("--code", type=int, default=0)
     step = steps.add_parser("measure")
     step.add_argument("model")
     step.add_argument("--out", type=Path, required=True)
