@@ -105,7 +105,8 @@ class Judge:
         scores = logits.log_softmax(-1)
         expected = scores[range(len(ids)), ids]
         if greedy and ON_GPU:
-            assert (scores.max(-1).values - expected).max() <= 2 * near
+            lost = float((scores.max(-1).values - expected).max())
+            assert lost <= 2 * near, f"{lost} less likely than the model's own token"
         elif greedy:
             assert scores.argmax(-1).tolist() == ids
         torch.testing.assert_close(torch.tensor(said), expected, atol=near, rtol=near)

@@ -13,7 +13,6 @@ from tests.sglang.engine import Engine
 OPTIONS = {
     "dtype": "bfloat16",
     "context_length": 4096,
-    "chunked_prefill_size": CHUNK,
     "max_total_tokens": 32_768,
 }
 
@@ -34,7 +33,8 @@ def said(answers):
 def test_logprobs_and_tokens(folder, name, page):
     config = CONFIGS[name]
     prompts = prompts_of(*PROMPTS, seed=21)
-    with Engine(folder, config.to_dict(), page_size=page, **OPTIONS) as engine:
+    options = {**OPTIONS, "page_size": page, "chunked_prefill_size": CHUNK // page * page}
+    with Engine(folder, config.to_dict(), **options) as engine:
         together = engine.answers(prompts, max_tokens=40)
         batches = engine.batches()
         engine.forget()
