@@ -1,5 +1,7 @@
 import importlib.util
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -72,6 +74,26 @@ def test_a_generator_without_end_is_stopped(prompt, monkeypatch):
     monkeypatch.setattr(ruler.subprocess, "run", hang)
     with pytest.raises(ValueError, match="of vt came to no end at 64 tokens; ask for longer"):
         ruler._generate("vt", prompt, 64, 1, 0)
+
+
+def test_a_generator_that_only_makes_longer_prompts_is_ended(tokenizers, tmp_path):
+    tokenizers["words"].save_pretrained(tmp_path)
+    script = """
+from swaa.evaluation.tasks.ruler_script import _Tokenizer
+tokenizer = _Tokenizer(sys.argv[1], 2, 4)
+for text in ("a", "a b c", "a"):
+    for _ in range(2000):
+        tokenizer.text_to_tokens(text)
+while True:
+    try:
+        tokenizer.text_to_tokens("a b c")
+    except:
+        pass
+"""
+    command = [sys.executable, "-c", f"import sys{script}", str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert ended.returncode == 1
+    assert ended.stderr.endswith("its prompts have 5 tokens and more; ask for longer ones\n")
 
 
 class _Done:

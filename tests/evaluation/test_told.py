@@ -148,11 +148,18 @@ def test_the_recipes_kept_are_those_asked(unit, budget):
 
 OWN_TIMES = {
     "stock, full attention": "stock",
-    "full attention by our own kernel": "full",
+    "full attention through swaa": "full",
     "`selected`": "selected",
+    "`selected` with 2,048 keys": "selected-2048",
     "`quality`": "quality",
     "`balanced`": "balanced",
     "`fast`": "fast",
+    "sinks and full decode, even layers full": "sinks-full-decode-even",
+    "the same, odd layers full": "sinks-full-decode-odd",
+    "sinks and full decode": "sinks-full-decode",
+    "`fast`, full decode in the last half of the layers": "fast-decode-last-half",
+    "`fast`, full decode in the middle half (`lean`)": "lean",
+    "`naive`: window alone": "naive",
 }
 
 
@@ -166,40 +173,64 @@ def test_the_models_own_times():
         for told, setting in OWN_TIMES.items():
             row = timed[setting]
             first, faster = row["first_token_s"]["p50"], row["first_token_speedup"]
-            assert cells(page, told)[column] == f"{first:.3f} s, {faster:.2f}x"
+            shown = cells(page, told)
+            assert shown[column] == f"{first:.3f} s, {faster:.2f}x"
+            if tokens == 30_000:
+                assert shown[2] == f"{1e3 * row['per_token_s']['p50']:.2f} ms"
         nothing, stock = (timed[name]["first_token_s"]["p50"] for name in ("no attention", "stock"))
         assert cells(page, "no attention at all")[column] == f"{nothing:.3f} s"
         assert f"{stock / nothing:.2f} " in page
 
 
+STATES = {
+    "full attention": ("fast", "full"),
+    "`balanced`, before": ("balanced", "before"),
+    "`balanced`, after KL": ("balanced", "kl"),
+    "`fast`, before": ("fast", "before"),
+    "`fast`, after KL": ("fast", "kl"),
+    "`fast`, KL, seed 1": ("fast", "kl, seed 1"),
+    "`fast`, KL, seed 2": ("fast", "kl, seed 2"),
+    "`fast`, SFT": ("fast", "sft"),
+}
+
+
+def trained(recipe):
+    """Rows of a training's result by state and task, and the file's name."""
+    path = next((ROOT / "results/train").glob(f"qwen2.5-coder-1.5b-16384-{recipe}-*.json"))
+    return {(row["state"], row["task"]): row for row in results.load(path).rows}, path.name
+
+
 def test_answers_before_and_after_training():
     page = (PAGES / "training.md").read_text("utf-8")
-    path = next((ROOT / "results/train").glob("qwen2.5-coder-1.5b-16384-fast-*.json"))
-    assert path.name in page
-    rows = results.load(path).rows
-    told = {"full": "full attention", "before": "`fast`, before", "kl": "`fast`, after"}
-    for state, words in told.items():
-        multikey, chains = (
-            next(row["right"] for row in rows if (row["state"], row["task"]) == (state, task))
-            for task in ("multikey", "variable_tracking")
-        )
-        shown = [re.findall(r"[0-9.]+", cell)[0] for cell in cells(page, words)]
-        assert shown == [str(multikey), str(chains)]
+    for told, (recipe, state) in STATES.items():
+        rows, name = trained(recipe)
+        assert name in page
+        shown = [(re.findall(r"[0-9.]+", cell) or ["-"])[0] for cell in cells(page, told)]
+        for column, task in enumerate(("multikey", "multiquery:2", "variable_tracking"), start=1):
+            row = rows.get((state, task))
+            assert shown[column] == (str(row["right"]) if row else "-")
+            assert row is None or shown[0] == str(row["samples"])
+        if (state, "training") in rows:
+            assert shown[4] == f"{rows[state, 'training']['seconds']:.0f}"
+
+
+def test_what_training_keeps():
+    page = " ".join((PAGES / "training.md").read_text("utf-8").split())
     readme = " ".join((ROOT / "README.md").read_text("utf-8").split())
-    before, after, full = (
-        next(
-            row["right"] for row in rows if (row["state"], row["task"]) == (s, "variable_tracking")
+    tasks = ("multikey", "multiquery:2", "variable_tracking")
+    for recipe in ("balanced", "fast"):
+        rows, _ = trained(recipe)
+        kept, before = (
+            [f"{rows[state, task]['retention']:.0f}" for task in tasks]
+            for state in ("kl", "before")
         )
-        for s in ("before", "kl", "full")
-    )
-    assert f"followed {before} of 50 chains of assignments before and {after} after" in readme
-    assert f"(full attention {full})" in readme
-
-
-def test_heads_chosen_for_chains():
-    page = " ".join((PAGES / "kv-heads.md").read_text("utf-8").split())
-    chains, numbers = (
-        runs_of(task)["full-v58"].result.rows[0] for task in ("variable_tracking", "multikey")
-    )
-    assert f"follow {chains['right']} of the {chains['samples']} chains" in page
-    assert f"find {numbers['right']} of the first {numbers['samples']} numbers" in page
+        told = f"{kept[0]}, {kept[1]} and {kept[2]} %"
+        assert told in page
+        assert f"{before[0]}, {before[1]} and {before[2]} %" in page.replace(" of its answers", "")
+        right = [rows["kl", task]["right"] for task in tasks]
+        assert f"{right[0]}, {right[1]} and {right[2]}" in readme
+        under = "full, adapter of kl on"
+        assert f"{rows[under, 'variable_tracking']['right']}" in page
+        short = rows[under, "perplexity of 1,024 tokens"]
+        assert f"{1 + short['rise']:.3f} times (`{recipe}`)" in page
+        assert f"{1 + short['rise_last_256']:.3f}" in page

@@ -23,5 +23,7 @@ fi
 export PYTHONPATH=$PWD/src:$PWD:$site${PYTHONPATH:+:$PYTHONPATH}
 # The radix tree in Rust is built for the PyTorch that SGLang pins; others end in a panic.
 export SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND=${SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND:-python}
+# SGLang's Triton kernels would otherwise round float32 to TF32, which no test of tokens can allow.
+export TRITON_F32_DEFAULT=${TRITON_F32_DEFAULT:-ieee}
 export SGLANG_SKIP_SGL_KERNEL_VERSION_CHECK=1 HF_HUB_OFFLINE=1 OMP_NUM_THREADS=4
 exec "$@"

