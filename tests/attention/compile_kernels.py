@@ -8,12 +8,15 @@ Prints one JSON line per compiled kernel: its name, what it was compiled for, an
 shared memory that a program of it takes.
 """
 
+import hashlib
 import json
 import os
 import sys
+from pathlib import Path
 
 import torch
 from triton import knobs
+from triton.backends.amd.compiler import HIPOptions
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
@@ -45,10 +48,24 @@ class AbsentGPU:
         self.get_active_torch_device = lambda: torch.device("cpu")
 
 
+def hash_of_amd(options):
+    """Part of the key of Triton's cache, by its libraries' contents, as Triton has NVIDIA's.
+
+    Triton takes their paths, so that every venv of a machine would compile anew for AMD.
+    """
+    libraries = [
+        (name, hashlib.sha256(Path(path).read_bytes()).hexdigest())
+        for name, path in options.extern_libs
+    ]
+    named = {**vars(options), "extern_libs": libraries}
+    return hashlib.sha256(repr(sorted(named.items())).encode()).hexdigest()
+
+
 def pretend(name):
     """Let the package take this machine for one with a GPU of that name."""
     target, tables, shared = TARGETS[name]
     driver.set_active(AbsentGPU(target))
+    HIPOptions.hash = hash_of_amd
     compile_and_run = JITFunction.run
     case = {}
 
@@ -93,31 +110,37 @@ def compile_all(case):
     half, single = torch.bfloat16, torch.float32
     complete = ((256, half), (16, single))
     for head_dim, dtype in (*complete, (64, half), (128, half), (256, single)):
-        want_machine_code((head_dim, dtype) in complete)
+        whole = (head_dim, dtype) in complete
+        want_machine_code(whole)
         case |= {"head_dim": head_dim, "dtype": str(dtype).removeprefix("torch.")}
-        few(head_dim, dtype)
+        few(head_dim, dtype, whole)
         many(head_dim, dtype)
     want_machine_code(True)
     cache = torch.randn(4, 2, 16, 128, dtype=torch.bfloat16)
     gather.gather(cache, torch.zeros(8, dtype=torch.int64))
 
 
-def few(head_dim, dtype):
-    """Decoding rows over a cache and over pages; a chunk of a prompt over pages."""
-    k = torch.randn(1, 300, 2, head_dim, dtype=dtype)
-    q = torch.randn(1, 1, 8, head_dim, dtype=dtype)
-    decode.attend(make_call(q, k, k, window=None))
+def few(head_dim, dtype, whole):
+    """Decoding rows over a cache and over pages; a chunk of a prompt over pages.
+
+    One row alone takes less shared memory than a chunk and the same operations on smaller tiles:
+    only for the sizes that are compiled as a whole.
+    """
     pages = torch.randn(40, 16, 2, head_dim, dtype=dtype)
     table = torch.zeros(2, 32, dtype=torch.int32)
     paged = {"block_table": table, "kv_lens": torch.tensor([500, 33], dtype=torch.int32)}
     sliding = {"window": 40, "sink_tokens": 5}
     choosing = {**sliding, "full_from": 0, "decode_keys": 64}
+    q = torch.randn(2, 1, 8, head_dim, dtype=dtype)
     if head_dim >= 128 or dtype == torch.float32:  # the usual one, and the largest
-        decode.attend(make_call(q.expand(2, -1, -1, -1), pages, pages, **choosing, **paged))
-    # Without tensor cores each product is an instruction: few rows where there are small heads.
-    for rows in (1, 200 if head_dim >= 64 else 8):
-        q = torch.randn(2, rows, 8, head_dim, dtype=dtype)
+        decode.attend(make_call(q, pages, pages, **choosing, **paged))
+    if whole:
+        k = torch.randn(1, 300, 2, head_dim, dtype=dtype)
+        decode.attend(make_call(q[:1], k, k, window=None))
         decode.attend(make_call(q, pages, pages, **sliding, **paged))
+    # Without tensor cores each product is an instruction: few rows where there are small heads.
+    q = torch.randn(2, 200 if head_dim >= 64 else 8, 8, head_dim, dtype=dtype)
+    decode.attend(make_call(q, pages, pages, **sliding, **paged))
 
 
 def many(head_dim, dtype):

@@ -56,8 +56,8 @@ else
   echo "   after an engine with such drafts, vLLM 0.32's CPU runner computes the next ones in its"
   echo "   process wrongly, without swaa too; in used ones random traffic takes several times as long"
   # The longest first.
-  printf '%s\n' 'scheduling random and all_kinds' 'scheduling random and sliding' \
-    'scheduling random and heads_tail' \
+  printf '%s\n' 'scheduling random and all_kinds' \
+    'scheduling random and heads_tail' 'scheduling random and sliding' \
     'decode_keys random' 'scheduling verified_drafts and '{sliding,full_decode,all_kinds,heads} |
     xargs -P 2 -I{} bash -c 'read -r file names <<< "{}"
       "$0" -m pytest "tests/vllm/test_$file.py" -k "$names"' "$bin/python"
