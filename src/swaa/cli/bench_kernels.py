@@ -100,7 +100,7 @@ def _measure(args: argparse.Namespace) -> Result:
     try:
         title = f"{result.provenance.device}, torch {result.provenance.versions['torch']}"
         plot_kernels(result.rows, path.with_suffix(".png"), title=title)
-    except ValueError as error:  # the numbers are kept all the same
+    except (ImportError, ValueError) as error:  # the numbers are kept all the same
         print(f"no plot: {error}")
     print(f"kept in {path}")
     return result

@@ -58,7 +58,8 @@ def register(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the demo, print and save it, and return the exit code."""
     from swaa.demo import DemoOptions, run_demo
-    from swaa.demo.chart import draw, require_matplotlib
+    from swaa.demo.chart import draw
+    from swaa.pictures import require_matplotlib
     from swaa.results import save
 
     require_matplotlib()
