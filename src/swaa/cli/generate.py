@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -146,18 +147,18 @@ def _answer(
     setting: str,
     config: SWAAConfig,
 ) -> _Run:
-    from swaa.adaptation import adapt, restore
     from swaa.generation import generate_answer
+    from swaa.shortcuts import adapted
 
-    # Without a window the model is unchanged, with its own choice of attention.
-    adapted = config.window is not None
-    summary = "full attention, the model as it is"
-    if adapted:
-        summary = adapt(loaded.model, config, backend=args.backend, quiet=True).summary
     streams = not args.json and args.compare is None
-    if streams:
-        print(summary, flush=True)
-    try:
+    with contextlib.ExitStack() as stack:
+        # Without a window the model is unchanged, with its own choice of attention.
+        summary = "full attention, the model as it is"
+        if config.window is not None:
+            active = adapted(loaded.model, config, backend=args.backend, quiet=True)
+            summary = stack.enter_context(active).summary
+        if streams:
+            print(summary, flush=True)
         with ProgressBar(prompt.shape[1], f"{setting}: prompt") as bar:
             generation = generate_answer(
                 loaded,
@@ -167,9 +168,6 @@ def _answer(
                 on_prefill=bar.update,
                 on_text=_print_piece if streams else None,
             )
-    finally:
-        if adapted:
-            restore(loaded.model)
     return _Run(setting, summary, config, generation)
 
 
