@@ -272,7 +272,7 @@ def test_a_signal_can_choose_the_layers(checkpoint, data, tmp_path, capsys):
             "--try windows=3: expected one of window, sink_tokens, dense_tail",
         ),
         (["--method", "magic"], "unknown method 'magic'; give search, or one of answer_nll"),
-        (["--batch-size", "0"], "--batch-size 0: expected at least 1"),
+        (["--batch-size", "0"], "--batch-size 0: expected a whole number of at least 1"),
         (["--data", "nothing.jsonl"], "no such file: nothing.jsonl"),
         (["--data", "perplexity", "--length", "300"], "perplexity has no answers to tune on"),
         (["--data", "needle", "--length", "1024"], "sees 1024 at once: lower --length"),
