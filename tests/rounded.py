@@ -45,6 +45,13 @@ def save_wide_model(path):
     return str(path)
 
 
+def said(answers):
+    """Tokens of each answer, and their log-probabilities."""
+    for answer in answers:
+        ids = list(answer.token_ids)
+        yield ids, [step[token].logprob for step, token in zip(answer.logprobs, ids, strict=True)]
+
+
 def mask_of(config, layer, prompt, total):
     i, j = torch.arange(total)[:, None], torch.arange(total)
     full = layer in config.full_layers

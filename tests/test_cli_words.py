@@ -50,7 +50,7 @@ def test_other_words_are_no_numbers(text):
 
 def test_every_flag_that_takes_a_number_takes_it():
     assert parsed("plan", "m", "--prompt-length", "32k").prompt_length == 32_768
-    assert parsed("bench generate", "m", "--new-tokens", "128").new_tokens == "128"
+    assert parsed("bench generate", "m", "--new-tokens", "128").new_tokens == 128
     assert whole_numbers("4k,8192", "--lengths") == (4096, 8192)
     parser = argparse.ArgumentParser()
     add_config_options(parser)

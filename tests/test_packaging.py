@@ -115,6 +115,10 @@ def test_the_wheel_holds_the_package_and_says_what_it_is(wheel):
     assert "swaa = swaa.integrations.sglang.plugin:register" in scripts
 
 
+def _without_pythonpath():
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory):
     """A new venv with the wheel; of this interpreter's packages it sees all but swaa."""
@@ -123,7 +127,9 @@ def installed(wheel, tmp_path_factory):
     venv.create(folder, with_pip=False)
     bin = folder / ("Scripts" if os.name == "nt" else "bin")
     words = ["--python", str(bin / "python"), "install", "--no-deps", "--no-index", str(wheel)]
-    subprocess.run([sys.executable, "-m", "pip", *words], check=True, capture_output=True)
+    # pip takes a checkout on PYTHONPATH for an installed swaa, and would install nothing.
+    command = [sys.executable, "-m", "pip", *words]
+    subprocess.run(command, check=True, capture_output=True, env=_without_pythonpath())
     paths = {"base": str(folder), "platbase": str(folder)}
     site = Path(sysconfig.get_path("purelib", "venv", vars=paths))
     # A path in a .pth file: the .pth files there, an editable swaa's among them, are not read.
@@ -132,10 +138,13 @@ def installed(wheel, tmp_path_factory):
 
 
 def test_the_wheel_works_without_the_repository(installed, tmp_path):
-    hidden = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-
     def said(*command):
-        options = {"cwd": tmp_path, "env": hidden, "capture_output": True, "text": True}
+        options = {
+            "cwd": tmp_path,
+            "env": _without_pythonpath(),
+            "capture_output": True,
+            "text": True,
+        }
         done = subprocess.run([str(installed / command[0]), *command[1:]], **options)
         assert done.returncode == 0, done.stderr
         return done.stdout

@@ -262,6 +262,16 @@ def test_output_and_gradients_are_as_exact_as_eager(case):
         assert_close_to_oracle(*values, magnitude=magnitude, name=name)
 
 
+def shown_by(backend, batch, tokens, arguments):
+    return keys_seen(
+        lambda q, k, v: swaa_attention(q, k, v, backend=backend, **arguments),
+        **{"batch": batch, "queries": tokens, "keys": tokens},
+        **{"heads": 4, "kv_heads": 1, "head_dim": 128},
+        dtype=torch.bfloat16,
+        device="cuda",
+    )
+
+
 @pytest.mark.gpu
 @needs_fa4
 @pytest.mark.parametrize("sink_tokens", [0, 40])
@@ -273,17 +283,7 @@ def test_packed_sequences_and_rows_of_their_own(sink_tokens, full_rows):
     arguments |= {"cu_seqlens_q": ends, "cu_seqlens_k": ends}
     if full_rows:
         arguments["full_from"] = torch.tensor([280, 5, 100, 70], device="cuda").int()
-    sizes = {"batch": 1, "queries": 578, "keys": 578, "heads": 4, "kv_heads": 1, "head_dim": 128}
-
-    def seen(backend):
-        return keys_seen(
-            lambda q, k, v: swaa_attention(q, k, v, backend=backend, **arguments),
-            **sizes,
-            dtype=torch.bfloat16,
-            device="cuda",
-        )
-
-    assert torch.equal(seen("fa4"), seen("reference"))
+    assert torch.equal(*(shown_by(name, 1, 578, arguments) for name in ("fa4", "reference")))
 
 
 @pytest.mark.gpu
@@ -293,17 +293,7 @@ def test_a_batch_of_sequences(full_from):
     if isinstance(full_from, list):
         full_from = torch.tensor(full_from, dtype=torch.int32, device="cuda")
     arguments = {"window": 64, "sink_tokens": 8, "full_from": full_from}
-    sizes = {"batch": 2, "queries": 400, "keys": 400, "heads": 4, "kv_heads": 1, "head_dim": 128}
-
-    def seen(backend):
-        return keys_seen(
-            lambda q, k, v: swaa_attention(q, k, v, backend=backend, **arguments),
-            **sizes,
-            dtype=torch.bfloat16,
-            device="cuda",
-        )
-
-    assert torch.equal(seen("fa4"), seen("reference"))
+    assert torch.equal(*(shown_by(name, 2, 400, arguments) for name in ("fa4", "reference")))
 
 
 @pytest.mark.gpu

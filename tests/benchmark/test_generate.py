@@ -374,7 +374,7 @@ def test_columns_say_what_the_rows_hold(result):
         (["--recipes", "fast, fast"], "--recipes fast, fast names fast twice"),
         (["--recipes", "stock"], "unknown recipe"),
         (["--lengths", "8q"], "--lengths 8q: expected whole numbers"),
-        (["--chunk", "1,2"], "--chunk takes one number, got 2"),
+        (["--chunk", "0"], "--chunk 0: expected a whole number of at least 1"),
         (["--new-tokens", "1"], "the time per token needs at least 2"),
         (["--dtype", "int8"], "dtype is 'int8'"),
     ],

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from swaa.config import SWAAConfig
+from swaa.documents import replace_between
 from swaa.evaluation import published
 from swaa.evaluation.run import execute, gather
 from swaa.evaluation.tasks.multikey import MultiKey
@@ -89,7 +90,7 @@ def test_tracking_ranks_no_setting(folder):
 def test_table_and_picture_are_put_into_a_document(folder, tmp_path):
     pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'swaa[plot]'")
     document = tmp_path / "page.md"
-    document.write_text(f"before\n\n{published.BEGIN}\nold\n{published.END}\n\nafter\n")
+    document.write_text(f"before\n\n{published.BEGIN}\nold\n<!-- end -->\n\nafter\n")
     published.main(str(folder), str(document))
     columns = published.read_columns(folder)
     text = document.read_text()
@@ -106,7 +107,7 @@ def test_mistakes_are_named(folder, tmp_path):
     with pytest.raises(ValueError, match="holds no gathered results of SmolLM2"):
         published.read_columns(tmp_path / "nothing")
     with pytest.raises(ValueError, match="the document does not contain the marks"):
-        published.replace_table("text", "table")
+        replace_between("text", published.BEGIN, "table")
 
 
 def test_full_attention_must_be_there(prompt, tmp_path):
@@ -119,11 +120,9 @@ def test_full_attention_must_be_there(prompt, tmp_path):
 
 
 def test_the_document_shows_the_committed_results():
-    columns = published.read_columns(ROOT / "results")
-    table = published.markdown(columns)
-    assert published.replace_table(DOCUMENT.read_text("utf-8"), table) == DOCUMENT.read_text(
-        "utf-8"
-    )
+    table = published.markdown(published.read_columns(ROOT / "results"))
+    document = DOCUMENT.read_text("utf-8")
+    assert replace_between(document, published.BEGIN, table) == document
 
 
 def test_the_picture_shows_the_committed_results():

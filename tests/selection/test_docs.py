@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from swaa import results
+from swaa.documents import table
 from swaa.evaluation import gathered, published
 from swaa.evaluation.summary import is_right
-from swaa.selection.tables import duels, fill, markdown, ranges, scored_sets
 from swaa.statistics import mcnemar
+from tests.selection.tables import duels, fill, markdown, ranges
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/measurements/tuning.md"
@@ -81,15 +82,15 @@ def answers_table(answered):
     columns = [("multikey", 4096, ""), ("multikey", 4096, " tail 128"), ("multikey", 7500, "")]
     columns += [("needle", 4096, ""), ("needle", 7500, "")]
     titles = [f"{task} {length:,}{tail and ', tail 128'}" for task, length, tail in columns]
-    lines = [["recipe", "full layers", *titles], ["---", "---", *["---:"] * len(titles)]]
+    rows = []
     searched = [
         f"tuned {objective} seed {seed}" for objective in ("nll", "kl") for seed in range(3)
     ]
     for name in ("full", *searched, "kl_out", PATTERN, "no full layer"):
         which = "all" if name == "full" else ranges(layers.get(name, ())) or "none"
         cells = [_cell(found[task, length], name, tail) for task, length, tail in columns]
-        lines.append([name, which, *cells])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        rows.append([name, which, *cells])
+    return table(["recipe", "full layers", *titles], rows, left=2)
 
 
 def _cell(column, name, tail):
@@ -200,27 +201,3 @@ def test_the_tables_are_those_of_the_scores(text, records):
     assert text.count("<!-- ") == 3
     assert fill(text, records) == text
     assert SCORES in text
-
-
-def _record(decode, nll, **more):
-    values = {"window": 8, "dense_tail": 0, "full": [], "decode": decode}
-    return {"id": f"{decode}", **values, "nll": [nll], "kl": [nll / 2], "exact": [True], **more}
-
-
-def test_a_table_shows_the_best_set_and_the_best_block_of_each_size():
-    scored = [
-        {"id": "full", "nll": [0.1], "kl": [0.0], "exact": [True]},
-        _record([1, 2], 0.9),
-        _record([3, 4], 0.7),
-        _record([1, 4], 0.5),
-        _record([1, 5], 0.2, window=16),
-        _record([1, 5], 0.1, full=[0]),
-    ]
-    table = scored_sets(scored, "decode", window=8, dense_tail=0, counts=[2]).splitlines()
-    assert table[2] == "| all | full attention | 0.100 | 0.000 | 1 of 1 |  |  |  |"
-    assert table[3] == "| 2 | 1, 4 | 0.500 | 0.250 | 1 of 1 | 3-4 | 0.700 | 0.350 |"
-
-
-def test_layers_are_shown_as_ranges():
-    assert ranges([]) == ""
-    assert ranges([3, 1, 2, 9]) == "1-3, 9"

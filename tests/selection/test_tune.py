@@ -10,13 +10,12 @@ from swaa.cli import main
 from swaa.config import SWAAConfig
 from swaa.evaluation.prompt import Prompt
 from swaa.evaluation.tasks.rows import DataFile
-from swaa.results import Result, load, record_provenance
+from swaa.results import load
 from swaa.selection import report
 from swaa.selection.budget import Budget, Cost
 from swaa.selection.own_prompts import OwnPrompts
 from swaa.selection.passes import SharedPasses
 from swaa.selection.report import Point, choose, pareto
-from swaa.selection.tables import markdown
 from swaa.selection.tune import tune
 from swaa.selection.tuning import Tuning
 from tests.checkpoint import save_checkpoint
@@ -273,7 +272,7 @@ def test_a_signal_can_choose_the_layers(checkpoint, data, tmp_path, capsys):
             "--try windows=3: expected one of window, sink_tokens, dense_tail",
         ),
         (["--method", "magic"], "unknown method 'magic'; give search, or one of answer_nll"),
-        (["--batch-size", "0"], "--batch-size 0: expected at least 1"),
+        (["--batch-size", "0"], "--batch-size 0: expected a whole number of at least 1"),
         (["--data", "nothing.jsonl"], "no such file: nothing.jsonl"),
         (["--data", "perplexity", "--length", "300"], "perplexity has no answers to tune on"),
         (["--data", "needle", "--length", "1024"], "sees 1024 at once: lower --length"),
@@ -443,28 +442,6 @@ def test_rows_compare_on_the_same_samples():
     ours, theirs = report.rows([MIDDLE, CHEAP], FULL, {"held out": 100})
     assert report.beats(ours, theirs) == (50.0, 0.5)
     assert (ours["retention"], ours["bits"]) == (75.0, "1110")
-
-
-def test_tables_compare_with_the_best_pattern_that_steps_through_all_layers():
-    points = [
-        FULL,
-        dataclasses.replace(MIDDLE, name="tuned layers=1of4", also=("kl layers=1of4",)),
-        dataclasses.replace(DEAR, name="every:4+1 layers=1of4", source="periodic"),
-        dataclasses.replace(CHEAP, name="every:4+0 layers=1of4", source="periodic"),
-        dataclasses.replace(CHEAP, name="every:2 layers=1of2", source="periodic"),
-    ]
-    result = Result(
-        kind="tune",
-        name="a",
-        config={},
-        rows=tuple(report.rows(points, FULL, {"held out": 100})),
-        provenance=record_provenance(),
-    )
-    table = markdown(result, group="layers=1of4").splitlines()
-    assert len(table) == 6
-    assert table[3] == ("| tuned = kl | none | 40 | 50 | 75 (30 to 95) | +25 (p 1) |")
-    assert table[4].endswith("| the best |")
-    assert len(markdown(result).splitlines()) == 7
 
 
 @pytest.mark.parametrize(

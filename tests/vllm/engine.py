@@ -118,9 +118,24 @@ class Engine:
         """The one answer to each prompt: ``token_ids`` and ``logprobs``."""
         return [output.outputs[0] for output in self.run(prompts, max_tokens, **options)]
 
+    def one_after_another(self, prompts, **options):
+        """Answers to prompts that come a step apart, so that later ones are computed beside rows
+        that earlier ones generate."""
+        core, answers = self.llm.llm_engine, {}
+        for number, prompt in enumerate(prompts):
+            core.add_request(str(number), {"prompt_token_ids": prompt}, sampling(**options))
+            answers |= _finished(core.step())
+        while core.has_unfinished_requests():
+            answers |= _finished(core.step())
+        return [answers[str(number)] for number in range(len(prompts))]
+
     def forget(self):
         """Empty the prefix cache."""
         assert self.llm.reset_prefix_cache()
+
+
+def _finished(outputs):
+    return {output.request_id: output.outputs[0] for output in outputs if output.finished}
 
 
 def sampling(**options):

@@ -6,7 +6,7 @@ same model in 16 bits under eager attention: twice its largest error.
 
 import pytest
 
-from tests.rounded import CHUNK, CONFIGS, PROMPTS, judge, save_wide_model
+from tests.rounded import CHUNK, CONFIGS, PROMPTS, judge, said, save_wide_model
 from tests.vllm.engine import ON_GPU, Engine, prompts_of
 
 OPTIONS = {
@@ -22,12 +22,6 @@ if ON_GPU:  # vLLM's default: compiled, decoding in whole CUDA graphs, the rest 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return save_wide_model(tmp_path_factory.mktemp("qwen3"))
-
-
-def said(answers):
-    for answer in answers:
-        ids = list(answer.token_ids)
-        yield ids, [step[token].logprob for step, token in zip(answer.logprobs, ids, strict=True)]
 
 
 @pytest.mark.parametrize("name", CONFIGS)

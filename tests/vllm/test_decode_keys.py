@@ -9,7 +9,7 @@ import torch
 from swaa.attention.pages import PAGE
 from swaa.attention.pages import page_statistics as describe
 from swaa.config import SWAAConfig
-from tests.vllm.engine import Engine, generating_judge, prompts_of, sampling
+from tests.vllm.engine import Engine, generating_judge, prompts_of
 from tests.vllm.test_scheduling import random_requests, serve
 
 CONFIG = SWAAConfig(
@@ -54,17 +54,9 @@ def test_a_choice_is_made(engine, judge):
 
 def test_requests_next_to_one_another(engine, judge):
     short, long = prompts_of(90, 470, seed=3)
-    core = engine.llm.llm_engine
-    core.add_request("short", {"prompt_token_ids": short}, sampling(max_tokens=NEW))
-    core.step()
-    core.add_request("long", {"prompt_token_ids": long}, sampling(max_tokens=NEW))
-    answers = {}
-    while core.has_unfinished_requests():
-        for output in core.step():
-            if output.finished:
-                answers[output.request_id] = output.outputs[0]
-    judge(short, answers["short"])
-    judge(long, answers["long"], chunk=CHUNK - 1)  # the other request has a row in every step
+    answers = engine.one_after_another([short, long], max_tokens=NEW)
+    judge(short, answers[0])
+    judge(long, answers[1], chunk=CHUNK - 1)  # the other request has a row in every step
     assert engine.free_blocks() == engine.free_at_start
 
 

@@ -7,14 +7,14 @@ in ``README.md``, both from the files under ``results/`` alone. A test compares 
 from __future__ import annotations
 
 import hashlib
-import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from swaa import results
-from swaa.extras import install_line
+from swaa.documents import replace_between, table
+from swaa.pictures import new_figure, save_figure
 
 Row = Mapping[str, Any]
 
@@ -103,41 +103,33 @@ def answers_table(folder: str | Path) -> str:
     """Right answers of each recipe, and the time to the first token of the longest prompt."""
     answers, times = read_answers(folder), read_own_times(folder)
     heads = [f"{HEADS[task]}, {length:,}" for task, length in answers]
-    lines = [["recipe", *heads, f"first token, {times['full']['tokens']:,}", "faster"]]
-    lines.append(["---", *["---:"] * (len(heads) + 2)])
+    rows_shown = []
     for name in RECIPES:
         cells = [f"{rows[name]['right']} of {rows[name]['samples']}" for rows in answers.values()]
         first, faster = times[name]["first_token_s"]["p50"], times[name]["first_token_speedup"]
         title = "full attention" if name == "full" else f"`{name}`"
-        lines.append([title, *cells, f"{first:.3f} s", f"{faster:.2f}x"])
-    return _markdown(lines)
+        rows_shown.append([title, *cells, f"{first:.3f} s", f"{faster:.2f}x"])
+    heads = ["recipe", *heads, f"first token, {times['full']['tokens']:,}", "faster"]
+    return table(heads, rows_shown)
 
 
 def times_table(folder: str | Path) -> str:
     """Time to first token, time per further token and KV at the longest prompt."""
     times = read_times(folder)
-    lines = [["setting", "time to first token", "faster than stock", "per further token", "KV"]]
-    lines.append(["---", *["---:"] * 4])
+    heads = ("setting", "time to first token", "faster than stock", "per further token", "KV")
+    rows = []
     for setting, title in SETTINGS.items():
         row = times[setting][LONGEST]
         first, token = row["first_token_s"]["p50"], row["per_token_s"]["p50"]
         faster, memory = row["first_token_speedup"], row["kv_bytes"] / 2**30
         cells = [f"{first:.2f} s", f"{faster:.2f}x", f"{1e3 * token:.2f} ms", f"{memory:.1f} GiB"]
-        lines.append([title, *cells])
-    return _markdown(lines)
+        rows.append([title, *cells])
+    return table(heads, rows)
 
 
 def draw(folder: str | Path, path: str | Path) -> None:
-    """Write the picture: a panel for each task, and one for times to first token.
-
-    Raises:
-        ValueError: when matplotlib is missing.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError(f"plots need matplotlib: {install_line('plot')}") from None
-    figure = Figure(figsize=(13, 3.6), dpi=110)
+    """Write the picture: a panel for each task, and one for times to first token."""
+    figure = new_figure(13, 3.6, dpi=110)
     *panels, last = figure.subplots(1, len(TASKS) + 1)
     answers = read_answers(folder)
     for axis, (task, title) in zip(panels, TASKS.items(), strict=True):
@@ -154,9 +146,7 @@ def draw(folder: str | Path, path: str | Path) -> None:
     for axis in (*panels, last):
         axis.set_xlabel("prompt tokens", fontsize=9)
         axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Comment": fingerprint(folder)})
+    save_figure(figure, path, comment=fingerprint(folder))
 
 
 def _draw_times(axis: Any, times: Mapping[str, Mapping[int, Row]]) -> None:
@@ -191,15 +181,8 @@ def fingerprint(folder: str | Path) -> str:
 
 def fill(document: str, folder: str | Path) -> str:
     """A document with its tables written between ``<!-- answers -->`` and ``<!-- times -->``."""
-    for name, table in (("answers", answers_table), ("times", times_table)):
-        marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        text = f"\n{table(folder)}\n\n"
-        document = marked.sub(lambda found, text=text: f"{found[1]}{text}{found[2]}", document)
-    return document
-
-
-def _markdown(lines: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    document = replace_between(document, "<!-- answers -->", answers_table(folder))
+    return replace_between(document, "<!-- times -->", times_table(folder))
 
 
 def main(

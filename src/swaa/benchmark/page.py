@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from swaa.benchmark.generate.table import Row, Table, tables
+from swaa.documents import line
 from swaa.results import Result, load
 
 INTRODUCTION = """# Benchmarks
@@ -147,15 +148,11 @@ def _markdown(table: Table) -> str:
         for column in zip(*table.cells, strict=True)
     ]
     lines = [
-        _line(table.headers),
-        _line(["---:" if right else "---" for right in numeric]),
-        *(_line(cells) for cells in table.cells),
+        line(table.headers),
+        line(["---:" if right else "---" for right in numeric]),
+        *map(line, table.cells),
     ]
     return f"**{table.title}**\n\n" + "\n".join(lines) + "\n"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 if __name__ == "__main__":

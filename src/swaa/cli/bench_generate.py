@@ -10,13 +10,12 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any
 
-from swaa.cli.numbers import dtype_name
 from swaa.cli.options import (
-    add_flag,
+    add_flags,
     add_measured_options,
-    add_switch,
     config_from,
     refuse_twice,
+    require_at_least,
     tables_aside,
     whole_numbers,
 )
@@ -29,15 +28,21 @@ if TYPE_CHECKING:
     from swaa.benchmark.generate.options import Options
     from swaa.results import Result
 
-_SEVERAL = {
-    "lengths": ("8192,16384,32768,65536,131072", "tokens of each prompt"),
-    "batches": ("1", "sequences at once"),
-}
-_NUMBERS = {
-    "new-tokens": (128, "tokens of each answer"),
-    "chunk": (8192, "prompt tokens of a forward pass"),
-    "repeats": (5, "most timings of the first token at each size"),
-}
+_NUMBERS = ("new_tokens", "chunk", "repeats", "time_limit")
+_FLAGS = """
+--recipes R=full,fast,balanced  names or files, with commas; knobs may follow a name: 'fast
+    full_decode=none window=512' or 'fast full_layers=1,3,5'; a number after a comma belongs to
+    the list before it
+--lengths N,N=8192,16384,32768,65536,131072  tokens of each prompt
+--batches N,N=1  sequences at once
+--new-tokens N=128  tokens of each answer
+--chunk N=8192  prompt tokens of a forward pass
+--repeats N=5  most timings of the first token at each size
+--time-limit N  seconds after which no new row is started; run the same command again to measure
+    the missing rows (default: none)
+--dtype T=bfloat16  bfloat16, float16 or float32
+--no-compile  run the layers as Transformers has them (default: through torch.compile, every row)
+"""
 
 
 def register(subparsers: Any) -> None:
@@ -54,38 +59,7 @@ def register(subparsers: Any) -> None:
         help="qwen3-4b, llama-3.1-8b, qwen3-30b-a3b or tiny (that shape, random weights), or a"
         " folder, hub name or GGUF file",
     )
-    add_flag(
-        parser,
-        "--recipes",
-        "names or files, with commas; knobs may follow a name: 'fast full_decode=none"
-        " window=512' or 'fast full_layers=1,3,5'; a number after a comma belongs to the list"
-        " before it",
-        "full,fast,balanced",
-        metavar="R",
-    )
-    for flag, (default, text) in _SEVERAL.items():
-        help_text = f"{text}; several with commas (default: {default})"
-        parser.add_argument(f"--{flag}", default=default, metavar="N", help=help_text)
-    for flag, (default, text) in _NUMBERS.items():
-        parser.add_argument(
-            f"--{flag}", default=str(default), metavar="N", help=f"{text} (default: {default})"
-        )
-    add_flag(
-        parser,
-        "--time-limit",
-        "seconds after which no new row is started; run the same command again to measure the"
-        " missing rows",
-        said="none",
-    )
-    add_flag(
-        parser, "--dtype", "bfloat16, float16 or float32", "bfloat16", kind=dtype_name, metavar="T"
-    )
-    add_switch(
-        parser,
-        "--no-compile",
-        "run the layers as Transformers has them",
-        said="through torch.compile, every row",
-    )
+    add_flags(parser, _FLAGS)
     add_measured_options(parser)
     parser.set_defaults(bench=run)
 
@@ -151,7 +125,7 @@ def _plot(result: Result, path: Path) -> None:
     try:
         title = f"{result.provenance.model}, {result.provenance.device}"
         plot_generate(result.rows, path.with_suffix(".png"), title=title)
-    except ValueError as error:  # the numbers are kept all the same
+    except (ImportError, ValueError) as error:  # the numbers are kept all the same
         print(f"no plot: {error}")
 
 
@@ -166,16 +140,8 @@ def _print(result: Result) -> None:
 def _options(args: argparse.Namespace) -> Options:
     from swaa.benchmark.generate.options import Options
 
-    single = {}
-    for flag in (*_NUMBERS, "time-limit"):
-        name = flag.replace("-", "_")
-        text = getattr(args, name)
-        if text is None:
-            continue
-        numbers = whole_numbers(text, f"--{flag}")
-        if len(numbers) != 1:
-            raise ValueError(f"--{flag} takes one number, got {len(numbers)}")
-        single[name] = numbers[0]
+    require_at_least(args, 1, *_NUMBERS)
+    single = {name: getattr(args, name) for name in _NUMBERS}
     recipes = {spec: _config(spec) for spec in _specs(args.recipes)}
     return Options(
         model=args.model,

@@ -6,11 +6,9 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from swaa.cli.numbers import dtype_name
 from swaa.cli.options import (
-    add_flag,
+    add_flags,
     add_measured_options,
-    add_switch,
     tables_aside,
     whole_numbers,
     words,
@@ -29,41 +27,25 @@ def register(subparsers: Any) -> None:
         description="Time attention kernels. Each first shows on this GPU which keys its rows see;"
         " one whose mask is wrong is not timed.",
     )
-    add_flag(
+    add_flags(
         parser,
-        "--phases",
-        "of prefill, decode, backward",
-        "prefill,decode,backward",
-        said="all",
-        metavar="P",
+        """
+        --phases P=prefill,decode,backward  of prefill, decode, backward (default: all)
+        --lengths N,N=32768,131072  tokens, for prefill and full decode
+        --backward-lengths N,N=32768  tokens, for backward
+        --windows N,N=2048  keys a sliding row sees, itself included
+        --sink-tokens N,N=128  first tokens that every row sees
+        --decode-keys N,N  keys that full decode chooses by content, in place of all (default: not
+            measured)
+        --heads N=32  query heads
+        --kv-heads N=8  key and value heads
+        --head-dim N=128  channels per head
+        --batch N=32  sequences, for sliding decode
+        --dtype T=bfloat16  bfloat16 or float16
+        --backends B=triton,fa4  of ours
+        --no-stock  measure ours only (default: stock kernels too)
+        """,
     )
-    for flag, default, text in (
-        ("--lengths", "32768,131072", "tokens, for prefill and full decode"),
-        ("--backward-lengths", "32768", "tokens, for backward"),
-        ("--windows", "2048", "keys a sliding row sees, itself included"),
-        ("--sink-tokens", "128", "first tokens that every row sees"),
-    ):
-        help_text = f"{text}; several with commas (default: {default})"
-        parser.add_argument(flag, default=default, metavar="N", help=help_text)
-    parser.add_argument(
-        "--decode-keys",
-        default="",
-        metavar="N",
-        help="keys that full decode chooses by content, in place of all; several with commas"
-        " (default: not measured)",
-    )
-    for flag, default, text in (
-        ("--heads", 32, "query heads"),
-        ("--kv-heads", 8, "key and value heads"),
-        ("--head-dim", 128, "channels per head"),
-        ("--batch", 32, "sequences, for sliding decode"),
-    ):
-        parser.add_argument(
-            flag, type=int, default=default, metavar="N", help=f"{text} (default: {default})"
-        )
-    add_flag(parser, "--dtype", "bfloat16 or float16", "bfloat16", kind=dtype_name, metavar="T")
-    add_flag(parser, "--backends", "of ours", "triton,fa4", metavar="B")
-    add_switch(parser, "--no-stock", "measure ours only", said="stock kernels too")
     add_measured_options(parser)
     parser.set_defaults(bench=run)
 
@@ -100,7 +82,7 @@ def _measure(args: argparse.Namespace) -> Result:
     try:
         title = f"{result.provenance.device}, torch {result.provenance.versions['torch']}"
         plot_kernels(result.rows, path.with_suffix(".png"), title=title)
-    except ValueError as error:  # the numbers are kept all the same
+    except (ImportError, ValueError) as error:  # the numbers are kept all the same
         print(f"no plot: {error}")
     print(f"kept in {path}")
     return result

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swaa.cli.endpoints import add_key_over_http
-from swaa.cli.options import add_flag, add_results_option, add_switch, words
+from swaa.cli.options import add_flags, add_results_option, words
 from swaa.cli.progress import ProgressBar
 from swaa.cli.table import Cell, format_table
 
@@ -20,14 +20,32 @@ if TYPE_CHECKING:
     from swaa.results import Result
 
 DEFAULT_RECIPES = "full,fast,balanced"
-_SIZES = {
-    "input_tokens": "tokens of each prompt, exactly",
-    "output_tokens": "tokens generated for each",
-    "requests": "requests",
-    "concurrency": "most requests under way",
-    "vocabulary": "token ids are drawn below this, the first tenth left out",
-    "seed": "of prompts and arrivals",
-}
+_SIZES = ("input_tokens", "output_tokens", "requests", "concurrency", "vocabulary", "seed")
+"""Numbers of a workload."""
+
+_FLAGS = f"""
+--recipes R={DEFAULT_RECIPES}  to compare; 'full' is vLLM without swaa
+workload: a preset, and numbers on top of it
+--workload W=short  paper (100 requests of 128,000 + 512 tokens), single (5 of those, one after
+    another), long (32 of 32,768 + 256), short (32 of 4,096 + 128) or smoke
+--input-tokens N  tokens of each prompt, exactly (default: the workload's)
+--output-tokens N  tokens generated for each (default: the workload's)
+--requests N  requests (default: the workload's)
+--concurrency N  most requests under way (default: the workload's)
+--vocabulary N  token ids are drawn below this, the first tenth left out (default: the workload's)
+--seed N  of prompts and arrivals (default: the workload's)
+--rate X  requests a second, arriving at random (default: the workload's, all at once)
+"""
+
+_SERVER_FLAGS = """
+--endpoint URL  OpenAI-compatible server that is already running, such as
+    http://127.0.0.1:8000/v1; --recipes then names the recipe it runs (default: vLLM is started)
+--served-model M  what that server calls it (default: MODEL)
+--device-name D  what that server runs on (default: -)
+--key-variable V=OPENAI_API_KEY  environment variable with that server's key
+--start-timeout S=3600.0  longest wait for a started server (seconds, default: %(default)s)
+--timeout S=7200.0  longest wait for a piece of an answer (seconds, default: %(default)s)
+"""
 
 
 def register(subparsers: Any) -> None:
@@ -40,77 +58,13 @@ def register(subparsers: Any) -> None:
         " requests arrive at once, time to first token is mostly time in the queue.",
     )
     parser.add_argument("model", metavar="MODEL", help="folder or hub name")
-    add_flag(
-        parser, "--recipes", "to compare; 'full' is vLLM without swaa", DEFAULT_RECIPES, metavar="R"
-    )
-    _add_workload_options(parser)
+    add_flags(parser, _FLAGS)
     add_results_option(parser)
-    add_switch(parser, "--again", "measure what is measured already", said="show it")
-    add_switch(parser, "--json", "print JSON", said="a table")
-    _add_server_options(parser)
-    parser.set_defaults(bench=run)
-
-
-def _add_workload_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("workload", "a preset, and numbers on top of it")
-    add_flag(
-        group,
-        "--workload",
-        "paper (100 requests of 128,000 + 512 tokens), single (5 of those, one after another),"
-        " long (32 of 32,768 + 256), short (32 of 4,096 + 128) or smoke",
-        "short",
-        metavar="W",
-    )
-    for name, text in _SIZES.items():
-        group.add_argument(
-            f"--{name.replace('_', '-')}",
-            type=int,
-            metavar="N",
-            help=f"{text} (default: the workload's)",
-        )
-    add_flag(
-        group,
-        "--rate",
-        "requests a second, arriving at random",
-        said="the workload's, all at once",
-        kind=float,
-    )
-
-
-def _add_server_options(parser: argparse.ArgumentParser) -> None:
+    add_flags(parser, "--again  measure what is measured already (default: show it)")
+    add_flags(parser, "--json  print JSON (default: a table)")
     group = parser.add_argument_group("server")
-    add_flag(
-        group,
-        "--endpoint",
-        "OpenAI-compatible server that is already running, such as http://127.0.0.1:8000/v1;"
-        " --recipes then names the recipe it runs",
-        said="vLLM is started",
-        metavar="URL",
-    )
-    add_flag(group, "--served-model", "what that server calls it", said="MODEL", metavar="M")
-    add_flag(group, "--device-name", "what that server runs on", said="-", metavar="D")
-    add_flag(
-        group,
-        "--key-variable",
-        "environment variable with that server's key",
-        "OPENAI_API_KEY",
-        metavar="V",
-    )
+    add_flags(group, _SERVER_FLAGS)
     add_key_over_http(group)
-    group.add_argument(
-        "--start-timeout",
-        type=float,
-        default=3600.0,
-        metavar="S",
-        help="longest wait for a started server (seconds, default: %(default)s)",
-    )
-    group.add_argument(
-        "--timeout",
-        type=float,
-        default=7200.0,
-        metavar="S",
-        help="longest wait for a piece of an answer (seconds, default: %(default)s)",
-    )
     group.add_argument(
         "--vllm",
         nargs=argparse.REMAINDER,
@@ -118,6 +72,7 @@ def _add_server_options(parser: argparse.ArgumentParser) -> None:
         help="everything after this flag goes to 'vllm serve' (default: nothing, and"
         " --max-model-len as the workload needs it)",
     )
+    parser.set_defaults(bench=run)
 
 
 def run(args: argparse.Namespace) -> int:

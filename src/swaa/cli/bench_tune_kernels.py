@@ -6,8 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from swaa.cli.numbers import dtype_name
-from swaa.cli.options import OUTPUT, add_flag, add_switch, tables_aside, whole_numbers, words
+from swaa.cli.options import OUTPUT, add_flags, tables_aside, whole_numbers, words
 
 
 def register(subparsers: Any) -> None:
@@ -19,28 +18,22 @@ def register(subparsers: Any) -> None:
         " gradients first. Writes the table of this GPU, which then is what the kernels run with."
         " Takes minutes: every tile is compiled.",
     )
-    add_flag(
+    add_flags(
         parser,
-        "--kernels",
-        "of hopper, prefill, dq, dkdv, sinks",
-        "hopper,prefill,dq,dkdv,sinks",
-        said="all that this GPU uses",
-        metavar="K",
+        """
+        --kernels K=hopper,prefill,dq,dkdv,sinks  of hopper, prefill, dq, dkdv, sinks (default: all
+            that this GPU uses)
+        --head-dims N,N=64,128,256  channels per head
+        --dtype T=bfloat16  bfloat16 or float16
+        --tokens N=16384  length of the prompt that is timed, in tokens
+        --window N=2048  keys a sliding row sees, itself included
+        --sink-tokens N=128  first tokens that every row sees
+        --json  print the table as JSON alone (default: what was tried)
+        """,
     )
-    add_flag(parser, "--head-dims", "channels per head, several with commas", "64,128,256")
-    add_flag(parser, "--dtype", "bfloat16 or float16", "bfloat16", kind=dtype_name, metavar="T")
-    for flag, default, text in (
-        ("--tokens", 16_384, "length of the prompt that is timed, in tokens"),
-        ("--window", 2048, "keys a sliding row sees, itself included"),
-        ("--sink-tokens", 128, "first tokens that every row sees"),
-    ):
-        parser.add_argument(
-            flag, type=int, default=default, metavar="N", help=f"{text} (default: {default})"
-        )
     parser.add_argument(
         *OUTPUT, metavar="DIR", help="folder of the table (default: inside the package)"
     )
-    add_switch(parser, "--json", "print the table as JSON alone", said="what was tried")
     parser.set_defaults(bench=run)
 
 

@@ -13,8 +13,10 @@ from swaa.cli.options import (
     DEFAULT_RECIPE,
     add_backend_option,
     add_config_options,
+    add_flags,
     add_model_options,
     config_from,
+    require_at_least,
 )
 
 if TYPE_CHECKING:
@@ -40,21 +42,14 @@ def register(subparsers: Any) -> None:
         help="folder, hub name, GGUF file, or smollm2 (default: %(default)s)",
     )
     add_config_options(parser, default=f"what the model's config.json carries, or {DEFAULT_RECIPE}")
-    parser.add_argument(
-        "--max-new-tokens",
-        type=int,
-        default=512,
-        metavar="N",
-        help="longest answer (tokens, default: %(default)s)",
-    )
+    add_flags(parser, "--max-new-tokens N=512  longest answer (tokens, default: %(default)s)")
     add_model_options(parser)
     add_backend_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Talk until the input ends."""
-    if args.max_new_tokens < 1:
-        raise ValueError(f"--max-new-tokens {args.max_new_tokens}: expected at least 1 tokens")
+    require_at_least(args, 1, "max_new_tokens", unit="tokens")
     config_from(args)  # find mistakes before minutes are spent on loading a model
 
     from swaa.adaptation import adapt

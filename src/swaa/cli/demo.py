@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swaa.cli.options import OUTPUT, add_flag, add_model_options, load_from
+from swaa.cli.options import OUTPUT, add_flags, add_model_options, load_from
 from swaa.cli.progress import ProgressBar, format_seconds
 from swaa.cli.table import format_table
 
@@ -18,14 +18,17 @@ if TYPE_CHECKING:
     from swaa.models import LoadedModel
     from swaa.results import Result
 
-_SIZES = {
-    "needles": (8, "documents per setting, one hidden fact in each"),
-    "needle-tokens": (2048, "length of each document (tokens)"),
-    "prefill-tokens": (8000, "length of the timed prompt (tokens)"),
-    "rounds": (3, "times that every setting is timed, in turns"),
-    "window": (512, "window of every sliding setting (keys)"),
-    "seed": (0, "of the hidden facts"),
-}
+_SIZES = ("needles", "needle_tokens", "prefill_tokens", "rounds", "window", "seed")
+_FLAGS = """
+--model MODEL=smollm2  folder, hub name, GGUF file, or smollm2
+--needles N=8  documents per setting, one hidden fact in each
+--needle-tokens N=2048  length of each document (tokens)
+--prefill-tokens N=8000  length of the timed prompt (tokens)
+--rounds N=3  times that every setting is timed, in turns
+--window N=512  window of every sliding setting (keys)
+--seed N=0  of the hidden facts
+--json  print the result file, no table (default: a table)
+"""
 
 
 def register(subparsers: Any) -> None:
@@ -36,13 +39,7 @@ def register(subparsers: Any) -> None:
         description="Hide facts in a novel, ask for them under several settings, and time a long"
         " prefill under each. Prints a table and writes it as JSON and PNG.",
     )
-    add_flag(
-        parser, "--model", "folder, hub name, GGUF file, or smollm2", "smollm2", metavar="MODEL"
-    )
-    for name, (default, text) in _SIZES.items():
-        parser.add_argument(
-            f"--{name}", type=int, default=default, metavar="N", help=f"{text}, default: {default}"
-        )
+    add_flags(parser, _FLAGS)
     parser.add_argument(
         *OUTPUT,
         "--out",
@@ -52,24 +49,17 @@ def register(subparsers: Any) -> None:
         help="folder of the JSON and PNG (default: %(default)s)",
     )
     add_model_options(parser)
-    parser.add_argument("--json", action="store_true", help="print the result file, no table")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the demo, print and save it, and return the exit code."""
     from swaa.demo import DemoOptions, run_demo
-    from swaa.demo.chart import draw, require_matplotlib
+    from swaa.demo.chart import draw
+    from swaa.pictures import require_matplotlib
     from swaa.results import save
 
     require_matplotlib()
-    options = DemoOptions(
-        needles=args.needles,
-        needle_tokens=args.needle_tokens,
-        prefill_tokens=args.prefill_tokens,
-        rounds=args.rounds,
-        window=args.window,
-        seed=args.seed,
-    )
+    options = DemoOptions(**{name: getattr(args, name) for name in _SIZES})
     loaded = load_from(args)
     if not args.json:
         _introduce(options, loaded)

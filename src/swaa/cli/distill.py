@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from swaa.cli.endpoints import add_endpoint_options, endpoint_from, judge_from, refuse_unused
 from swaa.cli.numbers import counted
-from swaa.cli.options import OUTPUT, add_flag, add_model_options, add_switch, load_from
+from swaa.cli.options import OUTPUT, add_flags, add_model_options, load_from
 
 if TYPE_CHECKING:
     from swaa.evaluation.engines import Engine, Sampling
@@ -22,6 +22,20 @@ Each line of the questions is an object with context, question and answers, as t
 `swaa eval` reads it; an answer is right if it contains one of theirs, or if the judge says so. Run
 the same command again to resume an interrupted run. Every sampled answer is kept next to OUT: for
 --out sft.jsonl in sft.answers.jsonl.
+"""
+
+_FLAGS = """
+answers:
+--answers N=4  drawn for each question
+--keep N=1  right ones kept of each question, the shortest
+--temperature X=1.0  of the draws
+--seed N=0  of the draws
+--max-new-tokens N  longest answer, in tokens (default: the question's own, or 128)
+--max-length N  leave questions out whose prompts have more tokens (default: no limit)
+--thinking  the model thinks first: up to 10,000 tokens, what follows </think> is filtered,
+    thoughts are kept
+a model loaded here:
+--batch-size N=1  prompts answered at once
 """
 
 
@@ -44,49 +58,10 @@ def register(subparsers: Any) -> None:
         metavar="OUT",
         help="chat-format .jsonl to write",
     )
-    _add_drawing_options(parser)
-    _add_model_options(parser)
-    add_endpoint_options(parser)
-    add_switch(parser, "--json", "print JSON", said="text")
-
-
-def _add_drawing_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("answers")
-
-    def add(flag: str, default: Any, kind: type, words: str, metavar: str = "N") -> None:
-        said = f"{words} (default: %(default)s)"
-        group.add_argument(flag, type=kind, default=default, metavar=metavar, help=said)
-
-    add("--answers", 4, int, "drawn for each question")
-    add("--keep", 1, int, "right ones kept of each question, the shortest")
-    add("--temperature", 1.0, float, "of the draws", "X")
-    add("--seed", 0, int, "of the draws")
-    add_flag(
-        group,
-        "--max-new-tokens",
-        "longest answer, in tokens",
-        said="the question's own, or 128",
-        kind=int,
-    )
-    add_flag(
-        group,
-        "--max-length",
-        "leave questions out whose prompts have more tokens",
-        said="no limit",
-        kind=int,
-    )
-    add_switch(
-        group,
-        "--thinking",
-        "the model thinks first: up to 10,000 tokens, what follows </think> is filtered,"
-        " thoughts are kept",
-    )
-
-
-def _add_model_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("a model loaded here")
-    add_flag(group, "--batch-size", "prompts answered at once", 1)
+    add_flags(parser, _FLAGS)
     add_model_options(parser)
+    add_endpoint_options(parser)
+    add_flags(parser, "--json  print JSON (default: text)")
 
 
 def run(args: argparse.Namespace) -> int:

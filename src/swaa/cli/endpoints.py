@@ -6,7 +6,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any
 
-from swaa.cli.options import add_flag, add_switch
+from swaa.cli.options import add_flags
 
 if TYPE_CHECKING:
     from swaa.evaluation.judge import Judge
@@ -23,54 +23,29 @@ def add_endpoint_options(parser: argparse.ArgumentParser, *, note: str = "") -> 
     group = parser.add_argument_group(
         "served models", "keys are read from the environment, never from the command line"
     )
-    group.add_argument(
-        "--endpoint",
-        metavar="URL",
-        help=f"OpenAI-compatible server that answers, such as http://127.0.0.1:8000/v1{note}"
-        " (default: the model is loaded here)",
-    )
-    add_flag(group, "--served-model", "what that server calls it", said="MODEL", metavar="M")
-    group.add_argument(
-        "--api",
-        choices=("completions", "chat"),
-        default="completions",
-        help="send whole prompts as token ids, or leave the template to the server"
-        " (default: %(default)s)",
-    )
-    add_flag(group, "--concurrency", "prompts under way at once, at each server", 8)
-    group.add_argument(
-        "--timeout",
-        type=float,
-        default=600.0,
-        metavar="S",
-        help="longest wait for a piece of an answer (seconds, default: %(default)s)",
-    )
-    add_flag(
+    add_flags(
         group,
-        "--key-variable",
-        "environment variable with the server's key",
-        "OPENAI_API_KEY",
-        metavar="V",
+        f"""
+        --endpoint URL  OpenAI-compatible server that answers, such as
+            http://127.0.0.1:8000/v1{note} (default: the model is loaded here)
+        --served-model M  what that server calls it (default: MODEL)
+        --api completions|chat=completions  send whole prompts as token ids, or leave the template
+            to the server
+        --concurrency N=8  prompts under way at once, at each server
+        --timeout S=600.0  longest wait for a piece of an answer (seconds, default: %(default)s)
+        --key-variable V=OPENAI_API_KEY  environment variable with the server's key
+        --judge-endpoint URL  server of the judge of free answers (no default)
+        --judge-model M  what that server calls it (no default)
+        --judge-key-variable V=JUDGE_API_KEY  environment variable with that server's key
+        """,
     )
     add_key_over_http(group)
-    group.add_argument(
-        "--judge-endpoint", metavar="URL", help="server of the judge of free answers (no default)"
-    )
-    group.add_argument("--judge-model", metavar="M", help="what that server calls it (no default)")
-    add_flag(
-        group,
-        "--judge-key-variable",
-        "environment variable with that server's key",
-        "JUDGE_API_KEY",
-        metavar="V",
-    )
 
 
 def add_key_over_http(parser: Any) -> None:
     """Add ``--key-over-http`` to a verb that asks a server, or to a group of its flags."""
-    add_switch(
-        parser, "--key-over-http", "let keys go to other machines over plain HTTP", said="refused"
-    )
+    text = "let keys go to other machines over plain HTTP (default: refused)"
+    add_flags(parser, f"--key-over-http  {text}")
 
 
 def endpoint_from(args: argparse.Namespace) -> Endpoint:

@@ -12,10 +12,10 @@ from swaa.cli.eval_source import check_processes, follow, open_source
 from swaa.cli.options import (
     add_backend_option,
     add_config_options,
-    add_flag,
+    add_flags,
     add_model_options,
     add_results_option,
-    add_switch,
+    require_at_least,
     settings_from,
     whole_numbers,
     words,
@@ -38,6 +38,38 @@ with its provenance in RESULTS/eval/, its samples are in the .jsonl next to it. 
 each with a copy of the model: accelerate launch --multi_gpu --num_processes 8 -m swaa eval ...
 """
 
+_TASK_FLAGS = f"""
+--recipes R,R  recipes to compare; 'full' is the model as it is (default: --recipe's, or
+    {DEFAULT_RECIPES})
+what is asked:
+--tasks T,T={DEFAULT_TASKS}  see below
+--lengths N,N={DEFAULT_LENGTHS}  tokens of each prompt, template and question included; tasks that
+    read a file leave longer ones out; none: no limit
+--samples N  of each task and length (default: 50, or all that a file has)
+--seed N=0  (default: %(default)s)
+"""
+_PROMPT_FLAGS = """
+how it is put:
+--thinking  the model thinks first: up to 10,000 tokens, the answer is what follows </think>
+--cot  ask to think step by step
+--no-chat  no chat template (default: the tokenizer's, where it has one)
+--no-answer-prefix  do not begin the answer with the task's words (default: begin it)
+"""
+_LOCAL_FLAGS = """
+--batch-size N=1  prompts answered at once, sorted by length
+--chunk N  prompt tokens per forward pass (default: the whole prompt)
+--device-map M  spread one model over all GPUs, as Transformers does: auto, balanced,
+    balanced_low_0 or sequential (default: one device)
+"""
+_RESULT_FLAGS = """
+--gather  when all is done, put the runs that differ in their recipe alone into one pair of files
+    (default: a pair for each run)
+--paper-table N  run nothing: show the paper's table 1, 3 or 4 (with --thinking, the columns of the
+    model that thinks) next to what RESULTS holds for MODEL, and write the list of runs that repeat
+    its rows without training to paper-table-N-MODEL/ (default: off)
+--json  print JSON (default: tables)
+"""
+
 
 def register(subparsers: Any) -> None:
     """Add the verb to the command line."""
@@ -50,86 +82,18 @@ def register(subparsers: Any) -> None:
         epilog=_EPILOG,
     )
     parser.add_argument("model", metavar="MODEL", help="folder, hub name, GGUF file, or smollm2")
-    parser.add_argument(
-        "--recipes",
-        metavar="R,R",
-        help="recipes to compare; 'full' is the model as it is"
-        f" (default: --recipe's, or {DEFAULT_RECIPES})",
-    )
-    _add_task_options(parser)
+    add_flags(parser, _TASK_FLAGS)
     add_config_options(parser, default=None)
-    _add_prompt_options(parser)
-    _add_local_options(parser)
+    add_flags(parser, _PROMPT_FLAGS)
+    group = parser.add_argument_group("a model loaded here")
+    add_flags(group, _LOCAL_FLAGS)
+    add_backend_option(group)
+    add_model_options(parser)
     add_endpoint_options(parser, note="; --recipes then names the recipe it runs")
     add_results_option(parser)
-    add_switch(
-        parser,
-        "--gather",
-        "when all is done, put the runs that differ in their recipe alone into one pair of files",
-        said="a pair for each run",
-    )
-    add_flag(
-        parser,
-        "--paper-table",
-        "run nothing: show the paper's table 1, 3 or 4 (with --thinking, the columns of the"
-        " model that thinks) next to what RESULTS holds for MODEL, and write the list of runs that"
-        " repeat its rows without training to paper-table-N-MODEL/",
-        said="off",
-        kind=int,
-    )
-    add_switch(parser, "--json", "print JSON", said="tables")
+    add_flags(parser, _RESULT_FLAGS)
     names = list(vars(parser.parse_args(["MODEL"])))
     parser.set_defaults(defaults={name: parser.get_default(name) for name in names})
-
-
-def _add_task_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("what is asked")
-    add_flag(group, "--tasks", "see below", DEFAULT_TASKS, metavar="T,T")
-    add_flag(
-        group,
-        "--lengths",
-        "tokens of each prompt, template and question included; tasks that read a file leave"
-        " longer ones out; none: no limit",
-        DEFAULT_LENGTHS,
-        metavar="N,N",
-    )
-    add_flag(
-        group, "--samples", "of each task and length", said="50, or all that a file has", kind=int
-    )
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="(default: %(default)s)")
-
-
-def _add_prompt_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("how it is put")
-    add_switch(
-        group,
-        "--thinking",
-        "the model thinks first: up to 10,000 tokens, the answer is what follows </think>",
-    )
-    add_switch(group, "--cot", "ask to think step by step")
-    add_switch(group, "--no-chat", "no chat template", said="the tokenizer's, where it has one")
-    add_switch(
-        group,
-        "--no-answer-prefix",
-        "do not begin the answer with the task's words",
-        said="begin it",
-    )
-
-
-def _add_local_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("a model loaded here")
-    add_flag(group, "--batch-size", "prompts answered at once, sorted by length", 1)
-    add_flag(group, "--chunk", "prompt tokens per forward pass", said="the whole prompt", kind=int)
-    add_backend_option(group)
-    add_flag(
-        group,
-        "--device-map",
-        "spread one model over all GPUs, as Transformers does: auto, balanced, balanced_low_0"
-        " or sequential",
-        said="one device",
-        metavar="M",
-    )
-    add_model_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -146,10 +110,7 @@ def run(args: argparse.Namespace) -> int:
     # What needs no model is checked before minutes are spent on loading one.
     settings = _settings(args)
     lengths = _lengths(args.lengths)
-    for name in ("samples", "batch_size", "chunk"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            flag = f"--{name.replace('_', '-')}"
-            raise ValueError(f"{flag} {getattr(args, name)}: expected a whole number of at least 1")
+    require_at_least(args, 1, "samples", "batch_size", "chunk")
 
     from swaa.evaluation.tasks import find_tasks
 

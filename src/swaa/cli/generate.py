@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -17,11 +18,12 @@ from swaa.cli.options import (
     DEFAULT_RECIPE,
     add_backend_option,
     add_config_options,
-    add_flag,
+    add_flags,
     add_model_options,
     config_from,
     load_from,
     name_from,
+    require_at_least,
 )
 from swaa.cli.progress import ProgressBar
 from swaa.cli.table import Cell, format_table
@@ -60,23 +62,19 @@ def register(subparsers: Any) -> None:
         "--file", required=True, metavar="F", help="the document, UTF-8 text; - reads stdin"
     )
     parser.add_argument("--question", required=True, metavar="Q", help="asked after the document")
-    parser.add_argument(
-        "--compare",
-        metavar="R",
-        help="also run this recipe and show both side by side; 'full' is the model as it is",
-    )
+    compared = "also run this recipe and show both side by side; 'full' is the model as it is"
+    add_flags(parser, f"--compare R  {compared} (default: none)")
     add_config_options(parser, default=f"what the model's config.json carries, or {DEFAULT_RECIPE}")
-    parser.add_argument(
-        "--max-new-tokens",
-        type=int,
-        default=128,
-        metavar="N",
-        help="longest answer (tokens, default: %(default)s)",
+    add_flags(
+        parser,
+        """
+        --max-new-tokens N=128  longest answer (tokens, default: %(default)s)
+        --chunk N=1024  prompt tokens per forward pass; 0: all in one
+        --json  one JSON object instead of text (default: text)
+        """,
     )
-    add_flag(parser, "--chunk", "prompt tokens per forward pass; 0: all in one", 1024)
     add_model_options(parser)
     add_backend_option(parser)
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -138,12 +136,8 @@ def read_document(path: str) -> str:
 def _check(args: argparse.Namespace) -> None:
     if not args.question.strip():
         raise ValueError("--question is empty; say what is asked about the document")
-    for flag, value, least in (
-        ("--max-new-tokens", args.max_new_tokens, 1),
-        ("--chunk", args.chunk, 0),
-    ):
-        if value < least:
-            raise ValueError(f"{flag} {value}: expected at least {least} tokens")
+    require_at_least(args, 1, "max_new_tokens", unit="tokens")
+    require_at_least(args, 0, "chunk", unit="tokens")
 
 
 def _answer(
@@ -153,18 +147,18 @@ def _answer(
     setting: str,
     config: SWAAConfig,
 ) -> _Run:
-    from swaa.adaptation import adapt, restore
     from swaa.generation import generate_answer
+    from swaa.shortcuts import adapted
 
-    # Without a window the model is unchanged, with its own choice of attention.
-    adapted = config.window is not None
-    summary = "full attention, the model as it is"
-    if adapted:
-        summary = adapt(loaded.model, config, backend=args.backend, quiet=True).summary
     streams = not args.json and args.compare is None
-    if streams:
-        print(summary, flush=True)
-    try:
+    with contextlib.ExitStack() as stack:
+        # Without a window the model is unchanged, with its own choice of attention.
+        summary = "full attention, the model as it is"
+        if config.window is not None:
+            active = adapted(loaded.model, config, backend=args.backend, quiet=True)
+            summary = stack.enter_context(active).summary
+        if streams:
+            print(summary, flush=True)
         with ProgressBar(prompt.shape[1], f"{setting}: prompt") as bar:
             generation = generate_answer(
                 loaded,
@@ -174,9 +168,6 @@ def _answer(
                 on_prefill=bar.update,
                 on_text=_print_piece if streams else None,
             )
-    finally:
-        if adapted:
-            restore(loaded.model)
     return _Run(setting, summary, config, generation)
 
 

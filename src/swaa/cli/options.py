@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import inspect
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -35,36 +37,57 @@ KNOBS = (
 """Names, in parsed arguments, of the flags that change a recipe."""
 
 
-def add_flag(
-    parser: Any,
-    name: str,
-    text: str,
-    default: Any = None,
-    *,
-    said: str = "%(default)s",
-    kind: Callable[[str], Any] | None = None,
-    metavar: str = "N",
-) -> None:
-    """Add a flag with a value.
+_KINDS: dict[str, Callable[[str], Any]] = {
+    **{"N": int, "T": dtype_name},
+    **dict.fromkeys(("X", "S", "SHARE", "GIB"), float),
+}
+"""How values are read, by what a table of flags calls them; others are text."""
+
+
+def add_flags(parser: Any, table: str) -> None:
+    """Add flags from a table, as their help shows them.
+
+    A line is a flag, two spaces and its help text, which indented lines continue::
+
+        how it runs: the title of a group, perhaps with a description
+        --batch-size N=1  prompts answered at once
+        --unit layers|heads=layers  what a budget buys
+        --budget B...  such as layers=1/4; may be given several times (default: none)
+        --json  print JSON (default: tables)
+
+    A flag without a value is a switch. What follows ``=`` is the default. A help text that names
+    no default ends with it.
 
     Args:
         parser: of a verb, or a group of its flags.
-        name: with its dashes.
-        text: help text, before the default.
-        default: the value without the flag.
-        said: the default as the help shows it.
-        kind: reads the value; ``None``: the type of the default, where that is a number.
-        metavar: of the value in the help.
+        table: the lines.
     """
-    if kind is None and isinstance(default, (int, float)):
-        kind = type(default)
-    text = f"{text} (default: {said})"
-    parser.add_argument(name, type=kind, default=default, metavar=metavar, help=text)
+    group: Any = parser
+    for entry in re.split(r"\n(?=\S)", inspect.cleandoc(table)):
+        line = " ".join(part.strip() for part in entry.splitlines() if part)
+        flag, _, text = line.partition("  ")
+        if not flag.startswith("--"):
+            title, _, description = line.partition(": ")
+            group = parser.add_argument_group(title.removesuffix(":"), description or None)
+            continue
+        name, _, value = flag.partition(" ")
+        word, _, default = value.partition("=")
+        if "default" not in text:
+            text += " (default: %(default)s)" if value else " (default: off)"
+        group.add_argument(name, help=text, **_options(word, default))
 
 
-def add_switch(parser: Any, name: str, text: str, *, said: str = "off") -> None:
-    """Add a flag without a value; arguments as for :func:`add_flag`."""
-    parser.add_argument(name, action="store_true", help=f"{text} (default: {said})")
+def _options(word: str, default: str) -> dict[str, Any]:
+    """What argparse is told about a flag."""
+    if not word:
+        return {"action": "store_true"}
+    if word.endswith("..."):
+        return {"action": "append", "metavar": word.removesuffix("...")}
+    kind = _KINDS.get(word, str)
+    given = kind(default) if default else None
+    if "|" in word:
+        return {"choices": word.split("|"), "default": given}
+    return {"type": kind, "metavar": word, "default": given}
 
 
 def add_config_options(
@@ -83,50 +106,23 @@ def add_config_options(
         metavar="R",
         help=f"name (see 'swaa recipes'), JSON file, or file#index of a settings list{said}",
     )
-    add_flag(
-        group,
-        "--window",
-        "keys a sliding row sees, itself included (tokens), or none",
-        said="the recipe's",
-    )
-    add_flag(
-        group, "--sink-tokens", "first tokens of each sequence, always visible", said="the recipe's"
-    )
-    add_flag(
-        group,
-        "--full-layers",
-        "layers left full: 1,3,5 or a rule such as odd, every:4+1, middle:1/4, or none",
-        said="the recipe's",
-        metavar="L",
-    )
-    add_flag(
-        group,
-        "--full-decode",
-        "layers in which generated tokens see every key: all, none, 1,3,5 or a rule; or KV heads of"
-        " layers, such as 14:0,16:0+1",
-        said="the recipe's",
-        metavar="L",
-    )
-    add_flag(group, "--dense-tail", "last prompt tokens that see every key", said="the recipe's")
-    add_flag(
-        group,
-        "--selected-layers",
-        "layers whose prompt tokens also see older keys by content: all, none, 1,3,5 or a rule",
-        said="the recipe's",
-        metavar="L",
-    )
-    add_flag(
-        group,
-        "--selected-keys",
-        "how many older keys they see, a multiple of 64",
-        said="the recipe's",
-    )
-    group.add_argument(
-        "--decode-keys",
-        metavar="N",
-        help="most older keys that a generated token reads where it could see every key, chosen by"
-        " content, a multiple of 16; 0: all of them (default: the recipe's)",
-    )
+    add_flags(group, _KNOB_FLAGS)
+
+
+_KNOB_FLAGS = """
+--window KEYS  keys a sliding row sees, itself included (tokens), or none (default: the recipe's)
+--sink-tokens TOKENS  first tokens of each sequence, always visible (default: the recipe's)
+--full-layers L  layers left full: 1,3,5 or a rule such as odd, every:4+1, middle:1/4, or none
+    (default: the recipe's)
+--full-decode L  layers in which generated tokens see every key: all, none, 1,3,5 or a rule; or KV
+    heads of layers, such as 14:0,16:0+1 (default: the recipe's)
+--dense-tail TOKENS  last prompt tokens that see every key (default: the recipe's)
+--selected-layers L  layers whose prompt tokens also see older keys by content: all, none, 1,3,5
+    or a rule (default: the recipe's)
+--selected-keys KEYS  how many older keys they see, a multiple of 64 (default: the recipe's)
+--decode-keys KEYS  most older keys that a generated token reads where it could see every key,
+    chosen by content, a multiple of 16; 0: all of them (default: the recipe's)
+"""
 
 
 def config_from(
@@ -248,6 +244,25 @@ def whole_numbers(text: str, flag: str, *, least: int = 1) -> tuple[int, ...]:
     return numbers
 
 
+def require_at_least(args: argparse.Namespace, least: int, *names: str, unit: str = "") -> None:
+    """Refuse smaller numbers.
+
+    Args:
+        args: parsed arguments; ``None`` among them is allowed.
+        least: the smallest number allowed.
+        names: of the flags, in parsed arguments.
+        unit: of the numbers, for the message.
+
+    Raises:
+        ValueError: naming the flag.
+    """
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and value < least:
+            expected = f"at least {least} {unit}" if unit else f"a whole number of at least {least}"
+            raise ValueError(f"{_flag(name)} {value}: expected {expected}")
+
+
 def add_backend_option(parser: Any, *, names: str = "fa4, triton, sdpa or reference") -> None:
     """Add ``--backend``, for the attention of a model that is loaded here.
 
@@ -255,8 +270,7 @@ def add_backend_option(parser: Any, *, names: str = "fa4, triton, sdpa or refere
         parser: of a verb, or a group of its flags.
         names: of the backends that can be chosen, for the help.
     """
-    said = f"attention: auto, {names} (default: %(default)s)"
-    parser.add_argument("--backend", default="auto", metavar="B", help=said)
+    add_flags(parser, f"--backend B=auto  attention: auto, {names}")
 
 
 def add_model_options(parser: Any, *, auto: str = "the checkpoint's own") -> None:
@@ -266,17 +280,14 @@ def add_model_options(parser: Any, *, auto: str = "the checkpoint's own") -> Non
         parser: of a verb, or a group of its flags.
         auto: what ``--dtype auto`` means for this verb, for the help.
     """
-    parser.add_argument(
-        "--dtype",
-        type=dtype_name,
-        default="auto",
-        metavar="T",
-        help=f"float32, bfloat16, float16 or auto, {auto} (default: %(default)s)",
+    add_flags(
+        parser,
+        f"""
+        --dtype T=auto  float32, bfloat16, float16 or auto, {auto}
+        --device D=auto  cpu, cuda, cuda:1, or auto, a GPU if there is one
+        --trust-remote-code  run Python code that comes with the checkpoint
+        """,
     )
-    add_flag(
-        parser, "--device", "cpu, cuda, cuda:1, or auto, a GPU if there is one", "auto", metavar="D"
-    )
-    add_switch(parser, "--trust-remote-code", "run Python code that comes with the checkpoint")
 
 
 def load_from(args: argparse.Namespace, **options: Any) -> LoadedModel:
@@ -294,9 +305,9 @@ def load_from(args: argparse.Namespace, **options: Any) -> LoadedModel:
 
 def add_measured_options(parser: argparse.ArgumentParser) -> None:
     """Add ``--again`` and ``--output`` to a verb that keeps its measurements."""
-    add_switch(parser, "--again", "measure what is measured already", said="show it")
+    add_flags(parser, "--again  measure what is measured already (default: show it)")
     add_results_option(parser)
-    add_switch(parser, "--json", "print the result as JSON alone", said="tables")
+    add_flags(parser, "--json  print the result as JSON alone (default: tables)")
 
 
 @contextlib.contextmanager

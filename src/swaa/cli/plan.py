@@ -7,12 +7,10 @@ import itertools
 import json
 from typing import TYPE_CHECKING, Any
 
-from swaa.cli.numbers import dtype_name
 from swaa.cli.options import (
     DEFAULT_RECIPE,
     add_config_options,
-    add_flag,
-    add_switch,
+    add_flags,
     config_from,
     settings_from,
 )
@@ -37,39 +35,22 @@ def register(subparsers: Any) -> None:
         help="folder, config.json, hub name, GGUF file, smollm2, or a shape of 'swaa bench"
         " generate'",
     )
-    add_flag(
+    add_flags(
         parser,
-        "--recipes",
-        "several recipes, a row each; knobs are turned on all but full attention",
-        said="one, in full detail",
-        metavar="R,R",
+        """
+        --recipes R,R  several recipes, a row each; knobs are turned on all but full attention
+            (default: one, in full detail)
+        --gpu-memory GIB  report whether weights and KV fit into a GPU with this many GiB (default:
+            not said)
+        --prompt-length N  tokens of the prompt (default: 32768, or the trained context if that is
+            less)
+        --batch N=1  sequences
+        --chunk N  tokens of one prefill pass (default: the whole prompt)
+        --dtype T  of weights and cache: float32, bfloat16, float16 (default: what 'swaa generate'
+            loads here: the checkpoint's; or bfloat16)
+        --json  print JSON (default: a table)
+        """,
     )
-    add_flag(
-        parser,
-        "--gpu-memory",
-        "report whether weights and KV fit into a GPU with this many GiB",
-        said="not said",
-        kind=float,
-        metavar="GIB",
-    )
-    add_flag(
-        parser,
-        "--prompt-length",
-        "tokens of the prompt",
-        said="32768, or the trained context if that is less",
-        kind=int,
-    )
-    add_flag(parser, "--batch", "sequences", 1)
-    add_flag(parser, "--chunk", "tokens of one prefill pass", said="the whole prompt", kind=int)
-    add_flag(
-        parser,
-        "--dtype",
-        "of weights and cache: float32, bfloat16, float16",
-        said="what 'swaa generate' loads here: the checkpoint's; or bfloat16",
-        kind=dtype_name,
-        metavar="T",
-    )
-    add_switch(parser, "--json", "print JSON", said="a table")
     add_config_options(parser, default=f"what the model's config.json carries, or {DEFAULT_RECIPE}")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swaa.cli import Parser
-from swaa.cli.options import DEFAULT_RECIPE, add_config_options, add_switch, config_from
+from swaa.cli.options import DEFAULT_RECIPE, add_config_options, add_flags, config_from
 
 if TYPE_CHECKING:
     from swaa.integrations.settings import Settings
@@ -93,13 +93,12 @@ def _carried(model: str, engine: str, arguments: Sequence[str]) -> Settings | No
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     carried = f"what the model's config.json carries, or {DEFAULT_RECIPE}"
-    parser.add_argument(
-        "--engine", choices=tuple(ENGINES), default="vllm", help="that serves (default: vllm)"
-    )
+    add_flags(parser, f"--engine {'|'.join(ENGINES)}=vllm  that serves")
     add_config_options(parser, default=carried)
-    add_switch(
+    add_flags(
         parser,
-        "--publish-generated",
-        "let keys of the dense tail and of generated tokens into the prefix cache",
-        said="off; see docs/reference/vllm.md",
+        """
+        --publish-generated  let keys of the dense tail and of generated tokens into the prefix
+            cache (default: off; see docs/reference/vllm.md)
+        """,
     )

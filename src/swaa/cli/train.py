@@ -15,9 +15,8 @@ from swaa.cli.options import (
     OUTPUT,
     add_backend_option,
     add_config_options,
-    add_flag,
+    add_flags,
     add_model_options,
-    add_switch,
     config_from,
 )
 
@@ -50,87 +49,56 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         *OUTPUT, "--out", dest="out", required=True, metavar="OUT", help="new or empty folder"
     )
-    add_switch(
+    add_flags(
         parser,
-        "--skip-bad",
-        "leave lines out that cannot be trained on, and say which",
-        said="an error",
-    )
-    add_switch(
-        parser,
-        "--resume",
-        "go on from OUT's last checkpoint, or merge what is trained but not merged",
+        """
+        --skip-bad  leave lines out that cannot be trained on, and say which (default: an error)
+        --resume  go on from OUT's last checkpoint, or merge what is trained but not merged
+        """,
     )
     add_config_options(parser)
     _add_training_options(parser)
-    _add_adapter_options(parser)
     _add_machine_options(parser)
-    add_switch(parser, "--json", "print JSON", said="text")
+    add_flags(parser, "--json  print JSON (default: text)")
 
 
 def _add_training_options(parser: argparse.ArgumentParser) -> None:
     from swaa.training.settings import OBJECTIVES, TRACKERS, TrainingSettings
 
     default = TrainingSettings()
-    group = parser.add_argument_group("training", "defaults are the paper's where it states them")
+    given = {name: "" if value is None else value for name, value in vars(default).items()}
+    table = """
+        training: defaults are the paper's where it states them
+        --objective {objectives}={objective}  likelihood of the answers, distance from the
+            full-attention model's distributions, or their sum
+        --learning-rate X={learning_rate}  highest learning rate
+        --schedule cosine|linear|constant={schedule}  how it falls
+        --warmup X={warmup}  share of the steps in which it rises
+        --epochs X={epochs}  passes over the data
+        --max-steps N={max_steps}  steps at most (default: none)
+        --batch-size N={batch_size}  conversations of a forward pass and process
+        --accumulate N={accumulate}  forward passes of a step
+        --max-length N={max_length}  most tokens of a conversation, or of a pack
+        --packing  put several conversations into a row, apart from each other
+        --group-by-length  conversations of similar lengths together
+        --no-checkpointing  keep activations instead of computing them again (default: compute
+            again)
+        --clip X={clip}  largest norm of the gradients
+        --seed N={seed}  of adapter, order and dropout
+        --save-every N={save_every}  steps between checkpoints to resume from (default: none)
+        --tracker {trackers}={tracker}  also send the curve there
 
-    def add(flag: str, kind: type, words: str, metavar: str = "N") -> None:
-        value = getattr(default, flag.removeprefix("--").replace("-", "_"))
-        said = f"{words} (default: {'none' if value is None else value})"
-        group.add_argument(flag, type=kind, default=value, metavar=metavar, help=said)
-
-    group.add_argument(
-        "--objective",
-        choices=OBJECTIVES,
-        default=default.objective,
-        help="likelihood of the answers, distance from the full-attention model's distributions,"
-        " or their sum (default: %(default)s)",
-    )
-    add("--learning-rate", float, "highest learning rate", "X")
-    group.add_argument(
-        "--schedule",
-        choices=("cosine", "linear", "constant"),
-        default=default.schedule,
-        help="how it falls (default: %(default)s)",
-    )
-    add("--warmup", float, "share of the steps in which it rises", "X")
-    add("--epochs", float, "passes over the data", "X")
-    add("--max-steps", int, "steps at most")
-    add("--batch-size", int, "conversations of a forward pass and process")
-    add("--accumulate", int, "forward passes of a step")
-    add("--max-length", int, "most tokens of a conversation, or of a pack")
-    add_switch(group, "--packing", "put several conversations into a row, apart from each other")
-    add_switch(group, "--group-by-length", "conversations of similar lengths together")
-    add_switch(
-        group,
-        "--no-checkpointing",
-        "keep activations instead of computing them again",
-        said="compute again",
-    )
-    add("--clip", float, "largest norm of the gradients", "X")
-    add("--seed", int, "of adapter, order and dropout")
-    add("--save-every", int, "steps between checkpoints to resume from")
-    group.add_argument(
-        "--tracker",
-        choices=TRACKERS,
-        default=default.tracker,
-        help="also send the curve there (default: %(default)s)",
-    )
-
-
-def _add_adapter_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("adapter")
-    add_flag(group, "--rank", "of the LoRA", 16)
-    add_flag(group, "--alpha", "its output is scaled by alpha / rank", 128)
-    add_flag(group, "--dropout", "of its input while training", 0.0, metavar="X")
-    add_flag(group, "--targets", "modules that get one", "q_proj,k_proj,v_proj", metavar="M,M")
-    add_switch(
-        group,
-        "--adapter-always",
-        "keep it on for prompts that fit the window, where the model needs none",
-        said="off there",
-    )
-    add_switch(group, "--no-merge", "write the adapter alone", said="merged too")
+        adapter:
+        --rank N={rank}  of the LoRA
+        --alpha N={alpha}  its output is scaled by alpha / rank
+        --dropout X={dropout}  of its input while training
+        --targets M,M={targets}  modules that get one
+        --adapter-always  keep it on for prompts that fit the window, where the model needs none
+            (default: off there)
+        --no-merge  write the adapter alone (default: merged too)
+        """
+    names = {"objectives": "|".join(OBJECTIVES), "trackers": "|".join(TRACKERS)}
+    add_flags(parser, table.format(**given | names | {"targets": ",".join(default.targets)}))
 
 
 def _add_machine_options(parser: argparse.ArgumentParser) -> None:

@@ -11,11 +11,11 @@ from swaa.cli.options import (
     OUTPUT,
     add_backend_option,
     add_config_options,
-    add_flag,
+    add_flags,
     add_model_options,
-    add_switch,
     config_from,
     load_from,
+    require_at_least,
     whole_numbers,
     words,
 )
@@ -66,84 +66,46 @@ def register(subparsers: Any) -> None:
         metavar="FILE",
         help="the recipe; the plot lies next to it (default: MODEL-tuned.json)",
     )
-    add_flag(parser, "--results", "folder", "results", metavar="D")
-    add_switch(parser, "--json", "print JSON", said="tables")
+    add_flags(parser, "--results D=results  folder\n--json  print JSON (default: tables)")
 
 
 def _add_data_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("what is asked")
-    group.add_argument(
-        "--data",
-        action="append",
-        metavar="D",
-        help="a .jsonl file of 'prompt' and, if known, 'answer' (default answer: the full model's"
-        " own), a task of 'swaa eval' such as multikey or jsonl:FILE, or continuation (running"
-        " text); repeatable (default: multikey, multiquery:2, variable_tracking and continuation)",
+    add_flags(
+        parser,
+        """
+        what is asked:
+        --data D...  a .jsonl file of 'prompt' and, if known, 'answer' (default answer: the full
+            model's own), a task of 'swaa eval' such as multikey or jsonl:FILE, or continuation
+            (running text); repeatable (default: multikey, multiquery:2, variable_tracking and
+            continuation)
+        --report T,T  other tasks to report on (default: samples of --data that were held out)
+        --length N  tokens of each prompt; longer lines of a file are left out (default: no limit;
+            4096 for tasks of any length)
+        --samples N  to tune on, of each kind of question (default: 32 of one, 8 of each of
+            several)
+        --held-out N  to report on, likewise (default: 50, 24 of each of several, all others of a
+            file; 0: report nothing)
+        --no-chat  no chat template (default: the tokenizer's, where it has one)
+        --seed N=0  (default: %(default)s)
+        """,
     )
-    add_flag(
-        group,
-        "--report",
-        "other tasks to report on",
-        said="samples of --data that were held out",
-        metavar="T,T",
-    )
-    add_flag(
-        group,
-        "--length",
-        "tokens of each prompt; longer lines of a file are left out",
-        said="no limit; 4096 for tasks of any length",
-        kind=int,
-    )
-    add_flag(
-        group,
-        "--samples",
-        "to tune on, of each kind of question",
-        said="32 of one, 8 of each of several",
-        kind=int,
-    )
-    add_flag(
-        group,
-        "--held-out",
-        "to report on, likewise",
-        said="50, 24 of each of several, all others of a file; 0: report nothing",
-        kind=int,
-    )
-    add_switch(group, "--no-chat", "no chat template", said="the tokenizer's, where it has one")
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="(default: %(default)s)")
 
 
 def _add_search_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what is looked for")
-    add_flag(
+    add_flags(
         group,
-        "--keep",
-        "of full attention's score that the recipe must keep on every task, 0 to 1",
-        0.95,
-        metavar="SHARE",
-    )
-    add_switch(
-        group, "--keep-mean", "it is enough to keep it on the tasks' mean", said="on every task"
-    )
-    group.add_argument(
-        "--budget",
-        action="append",
-        metavar="B",
-        help="such as layers=1/4 or kv=50%%,layers=0; repeatable (default: a ladder of budgets)",
-    )
-    add_flag(group, "--method", "see below", "search", metavar="M")
-    group.add_argument(
-        "--unit",
-        dest="units",
-        choices=("layers", "heads", "both"),
-        default="layers",
-        help="what kv and decode buy: layers, KV heads, or each of both, for comparison"
-        " (default: %(default)s)",
-    )
-    group.add_argument(
-        "--objective",
-        choices=("nll", "kl"),
-        help="of the search: the answers' likelihood, or the distance from full attention's"
-        " distributions (default: nll with answers to one kind of question, else kl)",
+        """
+        --keep SHARE=0.95  of full attention's score that the recipe must keep on every task, 0 to 1
+        --keep-mean  it is enough to keep it on the tasks' mean (default: on every task)
+        --budget B...  such as layers=1/4 or kv=50%%,layers=0; repeatable (default: a ladder of
+            budgets)
+        --method M=search  see below
+        --unit layers|heads|both=layers  what kv and decode buy: layers, KV heads, or each of both,
+            for comparison
+        --objective nll|kl  of the search: the answers' likelihood, or the distance from full
+            attention's distributions (default: nll with answers to one kind of question, else kl)
+        """,
     )
     group.add_argument(
         "--try",
@@ -166,9 +128,7 @@ def _add_search_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_local_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how it runs")
-    group.add_argument(
-        "--batch-size", type=int, default=1, metavar="N", help="(default: %(default)s)"
-    )
+    add_flags(group, "--batch-size N=1  (default: %(default)s)")
     add_backend_option(group)
     add_model_options(parser)
 
@@ -188,8 +148,8 @@ def run(args: argparse.Namespace) -> int:
     from swaa.selection.tuning import Tuning, check_budgets, check_method
 
     budgets = [Budget.parse(text) for text in args.budget or ()]
-    check_method(args.method, args.units)
-    check_budgets(budgets, args.units, args.held_out)
+    check_method(args.method, args.unit)
+    check_budgets(budgets, args.unit, args.held_out)
     baselines = words(args.baselines, "--baselines") if args.baselines else []
     check_baselines(baselines)
     # For other tasks that are reported on, any number will do.
@@ -214,7 +174,7 @@ def run(args: argparse.Namespace) -> int:
         samples=args.samples,
         held_out=args.held_out,
         report_on=report,
-        units=args.units,
+        units=args.unit,
         objective=args.objective,
         keep=args.keep,
         keep_mean=args.keep_mean,
@@ -300,7 +260,4 @@ def _check_numbers(args: argparse.Namespace) -> None:
         raise ValueError(
             f"--keep {args.keep}: expected a share above 0 and at most 1, such as 0.95"
         )
-    for name in ("length", "batch_size"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} {value}: expected at least 1")
+    require_at_least(args, 1, "length", "batch_size")

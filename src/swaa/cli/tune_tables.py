@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -197,7 +196,9 @@ def _as_json(tuned: Tuned) -> dict[str, Any]:
 
 
 def _draw(tuned: Tuned, chosen: Point, path: Path, model: str) -> Path | None:
-    if importlib.util.find_spec("matplotlib") is None:
+    from swaa.pictures import can_draw
+
+    if not can_draw():
         from swaa.extras import install_line
 
         print(f"swaa tune: no plot: {install_line('plot')}", file=sys.stderr)

@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
 from swaa.demo.run import DemoRow
-from swaa.extras import install_line
-
-
-def require_matplotlib() -> None:
-    """Fail now rather than after minutes of measuring.
-
-    Raises:
-        ImportError: with the ``pip install`` line.
-    """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ImportError(f"drawing needs matplotlib; run: {install_line('plot')}")
+from swaa.pictures import new_figure, save_figure
 
 
 def _speedup(row: DemoRow) -> str:
@@ -26,11 +15,7 @@ def _speedup(row: DemoRow) -> str:
 
 def draw(rows: Sequence[DemoRow], path: Path, *, title: str) -> None:
     """Write a PNG: one line per setting, one panel each for answers, time and memory."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 1.2 + 0.45 * len(rows)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(10, 1.2 + 0.45 * len(rows), dpi=150)
     panels = (
         (
             f"answered, of {rows[0].needles}",
@@ -57,9 +42,7 @@ def draw(rows: Sequence[DemoRow], path: Path, *, title: str) -> None:
         axes.set_xlim(0, 1.35 * max(values) or 1)
         axes.invert_yaxis()
         axes.xaxis.set_visible(False)
-        axes.spines[["top", "right", "bottom"]].set_visible(False)
+        axes.spines["bottom"].set_visible(False)
         if index > 1:
             axes.yaxis.set_visible(False)
-    figure.suptitle(title, fontsize=11)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path, title=title)

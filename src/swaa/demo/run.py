@@ -5,21 +5,21 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from swaa.adaptation import adapt, restore
 from swaa.config import SWAAConfig
 from swaa.demo.needles import Needle, encode, make_needles
 from swaa.evaluation.tasks.haystack import read_filler
 from swaa.generation import Generation, build_prompt, check_context, generate_answer
 from swaa.models import LoadedModel
 from swaa.recipes import load_recipe
+from swaa.shortcuts import adapted
 
 ANSWER_TOKENS = 24
 """Longest answer to a needle's question: room for a sentence with seven digits."""
@@ -194,17 +194,9 @@ def _prepare(loaded: LoadedModel, options: DemoOptions) -> _Work:
     return work
 
 
-@contextmanager
-def _adapted(loaded: LoadedModel, config: SWAAConfig) -> Iterator[None]:
+def _adapted(loaded: LoadedModel, config: SWAAConfig) -> AbstractContextManager[object]:
     """The model under a configuration; without a window it stays unchanged."""
-    if config.window is None:
-        yield
-        return
-    adapt(loaded.model, config, quiet=True)
-    try:
-        yield
-    finally:
-        restore(loaded.model)
+    return nullcontext() if config.window is None else adapted(loaded.model, config, quiet=True)
 
 
 def _answer_needles(

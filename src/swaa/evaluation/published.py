@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,15 @@ from transformers import LlamaConfig
 
 from swaa import results
 from swaa.config import SWAAConfig
+from swaa.documents import replace_between, table
 from swaa.evaluation import gathered
 from swaa.evaluation.gathered import Finished
 from swaa.evaluation.summary import by_place, is_right
+from swaa.pictures import new_figure, save_figure
 from swaa.plan import price
 from swaa.statistics import mcnemar
 
 BEGIN = "<!-- made by python -m swaa.evaluation.published: begin -->"
-END = "<!-- end -->"
 
 MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 """The model that the comparison uses."""
@@ -145,27 +146,15 @@ def settings(columns: Sequence[Column]) -> dict[str, SWAAConfig]:
 
 def markdown(columns: Sequence[Column]) -> str:
     """The tables, and where they come from."""
-    return "\n".join(
-        [
-            *_accuracy(columns),
-            "",
-            *_places(columns),
-            "",
-            "Where they come from:",
-            "",
-            *(_provenance(column) for column in columns),
-        ]
-    )
+    sources = "\n".join(map(_provenance, columns))
+    parts = (_accuracy(columns), _places(columns), "Where they come from:", sources)
+    return re.sub(r" +", " ", "\n\n".join(parts))
 
 
 def draw(columns: Sequence[Column], path: Path) -> None:
     """Write the picture: a line for each setting, a panel for each task and length."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     names = list(settings(columns))
-    figure = Figure(figsize=(12, 0.6 + 0.24 * len(names)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(12, 0.6 + 0.24 * len(names), dpi=110)
     for place, column in enumerate(columns, start=1):
         axes = figure.add_subplot(1, len(columns), place)
         for height, name in enumerate(names):
@@ -175,11 +164,11 @@ def draw(columns: Sequence[Column], path: Path) -> None:
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.set_title(column.title, fontsize=10)
         axes.grid(axis="x", alpha=0.3)
-        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.spines["left"].set_visible(False)
         axes.tick_params(axis="y", length=0)
     said = "right answers in %, of tracking the mean score; bars: 95 % intervals"
     figure.supxlabel(said, fontsize=9)
-    figure.savefig(path, dpi=110, metadata={"Comment": fingerprint(columns)})
+    save_figure(figure, path, comment=fingerprint(columns))
 
 
 def fingerprint(columns: Sequence[Column]) -> str:
@@ -187,33 +176,15 @@ def fingerprint(columns: Sequence[Column]) -> str:
     return hashlib.sha256(markdown(columns).encode()).hexdigest()[:16]
 
 
-def replace_table(document: str, table: str) -> str:
-    """A document with the table between its marks.
-
-    Raises:
-        ValueError: for a document without the marks.
-    """
-    if document.count(BEGIN) != 1 or END not in document.partition(BEGIN)[2]:
-        raise ValueError(f"the document does not contain the marks {BEGIN!r} and {END!r}")
-    head, _, rest = document.partition(BEGIN)
-    return f"{head}{BEGIN}\n\n{table}\n\n{END}{rest.partition(END)[2]}"
-
-
-def _accuracy(columns: Sequence[Column]) -> Iterable[str]:
+def _accuracy(columns: Sequence[Column]) -> str:
     longest = max(column.length for column in columns)
-    heads = ["setting", "prefill", "KV", *(column.title for column in columns)]
-    yield _line(heads)
-    yield _line(["---", *["---:"] * (len(heads) - 1)])
+    rows = []
     for name, config in settings(columns).items():
         ratios = price(SHAPE, config, prompt_length=longest).ratios()
-        yield _line(
-            [
-                f"`{name}`",
-                f"{100 * ratios['prefill_attention_flops']:.0f}",
-                f"{100 * ratios['kv_steady_bytes']:.0f}",
-                *(_cell(column, name) for column in columns),
-            ]
-        )
+        costs = (ratios["prefill_attention_flops"], ratios["kv_steady_bytes"])
+        cells = [*(f"{100 * cost:.0f}" for cost in costs), *(_cell(one, name) for one in columns)]
+        rows.append([f"`{name}`", *cells])
+    return table(["setting", "prefill", "KV", *(column.title for column in columns)], rows)
 
 
 def _cell(column: Column, name: str) -> str:
@@ -226,16 +197,13 @@ def _cell(column: Column, name: str) -> str:
     return f"{100 * share:.0f}{worse} ({100 * row['low']:.0f} to {100 * row['high']:.0f})"
 
 
-def _places(columns: Sequence[Column]) -> Iterable[str]:
+def _places(columns: Sequence[Column]) -> str:
     """Right answers by where the needle lies, for the tasks with a single needle."""
     columns = [column for column in columns if column.task != "variable_tracking"]
-    heads = ["setting", *(column.title for column in columns)]
-    yield f"Right answers when the needle lies in the last {WINDOW:,} tokens; before them:"
-    yield ""
-    yield _line(heads)
-    yield _line(["---", *["---:"] * len(columns)])
-    for name in settings(columns):
-        yield _line([f"`{name}`", *(_place_cell(column, name) for column in columns)])
+    names = settings(columns)
+    rows = [[f"`{name}`", *(_place_cell(column, name) for column in columns)] for name in names]
+    said = f"Right answers when the needle lies in the last {WINDOW:,} tokens; before them:"
+    return f"{said}\n\n{table(['setting', *(column.title for column in columns)], rows)}"
 
 
 def _place_cell(column: Column, name: str) -> str:
@@ -269,15 +237,11 @@ def _draw_row(axes: Any, column: Column, name: str, height: int) -> None:
         axes.plot([100 * row["low"], 100 * row["high"]], [height] * 2, color="black", linewidth=1)
 
 
-def _line(cells: Iterable[str]) -> str:
-    return re.sub(r" +", " ", f"| {' | '.join(cells)} |")
-
-
 def main(folder: str, document: str) -> None:
     """Write table and picture."""
     columns = read_columns(folder)
     path = Path(document)
-    text = replace_table(path.read_text("utf-8"), markdown(columns))
+    text = replace_between(path.read_text("utf-8"), BEGIN, markdown(columns))
     draw(columns, path.with_suffix(".png"))
     path.write_text(text, encoding="utf-8")
 

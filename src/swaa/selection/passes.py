@@ -15,7 +15,6 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -111,12 +110,7 @@ class SharedPasses(AbstractContextManager["SharedPasses"]):
         adapt(self._model, SWAAConfig(window=1), backend=self._backend, trial=False, quiet=True)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._last = None
         self._full_logprobs.clear()
         self._counted.clear()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from swaa.extras import install_line
+from swaa.pictures import new_figure, save_figure
 from swaa.selection.report import Point, kept, kept_between, pareto
 
 
@@ -21,11 +21,7 @@ def draw(points: Sequence[Point], chosen: Point | None, path: Path, *, title: st
     Raises:
         ImportError: when matplotlib is missing, with its ``pip install`` line.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError(f"drawing needs matplotlib; run: {install_line('plot')}") from None
-    figure = Figure(figsize=(11, 4.5), dpi=120, layout="constrained")
+    figure = new_figure(11, 4.5)
     left, right = figure.subplots(1, 2, sharey=True)
     front = pareto(points)
     sources = sorted({point.source for point in points})
@@ -60,6 +56,4 @@ def draw(points: Sequence[Point], chosen: Point | None, path: Path, *, title: st
         axis.grid(alpha=0.3)
     left.set_ylabel("kept, % of full attention's score (bars: 95 % interval)")
     left.legend(fontsize=7)
-    figure.suptitle(title, fontsize=10)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    save_figure(figure, path, title=title)

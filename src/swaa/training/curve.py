@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from swaa.pictures import new_figure, save_figure
 from swaa.results import write_whole
 
 _LOGGED = ("loss", "sft", "kl", "accuracy", "answer_tokens", "learning_rate", "grad_norm", "epoch")
@@ -33,18 +33,9 @@ def load_curve(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
-def can_draw() -> bool:
-    """Whether matplotlib is installed."""
-    return importlib.util.find_spec("matplotlib") is not None
-
-
 def draw_curve(rows: Sequence[Mapping[str, Any]], path: Path, *, title: str) -> None:
     """Write a PNG: losses per token on the left, right answer tokens on the right."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(9, 3.6, dpi=150)
     losses, accuracies = figure.subplots(1, 2)
     for name, label in (("sft", "answer, nats a token"), ("kl", "KL from full attention")):
         points = [(row["step"], row[name]) for row in rows if name in row]
@@ -57,8 +48,4 @@ def draw_curve(rows: Sequence[Mapping[str, Any]], path: Path, *, title: str) -> 
         [100 * row["accuracy"] for row in rows if "accuracy" in row],
     )
     accuracies.set(xlabel="step", title="answer tokens predicted rightly, %", ylim=(0, 101))
-    for axes in (losses, accuracies):
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title, fontsize=10)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path, title=title)

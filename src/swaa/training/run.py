@@ -22,10 +22,11 @@ from swaa.config import SWAAConfig
 from swaa.files import checksum
 from swaa.memory import explain_out_of_memory
 from swaa.models import LoadedModel
+from swaa.pictures import can_draw
 from swaa.processes import is_first
 from swaa.training.checkpoints import save_adapter, save_merged
 from swaa.training.conversations import TrainingData, check_conversations, load_conversations
-from swaa.training.curve import can_draw, curve, draw_curve, load_curve, save_curve
+from swaa.training.curve import curve, draw_curve, load_curve, save_curve
 from swaa.training.folder import (
     ADAPTER,
     CHECKPOINTS,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from swaa.extras import install_line
+from swaa.pictures import new_figure, save_figure
 
 Row = Mapping[str, Any]
 
@@ -26,12 +26,9 @@ def plot_generate(rows: Sequence[Row], path: str | Path, *, title: str) -> None:
         title: above the panels; name model and GPU.
 
     Raises:
-        ValueError: when matplotlib is missing, or nothing was measured.
+        ImportError: when matplotlib is missing.
+        ValueError: when nothing was measured.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError(f"plots need matplotlib: {install_line('plot')}") from None
     timed = [row for row in rows if row["kind"] in ("run", "t0") and not row["refused"]]
     if not timed:
         raise ValueError("nothing was measured, so there is nothing to plot")
@@ -40,7 +37,7 @@ def plot_generate(rows: Sequence[Row], path: str | Path, *, title: str) -> None:
     for row in sorted(timed, key=lambda row: row["tokens"]):
         if row["batch"] == batch:
             lines.setdefault(row["setting"], []).append(row)
-    figure = Figure(figsize=(13, 4.2), dpi=120)
+    figure = new_figure(13, 4.2)
     axes = figure.subplots(1, len(_PANELS))
     for axis, (label, value) in zip(axes, _PANELS, strict=True):
         for name, points in lines.items():
@@ -67,11 +64,8 @@ def plot_generate(rows: Sequence[Row], path: str | Path, *, title: str) -> None:
         axis.set_xlabel("prompt tokens")
         axis.set_title(label, fontsize=10, loc="left")
         axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(fontsize=8)
-    figure.suptitle(f"{title}, batch {batch}", fontsize=10)
-    figure.tight_layout()
-    figure.savefig(path)
+    save_figure(figure, path, title=f"{title}, batch {batch}")
 
 
 def _short(tokens: int) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from swaa.extras import install_line
+from swaa.pictures import new_figure, save_figure
 
 Row = Mapping[str, Any]
 
@@ -20,12 +20,9 @@ def plot_kernels(rows: Sequence[Row], path: str | Path, *, title: str) -> None:
         title: above the panels; name the GPU.
 
     Raises:
-        ValueError: when matplotlib is missing, or nothing was measured.
+        ImportError: when matplotlib is missing.
+        ValueError: when nothing was measured.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError(f"plots need matplotlib: {install_line('plot')}") from None
     panels: dict[tuple[str, int, int], list[Row]] = {}
     for row in rows:
         if "p50" in row:
@@ -33,7 +30,7 @@ def plot_kernels(rows: Sequence[Row], path: str | Path, *, title: str) -> None:
     if not panels:
         raise ValueError("nothing was measured, so there is nothing to plot")
     heights = [len(panel) for panel in panels.values()]
-    figure = Figure(figsize=(9, 0.6 + 0.3 * sum(heights) + 0.7 * len(heights)), dpi=120)
+    figure = new_figure(9, 0.6 + 0.3 * sum(heights) + 0.7 * len(heights))
     axes = figure.subplots(len(panels), squeeze=False, height_ratios=heights)[:, 0]
     for axis, ((phase, tokens, batch), panel) in zip(axes, panels.items(), strict=True):
         decode = phase == "decode"
@@ -48,10 +45,7 @@ def plot_kernels(rows: Sequence[Row], path: str | Path, *, title: str) -> None:
         axis.tick_params(labelsize=8)
         unit = "% of copy bandwidth" if decode else "useful TFLOP/s"
         axis.set_title(f"{phase}, {tokens:,} tokens, batch {batch}: {unit}", loc="left", fontsize=9)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title, fontsize=10)
-    figure.tight_layout()
-    figure.savefig(path, bbox_inches="tight")
+    save_figure(figure, path, title=title)
 
 
 def _time(row: Row) -> str:

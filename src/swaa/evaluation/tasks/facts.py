@@ -37,7 +37,7 @@ def listed(words: Sequence[str]) -> str:
     return " and ".join([part for part in (", ".join(words[:-1]), words[-1]) if part])
 
 
-def share_found(answers: Sequence[str], answer: str | None, *, pattern: str = "{}") -> Score:
+def share_found(answers: Sequence[str], answer: str | None) -> Score:
     """The share of ``answers`` that an answer contains, each as a whole word.
 
     >>> share_found(["12", "34"], "It is 12 and 345.").value
@@ -46,14 +46,10 @@ def share_found(answers: Sequence[str], answer: str | None, *, pattern: str = "{
     Args:
         answers: what is asked for.
         answer: what the model said; ``None``: nothing.
-        pattern: how an answer may be written, ``{}`` standing for it.
     """
     if not answer:
         return Score(0.0, answered=False)
     # Models write 1,234,567 for 1234567.
     text = re.sub(r"(?<=\d),(?=\d{3})", "", answer)
-    found = sum(
-        re.search(rf"(?<!\w){pattern.format(re.escape(item))}(?!\w)", text) is not None
-        for item in answers
-    )
-    return Score(found / len(answers))
+    found = [re.search(rf"(?<!\w){re.escape(item)}(?!\w)", text) for item in answers]
+    return Score(sum(one is not None for one in found) / len(answers))

@@ -7,7 +7,7 @@ adapted model this way, with the processors, stopping criteria and streamers of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -62,7 +62,6 @@ def prefill(
     *,
     chunk: int | None = CHUNK,
     starts: Tensor | None = None,
-    on_chunk: Callable[[int], None] | None = None,
 ) -> Tensor:
     """Compute a prompt; the host does not wait for the device.
 
@@ -72,7 +71,6 @@ def prefill(
         cache: empty.
         chunk: tokens of one forward pass; None: all in one.
         starts: int32 ``[batch]``, slot of each first real token; None: no padding.
-        on_chunk: called after each pass is launched, with the number of tokens launched so far.
 
     Returns:
         Logits of the last row, ``[batch, vocabulary]``.
@@ -106,8 +104,6 @@ def prefill(
             logits_to_keep=1,
             **cache_argument(cache),
         ).logits
-        if on_chunk is not None:
-            on_chunk(first + ids.shape[1])
     assert logits is not None
     return logits[:, -1]
 

@@ -1,16 +1,9 @@
-"""Tables of a tuning for documents: one row per recipe, a column per task, from a result file."""
-
-from __future__ import annotations
+"""The tables of docs/measurements/tuning-in-full.md, from result files."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
-from swaa.heads import HeadSelection
-from swaa.results import Result
+from swaa.documents import line
 from swaa.selection.report import beats
-
-Row = Mapping[str, Any]
 
 _MARKER = re.compile(
     r"(?P<marker><!-- (?P<role>full|decode) (?P<window>\d+) (?P<tail>\d+): (?P<counts>[\d ]+) -->)"
@@ -18,17 +11,11 @@ _MARKER = re.compile(
 )
 
 
-def markdown(result: Result, *, group: str | None = None) -> str:
-    """A Markdown table of a ``tune`` result.
-
-    Args:
-        result: of a run of `swaa tune`.
-        group: only recipes under this budget, as named in results (``layers=1of4``), next to full
-            attention; ``None``: all.
-    """
+def markdown(result, *, group=None):
+    """A Markdown table of a ``tune`` result."""
     rows = [row for row in result.rows if _belongs(row, group)]
     tasks = list(dict.fromkeys(row["task"] for row in rows))
-    recipes: dict[str, dict[str, Row]] = {}
+    recipes = {}
     for row in rows:
         recipes.setdefault(row["recipe"], {})[row["task"]] = row
     best = {task: _best_periodic(rows, task) for task in tasks}
@@ -49,17 +36,11 @@ def markdown(result: Result, *, group: str | None = None) -> str:
                 *(_against(by_task[t], best[t]) for t in tasks),
             ]
         )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(map(line, lines))
 
 
-def duels(result: Result, *, group: str, task: str) -> str:
-    """A Markdown table of sets chosen by measuring, against search and every pattern.
-
-    Args:
-        result: of a run of `swaa tune` with baselines.
-        group: only recipes under this budget, as named in results (``layers=1of4``).
-        task: on whose samples.
-    """
+def duels(result, *, group, task):
+    """A Markdown table of sets chosen by measuring, against search and every pattern."""
     rows = [row for row in result.rows if row["task"] == task and _belongs(row, group)]
     chosen = [row for row in rows if row["source"] != "periodic"]
     across = [row for row in rows if row["source"] in ("search", "periodic")]
@@ -70,16 +51,16 @@ def duels(result: Result, *, group: str, task: str) -> str:
     for row in chosen:
         cells = ["-" if row is other else _duel(row, other) for other in across]
         lines.append([_short(row["recipe"], group), *cells])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(map(line, lines))
 
 
-def ranges(layers: Iterable[int]) -> str:
+def ranges(layers):
     """Layers in words.
 
     >>> ranges([0, 1, 2, 7, 9, 10])
     '0-2, 7, 9-10'
     """
-    spans: list[list[int]] = []
+    spans = []
     for layer in sorted(layers):
         if spans and layer == spans[-1][1] + 1:
             spans[-1][1] = layer
@@ -88,7 +69,7 @@ def ranges(layers: Iterable[int]) -> str:
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
 
 
-def _belongs(row: Row, group: str | None) -> bool:
+def _belongs(row, group):
     """Whether a row is of held-out answers, and of the group."""
     if row.get("role", "held out") != "held out":
         return False
@@ -96,28 +77,26 @@ def _belongs(row: Row, group: str | None) -> bool:
     return group is None or row["source"] == "full" or any(n.endswith(f" {group}") for n in names)
 
 
-def _short(name: str, group: str | None) -> str:
+def _short(name, group):
     return name.removesuffix(f" {group}") if group else name
 
 
-def _layers(config: Mapping[str, Any]) -> str:
+def _layers(config):
     if config["window"] is None:
         return "all"
     full, decode = config["full_layers"], config["full_decode"]
     parts = [f"full {ranges(full)}"] if full else []
-    if isinstance(decode, Mapping):  # KV heads by layer
-        parts.append(f"decode {HeadSelection.parse(decode, name='full_decode')}")
-    elif decode and decode is not True:
+    if decode and decode is not True:
         parts.append(f"decode {ranges(decode)}")
     return "; ".join(parts) or "none"
 
 
-def _score(row: Row) -> str:
+def _score(row):
     share = 100 * row["right"] / row["samples"] if "right" in row else 100 * row["score"]
     return f"{share:.0f} ({100 * row['low']:.0f} to {100 * row['high']:.0f})"
 
 
-def _best_periodic(rows: Sequence[Row], task: str) -> Row | None:
+def _best_periodic(rows, task):
     """The best of the patterns that step through all layers, as in the paper."""
     steps = ("odd", "even", "every")
     found = [
@@ -130,29 +109,19 @@ def _best_periodic(rows: Sequence[Row], task: str) -> Row | None:
     return max(found, key=lambda row: row["right"], default=None)
 
 
-def _against(row: Row, best: Row | None) -> str:
+def _against(row, best):
     if best is None or row["recipe"] == best["recipe"]:
         return "-" if best is None else "the best"
     return _duel(row, best)
 
 
-def _duel(row: Row, other: Row) -> str:
+def _duel(row, other):
     points, p = beats(row, other)
     return f"{points:+.0f} (p {p:.2g})"
 
 
-def scored_sets(
-    records: Sequence[Row], role: str, *, window: int, dense_tail: int, counts: Sequence[int]
-) -> str:
-    """A Markdown table of a search's scores on the samples it was tuned on.
-
-    Args:
-        records: lines of a scores file.
-        role: which sets: ``full``, or ``decode`` for those without any full layer.
-        window: of the sets.
-        dense_tail: of the sets.
-        counts: numbers of layers to show: the best set of each, and its best contiguous block.
-    """
+def scored_sets(records, role, *, window, dense_tail, counts):
+    """A Markdown table of a search's scores on the samples it was tuned on."""
     full = next(record for record in records if record["id"] == "full")
     sets = [
         record
@@ -172,38 +141,33 @@ def scored_sets(
         block = min(blocks, key=_nll, default=None)
         shown = ["", "", ""] if block is None else [ranges(block[role]), *_means(block)[:2]]
         lines.append([str(count), ranges(best[role]) or "none", *_means(best), *shown])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(map(line, lines))
 
 
-def _nll(record: Row) -> float:
+def _nll(record):
     return sum(record["nll"]) / len(record["nll"])
 
 
-def _means(record: Row) -> list[str]:
+def _means(record):
     kl = sum(record["kl"]) / len(record["kl"])
     right = f"{sum(record['exact'])} of {len(record['exact'])}"
     return [f"{_nll(record):.3f}", f"{kl:.3f}", right]
 
 
-def _span(layers: Sequence[int]) -> int:
+def _span(layers):
     return max(layers) - min(layers) + 1
 
 
-def fill(document: str, records: Sequence[Row]) -> str:
+def fill(document, records):
     """A document with the table after each marker made anew by :func:`scored_sets`.
 
     A marker is a line ``<!-- ROLE WINDOW TAIL: COUNT COUNT ... -->``; its table follows.
     """
 
-    def table(match: re.Match[str]) -> str:
+    def made(match):
         role, window, tail, counts = match.group("role", "window", "tail", "counts")
-        made = scored_sets(
-            records,
-            role,
-            window=int(window),
-            dense_tail=int(tail),
-            counts=[int(count) for count in counts.split()],
-        )
-        return f"{match.group('marker')}\n\n{made}\n\n"
+        numbers = {"window": int(window), "dense_tail": int(tail)}
+        shown = scored_sets(records, role, counts=map(int, counts.split()), **numbers)
+        return f"{match.group('marker')}\n\n{shown}\n\n"
 
-    return _MARKER.sub(table, document)
+    return _MARKER.sub(made, document)
