@@ -69,6 +69,9 @@ def _poison(allocator):
 
         def free(indices, *args, **kwargs):
             slots = slots_of(indices).long()
+            if slots.is_cuda:
+                # The batch in flight may read them, and what is written next waits for it.
+                torch.cuda.synchronize()
             for buffer in (*pool.k_buffer, *pool.v_buffer):
                 buffer[slots] = float("nan")
             return original(indices, *args, **kwargs)
