@@ -2,6 +2,27 @@
 
 import functools
 import math
+import os
+
+
+@functools.cache
+def interpret():
+    """Let Triton interpret its kernels on the CPU; before anything imports triton."""
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+    try:
+        from triton.runtime import interpreter
+    except ImportError:
+        return
+    patch_lang_tensor = interpreter._patch_lang_tensor
+
+    def patch_for_numpy_2_4(tensor, scope):
+        # Triton 3.6 keeps scalars as arrays of one element; NumPy 2.4 no longer takes these
+        # for ints, so loops with computed bounds would fail.
+        patch_lang_tensor(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patch_for_numpy_2_4
+    hasten(interpreter)
 
 
 def hasten(interpreter):

@@ -22,7 +22,18 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from swaa.attention.api import make_call
-from swaa.attention.triton import backward, decode, gather, hopper, pages, prefill, tiles
+from swaa.attention.call import Selection
+from swaa.attention.triton import (
+    backward,
+    decode,
+    gather,
+    hopper,
+    pages,
+    prefill,
+    selected,
+    selected_backward,
+    tiles,
+)
 from swaa.attention.triton.sequences import numbers_of
 
 KIB = 1024
@@ -158,6 +169,20 @@ def many(head_dim, dtype):
         tile = tiles.tile_for("prefill", q.device, dtype, head_dim)
         prefill.forward(q, k, v, numbers, 0.1, tile)
     backward.backward(q, k, v, output, lse, torch.ones_like(q), None, numbers, 0.1)
+    if head_dim >= 128:  # the usual one, and the largest
+        chosen(q, k, v)
+
+
+def chosen(q, k, v):
+    """Keys that a prompt's blocks of rows chose, and the gradients that go through them."""
+    numbers = numbers_of(make_call(q, k, v, window=50, sink_tokens=10))
+    blocks = torch.zeros(1, 2, 3, 1, dtype=torch.int32)
+    selection = Selection(blocks, torch.ones(1, 2, 3, dtype=torch.int32))
+    output, lse = torch.zeros_like(q), torch.zeros(1, 4, 300)
+    selected.add_selected(q, k, v, numbers, 0.1, selection, output, lse)
+    step = backward.Step(q, k, v, torch.ones_like(q), lse, torch.zeros_like(lse), numbers, 0.1)
+    selected_backward.add_to_queries(step, selection, torch.zeros(q.shape))
+    selected_backward.add_to_keys(step, selection, *torch.zeros(2, *k.shape))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from tests.attention.compile_kernels import TARGETS
 
 SCRIPT = Path(__file__).with_name("compile_kernels.py")
 PORTABLE = {"prefill_kernel", "dq_kernel", "dkdv_kernel", "sinks_kernel"}
+PORTABLE |= {"selected_kernel", "selected_dq_kernel", "selected_dkdv_kernel"}
 PORTABLE |= {"_decode", "_merge", "_gather"}
 PORTABLE |= {"summarise_kernel", "score_kernel", "choose_kernel"}
 HOPPER = {"hopper_kernel", "plan_kernel"}

@@ -1,9 +1,12 @@
 """Selected rows: exact over given lists in every backend, and lists equal to the reference's."""
 
+import functools
 import importlib.util
+import itertools
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from swaa.attention import Selection, swaa_attention
 from swaa.attention.api import make_call
@@ -243,22 +246,128 @@ def test_pages_choose_as_keys_side_by_side(backend):
     assert (paged - swaa_attention(q, k, v, **options).output).abs().max() < 1e-5
 
 
-def test_gradients_go_through_the_chosen_keys():
-    case = Case(queries=300, window=64, sink_tokens=5, heads=2, kv_heads=1)
-    selection = random_lists(case)
+GRADIENTS = (
+    Case(queries=300, window=64, sink_tokens=5, heads=2, kv_heads=1),
+    Case(queries=270, window=40, sink_tokens=70, heads=4, kv_heads=2, full_from=250),
+    Case(queries=200, window=20, heads=2, kv_heads=1, full_from=130, full_until=140),
+    Case(queries=200, window=65, sink_tokens=5, starts=(0, 70), heads=2, kv_heads=1),
+    Case(queries=70, keys=261, window=65, sink_tokens=5, heads=2, kv_heads=2, head_dim=80),
+    Case(queries=100, window=300, sink_tokens=4, heads=2, kv_heads=1),  # nothing to choose
+)
 
-    def gradients(dtype, backend):
-        leaves = [x.requires_grad_() for x in make_inputs(case, dtype=dtype, device=DEVICE)]
-        output = swaa_attention(
-            *leaves, selection=selection, backend=backend, **case.arguments(DEVICE)
-        ).output
-        (output * torch.linspace(-1, 1, output.numel()).view_as(output).to(output)).sum().backward()
+
+def gradients(inputs, backend, *, with_lse=True, **arguments):
+    """Output and gradients of a loss over the output and, where wanted, the lse."""
+    leaves = [x.clone().requires_grad_() for x in inputs]
+    output, lse = swaa_attention(*leaves, backend=backend, **arguments)
+    weight = torch.linspace(-1, 1, output.numel(), dtype=torch.float64, device=DEVICE)
+    loss = (output.double() * weight.view_as(output)).sum()
+    if with_lse:
+        loss = loss + torch.where(lse.isfinite(), lse, 0.0).double().sum() / 8
+    loss.backward()
+    found = [output.detach(), *(x.grad for x in leaves)]
+    assert all(x.dtype == inputs[0].dtype for x in found)
+    return dict(zip("oqkv", found, strict=True))
+
+
+def assert_gradients_like_the_reference(inputs, backend, **arguments):
+    oracle = gradients([x.double() for x in inputs], "reference", **arguments)
+    eager = gradients(inputs, "reference", **arguments)
+    actual = gradients(inputs, backend, **arguments)
+    magnitude = max(x.abs().max().item() for x in oracle.values())
+    for name, x in actual.items():
+        assert_close_to_oracle(x, oracle[name], eager[name], magnitude=magnitude, name=name)
+
+
+def test_gradients_of_sdpa_go_through_the_chosen_keys():
+    case = GRADIENTS[0]
+    inputs = make_inputs(case, dtype=torch.float32, device=DEVICE)
+    arguments = case.arguments(DEVICE) | {"selection": random_lists(case), "with_lse": False}
+    assert_gradients_like_the_reference(inputs, "sdpa", **arguments)
+
+
+@pytest.mark.parametrize("case", GRADIENTS, ids=lambda case: case.id)
+def test_gradients_of_the_kernels_go_through_the_chosen_keys(case):
+    pytest.importorskip("triton")
+    inputs = make_inputs(case, dtype=torch.float16, device=DEVICE)
+    selection = random_lists(case, seed=6)
+    chosen = (expected(case, selection) != case.expected()[:, None]).any(-1).any(-1).any(0)
+    assert (chosen == (case.window < case.queries)).all()  # by every head, or by none
+    arguments = case.arguments(DEVICE) | {"selection": selection}
+    assert_gradients_like_the_reference(inputs, "triton", **arguments)
+
+
+def test_gradients_of_packed_sequences_with_answers_that_choose_more_than_there_is():
+    pytest.importorskip("triton")
+    ends = [0, 20, 20, 220, 350, 360]  # short, empty, long, long; the last is padding
+    offsets = torch.tensor(ends[:-1], dtype=torch.int32, device=DEVICE)
+    left = torch.cat([torch.arange(b - a) for a, b in itertools.pairwise(ends)]) - 39
+    for first, end in ((90, 95), (205, 220), (340, 350)):  # answers and what precedes them
+        left[first:end] = 0
+    inputs = make_inputs(Case(queries=360, heads=2, kv_heads=1), dtype=torch.float16, device=DEVICE)
+    assert_gradients_like_the_reference(
+        inputs,
+        "triton",
+        cu_seqlens_q=offsets,
+        cu_seqlens_k=offsets,
+        left=left[None].int().to(DEVICE),
+        window=40,
+        sink_tokens=3,
+        selected_keys=64 * 64,
+    )
+
+
+def test_gradients_where_slots_behind_the_length_hold_anything():
+    pytest.importorskip("triton")
+    case = Case(queries=40, keys=220, starts=(0, 0), heads=2, kv_heads=1)
+    q, k, v = make_inputs(case, dtype=torch.float16, device=DEVICE)
+    k[1, 150:] = v[1, 150:] = float("nan")
+    blocks = torch.tensor([[2, 0], [1, 3]], dtype=torch.int32, device=DEVICE)
+    selection = Selection(
+        blocks.expand(2, 1, 2, 2), torch.full((2, 1, 2), 2, dtype=torch.int32, device=DEVICE)
+    )
+    lengths = torch.tensor([220, 150], dtype=torch.int32, device=DEVICE)
+    arguments = {"window": 30, "sink_tokens": 5, "kv_lens": lengths, "selection": selection}
+    assert_gradients_like_the_reference((q, k, v), "triton", **arguments)
+
+
+def test_a_checkpointed_pass_chooses_again_and_gives_the_same_bits():
+    pytest.importorskip("triton")
+    case = Case(queries=260, window=20, heads=2, kv_heads=1)
+    inputs = make_inputs(case, dtype=torch.float16, device=DEVICE)
+
+    def run(through):
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        through(
+            lambda *qkv: (
+                swaa_attention(
+                    *qkv, selected_keys=64, backend="triton", **case.arguments(DEVICE)
+                ).output
+            ),
+            *leaves,
+        ).sum().backward()
         return [x.grad for x in leaves]
 
-    oracle = gradients(torch.float64, "reference")
-    eager, actual = (gradients(torch.float32, name) for name in ("reference", "sdpa"))
-    for parts in zip(actual, oracle, eager, strict=True):
-        assert_close_to_oracle(*parts, name="gradient")
+    plain = run(lambda attend, *leaves: attend(*leaves))
+    again = run(functools.partial(checkpoint, use_reentrant=False))
+    assert all(map(torch.equal, plain, again))
+
+
+def test_each_block_of_keys_lists_the_blocks_of_rows_that_chose_it():
+    pytest.importorskip("triton")
+    from swaa.attention.triton.selected_backward import choosers
+
+    case = Case(queries=500, starts=(0, 30), heads=2, kv_heads=2, window=64)
+    selection = random_lists(case)
+    batch, kv_heads, row_blocks = selection.counts.shape
+    rows, ends = choosers(selection, 8)
+    wanted = [[] for _ in range(batch * kv_heads * 8)]
+    for b, h, r in itertools.product(*map(range, (batch, kv_heads, row_blocks))):
+        for block in selection.blocks[b, h, r, : selection.counts[b, h, r]].tolist():
+            wanted[(b * kv_heads + h) * 8 + block].append(r)
+    found = [rows[first:end].tolist() for first, end in itertools.pairwise(ends.tolist())]
+    assert found == wanted
+    assert sum(map(len, found)) > 8
 
 
 def test_mistakes_are_named():

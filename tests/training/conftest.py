@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from swaa.config import SWAAConfig
-from swaa.models import load_model
-from tests.checkpoint import save_checkpoint
+from tests.interpreter import interpret
+
+if not torch.cuda.is_available():
+    interpret()  # Transformers imports triton: what does so is imported later
 
 CHAT = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<end>\n{% endfor %}"
@@ -50,12 +53,16 @@ def conversations(count=8):
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
     """Folder of the tiny model."""
+    from tests.checkpoint import save_checkpoint
+
     return save_checkpoint(tmp_path_factory.mktemp("tiny"), chat_template=CHAT)
 
 
 @pytest.fixture
 def load(checkpoint):
     """Loads it, afresh each time, in float32 on the CPU."""
+    from swaa.models import load_model
+
     return lambda: load_model(str(checkpoint), dtype="float32", device="cpu")
 
 

@@ -42,7 +42,8 @@ ROW_GROUP = 4
 def row_block_count(call: AttentionCall) -> int:
     """Blocks of rows per sequence: the most that a call's rows can touch."""
     rows = call.q.shape[1]
-    aligned = call.q_start == 0 and isinstance(call.kv_start, int) and call.kv_start == 0
+    starts = (call.q_start, call.kv_start)  # those that only the device knows may be anything
+    aligned = all(not isinstance(start, Tensor) and start == 0 for start in starts)
     return -(-rows // ROW_BLOCK) + (0 if aligned else 1)
 
 

@@ -29,8 +29,6 @@ def refusal(call: AttentionCall) -> str | None:
     reason = _refused_tensors(call)
     if reason is not None:
         return reason
-    if call.selects and prefill.needs_gradient(call):
-        return "its selected rows have no backward pass"
     if call.decode_keys:
         return decode.refusal(call)
     return decode.refusal(call) if call.paged else prefill.refusal(call)
@@ -54,13 +52,21 @@ def _attend_selected(call: AttentionCall) -> AttentionOutput:
     """The sliding pass; the chosen keys are added to its result."""
     if call.paged:
         call = call.gathered()
-    output, lse = attend(replace(call, selected_keys=0, selection=None))
+    sliding = replace(call, selected_keys=0, selection=None)
     if nothing_to_select(call):
-        return AttentionOutput(output, lse)
-    assert lse is not None
-    lse = lse.contiguous()
-    with current_device(call.q):
-        selected.add_selected(call, call.selection or scoring.select(call), output, lse)
+        return attend(sliding)
+    q, k, v, scale = call.q, call.k, call.v, call.scale
+    numbers = numbers_of(call)
+    with current_device(q):
+        selection = call.selection or scoring.select(call)
+        if prefill.needs_gradient(call):
+            return AttentionOutput(
+                *DifferentiableAttention.apply(q, k, v, numbers, scale, selection)
+            )
+        output, lse = attend(sliding)
+        assert lse is not None
+        lse = lse.contiguous()
+        selected.add_selected(q, k, v, numbers, scale, selection, output, lse)
     return AttentionOutput(output, lse)
 
 

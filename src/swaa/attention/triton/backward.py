@@ -5,6 +5,9 @@ over its keys. A program of ``dkdv_kernel`` owns a key tile and loops over the r
 their window or because they are full, for one query head of the group after another. Sinks are
 seen by all later rows: ``sinks_kernel`` sums those rows in slices, the slices are added up, and the
 key tile starts from that sum. Weights are recomputed from the forward pass's log-sum-exp.
+
+Keys that were chosen for blocks of rows are neither sinks nor in their windows: what goes through
+them is added to these gradients afterwards, by ``selected_backward.py``.
 """
 
 # Kernels are typed for Triton's compiler, not for pyright.
@@ -13,7 +16,6 @@ key tile starts from that sum. Weights are recomputed from the forward pass's lo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +23,9 @@ import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from swaa.attention.call import current_device
+from swaa.attention.call import Selection, current_device
+from swaa.attention.triton import selected, selected_backward
+from swaa.attention.triton.backward_inputs import Inputs
 from swaa.attention.triton.backward_kernels import (
     dkdv_kernel,
     dq_kernel,
@@ -58,11 +62,19 @@ class DifferentiableAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, numbers: Numbers, scale: float
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        numbers: Numbers,
+        scale: float,
+        selection: Selection | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Output and lse; keeps what the backward pass needs."""
+        """Output and lse; keeps what the backward pass needs, the chosen blocks included."""
         output, lse = forward(q, k, v, numbers, scale)
-        ctx.save_for_backward(q, k, v, output, lse)
+        if selection is not None:
+            selected.add_selected(q, k, v, numbers, scale, selection, output, lse)
+        ctx.save_for_backward(q, k, v, output, lse, *(selection or ()))
         ctx.numbers = numbers
         ctx.scale = scale
         ctx.set_materialize_grads(False)
@@ -72,13 +84,24 @@ class DifferentiableAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         """Gradients of q, k and v."""
-        q, k, v, output, lse = ctx.saved_tensors
+        q, k, v, output, lse, *chosen = ctx.saved_tensors
         grad_output, grad_lse = gradients
         if grad_output is None:
             grad_output = torch.zeros_like(output)
         with current_device(q):
-            found = backward(q, k, v, output, lse, grad_output, grad_lse, ctx.numbers, ctx.scale)
-        return (*found, None, None)
+            found = backward(
+                q,
+                k,
+                v,
+                output,
+                lse,
+                grad_output,
+                grad_lse,
+                ctx.numbers,
+                ctx.scale,
+                selection=Selection(*chosen) if chosen else None,
+            )
+        return (*found, None, None, None)
 
 
 def backward(
@@ -92,6 +115,7 @@ def backward(
     numbers: Numbers,
     scale: float,
     tiles: Tiles | None = None,
+    selection: Selection | None = None,
 ) -> Gradients:
     """Gradients of attention.
 
@@ -99,22 +123,23 @@ def backward(
         q: ``[batch, queries, heads, head_dim]``.
         k: ``[batch, keys, kv_heads, head_dim]``.
         v: as ``k``.
-        output: of :func:`~swaa.attention.triton.prefill.forward`.
+        output: of :func:`~swaa.attention.triton.prefill.forward`, chosen keys added.
         lse: of the same.
         grad_output: gradient of the output.
         grad_lse: gradient of the lse, or None.
         numbers: the mask and the layout.
         scale: factor of the scores.
         tiles: tile sizes; default the table's.
+        selection: the blocks that were chosen, if any; not for packed sequences.
 
     Returns:
         :class:`Gradients`.
     """
-    gradients = Gradients(
-        *(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-    )
+    # Gradients to which chosen keys are added are rounded once, at the end.
+    dtype = q.dtype if selection is None else torch.float32
+    gradients = Gradients(*(torch.empty(x.shape, dtype=dtype, device=x.device) for x in (q, k, v)))
     if q.numel() == 0 or k.numel() == 0 or numbers.sequences == 0:
-        return Gradients(*(gradient.zero_() for gradient in gradients))
+        return Gradients(*(gradient.zero_().to(q.dtype) for gradient in gradients))
     if grad_output.stride(3) != 1:
         grad_output = grad_output.contiguous()
     head_dim = q.shape[3]
@@ -123,33 +148,15 @@ def backward(
     step.launch_dq(output, grad_lse, gradients.q, tiles.dq)
     sums = step.launch_sinks(tiles.sinks) if numbers.sink_tokens else None
     step.launch_dkdv(sums, gradients, tiles.dkdv)
-    return gradients
+    if selection is None:
+        return gradients
+    selected_backward.add_to_queries(step, selection, gradients.q)
+    selected_backward.add_to_keys(step, selection, gradients.k, gradients.v)
+    return Gradients(*(gradient.to(q.dtype) for gradient in gradients))
 
 
-@dataclass(frozen=True)
-class Step:
-    """What the kernels of one backward share.
-
-    Attributes:
-        q: ``[batch, queries, heads, head_dim]``.
-        k: ``[batch, keys, kv_heads, head_dim]``.
-        v: as ``k``.
-        grad_output: gradient of the output.
-        lse: float32 ``[batch, heads, queries]``.
-        delta: float32, shaped as ``lse``: each row's dot product of output and gradient; written by
-            the first launch, read by the others.
-        numbers: the mask and the layout.
-        scale: factor of the scores.
-    """
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    grad_output: Tensor
-    lse: Tensor
-    delta: Tensor
-    numbers: Numbers
-    scale: float
+class Step(Inputs):
+    """The launches of one backward; the first writes ``delta``, which the others read."""
 
     def launch_dq(self, output: Tensor, grad_lse: Tensor | None, dq: Tensor, tile: Tile) -> None:
         """Write ``delta`` and the gradient of q."""

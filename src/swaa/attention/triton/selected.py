@@ -14,46 +14,58 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from swaa.attention.call import AttentionCall, Selection
+from swaa.attention.call import Selection
 from swaa.attention.selection import KEY_BLOCK, ROW_BLOCK
 from swaa.attention.triton.sequences import (
     LENGTHS,
     LN_2,
     LOG2_E,
+    Numbers,
     left_range,
     number,
-    numbers_of,
     row_lefts,
     soften,
 )
 from swaa.attention.triton.tiles import tile_for
 
 
-def add_selected(call: AttentionCall, selection: Selection, output: Tensor, lse: Tensor) -> None:
+def add_selected(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    numbers: Numbers,
+    scale: float,
+    selection: Selection,
+    output: Tensor,
+    lse: Tensor,
+) -> None:
     """Add the chosen keys to a sliding pass, in place.
 
     Args:
-        call: dense; its numbers are those of the sliding pass.
+        q: ``[batch, queries, heads, head_dim]``.
+        k: ``[batch, keys, kv_heads, head_dim]``.
+        v: as ``k``.
+        numbers: the mask and the layout of the sliding pass; not packed.
+        scale: factor of the scores.
         selection: the blocks of each block of rows.
         output: ``[batch, queries, heads, head_dim]`` of the sliding pass.
         lse: float32 ``[batch, heads, queries]`` of the sliding pass, contiguous.
     """
-    batch, queries, heads, head_dim = call.q.shape
-    numbers = numbers_of(call)
-    tile = tile_for("selected", call.q.device, call.q.dtype, head_dim)
+    batch, queries, heads, head_dim = q.shape
+    tile = tile_for("selected", q.device, q.dtype, head_dim)
     kv_heads, row_blocks, most = selection.blocks.shape[1:]
     programs = row_blocks * (ROW_BLOCK // tile.block_m) * heads * batch
     selected_kernel[(programs,)](
-        call.q,
-        call.k,
-        call.v,
+        q,
+        k,
+        v,
         output,
         lse,
         selection.blocks.contiguous(),
         selection.counts.contiguous(),
-        *call.q.stride()[:3],
-        *call.k.stride()[:3],
-        *call.v.stride()[:3],
+        *q.stride()[:3],
+        *k.stride()[:3],
+        *v.stride()[:3],
         *output.stride()[:3],
         numbers.p_left,
         numbers.stride_left,
@@ -69,7 +81,7 @@ def add_selected(call: AttentionCall, selection: Selection, output: Tensor, lse:
         numbers.sink_tokens,
         row_blocks,
         most,
-        call.scale * LOG2_E.value,
+        scale * LOG2_E.value,
         HEADS=heads,
         GROUP=heads // kv_heads,
         D=head_dim,
