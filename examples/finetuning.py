@@ -433,6 +433,7 @@ def main():
                 type=lambda text: [int(part) for part in text.split(",")],
                 required=True,
             )
+            step.add_argument("--code", type=int, default=0)
         else:
             step.add_argument("--length", type=int, default=4096)
         step.add_argument("--count", type=int, default=100)
@@ -440,8 +441,6 @@ def main():
         step.add_argument("--max-new-tokens", type=int, default=48)
         if name in ("turns", "answers"):
             step.add_argument("--texts", type=int, default=0)
-        if name == "answers":
-            step.add_argument("--code", type=int, default=0)
     step = steps.add_parser("measure")
     step.add_argument("model")
     step.add_argument("--out", type=Path, required=True)

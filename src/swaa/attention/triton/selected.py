@@ -110,6 +110,24 @@ def rows_of_block(
     return slots, index, (index >= 0) & (index < queries), top
 
 
+@triton.jit
+def tile_of_program(
+    batch, row_blocks, HEADS: tl.constexpr, GROUP: tl.constexpr, TILES: tl.constexpr
+) -> tuple:
+    """Head and kv head, tile within the block of rows, batch entry, block of rows, and its list.
+
+    The heads of a group are adjacent, because they read the same keys; late blocks come first.
+    """
+    pid = tl.program_id(0)
+    head = pid % HEADS
+    rest = pid // (HEADS * TILES)
+    b = rest % batch
+    r = row_blocks - 1 - rest // batch
+    kv_head = head // GROUP
+    p_list = (b.to(tl.int64) * (HEADS // GROUP) + kv_head) * row_blocks + r
+    return head, kv_head, pid // HEADS % TILES, b, r, p_list
+
+
 @triton.jit(do_not_specialize=[*LENGTHS, "row_blocks", "most"])
 def selected_kernel(
     p_q,
@@ -154,15 +172,10 @@ def selected_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ) -> None:
-    """One tile of one head; the heads of a group are adjacent, because they read the same keys."""
-    pid = tl.program_id(0)
-    head = pid % HEADS
-    sub = pid // HEADS % (ROWS // BLOCK_M)
-    rest = pid // (HEADS * (ROWS // BLOCK_M))
-    b = rest % batch
-    r = row_blocks - 1 - rest // batch
-    kv_head = head // GROUP
-    p_list = (b.to(tl.int64) * (HEADS // GROUP) + kv_head) * row_blocks + r
+    """One tile of one head."""
+    head, kv_head, sub, b, r, p_list = tile_of_program(
+        batch, row_blocks, HEADS, GROUP, ROWS // BLOCK_M
+    )
     count = tl.load(p_count + p_list)
     if count == 0:
         return

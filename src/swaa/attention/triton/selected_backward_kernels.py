@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from swaa.attention.triton.backward_kernels import load_lse
-from swaa.attention.triton.selected import rows_of_block
+from swaa.attention.triton.selected import rows_of_block, tile_of_program
 from swaa.attention.triton.sequences import LENGTHS, number, row_lefts
 
 NOT_SPECIALIZED = (*(name for name in LENGTHS if name != "sequences"), "row_blocks")
@@ -102,16 +102,11 @@ def selected_dq_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ) -> None:
-    """One tile of one head; the heads of a group are adjacent, because they read the same keys."""
+    """One tile of one head."""
     PARTS: tl.constexpr = BLOCK // BLOCK_N
-    pid = tl.program_id(0)
-    head = pid % HEADS
-    sub = pid // HEADS % (ROWS // BLOCK_M)
-    rest = pid // (HEADS * (ROWS // BLOCK_M))
-    b = rest % batch
-    r = row_blocks - 1 - rest // batch
-    kv_head = head // GROUP
-    p_list = (b.to(tl.int64) * (HEADS // GROUP) + kv_head) * row_blocks + r
+    head, kv_head, sub, b, r, p_list = tile_of_program(
+        batch, row_blocks, HEADS, GROUP, ROWS // BLOCK_M
+    )
     count = tl.load(p_count + p_list)
     if count == 0:
         return
