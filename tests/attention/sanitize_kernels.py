@@ -16,7 +16,7 @@ HEAD_DIM = 64
 def main():
     torch.manual_seed(0)
     torch.set_default_device("cuda")
-    few(HEAD_DIM, torch.bfloat16)
+    few(HEAD_DIM, torch.bfloat16, whole=True)
     many(HEAD_DIM, torch.bfloat16)
     cache = torch.randn(4, 2, 16, HEAD_DIM, dtype=torch.bfloat16)
     gather.gather(cache, torch.zeros(8, dtype=torch.int64))
