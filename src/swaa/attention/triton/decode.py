@@ -26,7 +26,7 @@ from swaa.attention.call import AttentionCall, AttentionOutput
 from swaa.attention.mask import Position
 from swaa.attention.pages import PAGE, most_pages
 from swaa.attention.triton import pages
-from swaa.attention.triton.pages import page_range
+from swaa.attention.triton.page_kernels import page_range
 from swaa.attention.triton.sequences import can_overlap, soften
 
 NEVER = 2**31 - 1
