@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +18,8 @@ from swaa.evaluation.tasks.haystack import hide, random_for
 
 VERSION = 1
 """Version of all generators; raised when any prompt changes, to keep old results apart."""
+MOST_THREADS = 8
+"""Threads that make prompts."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +72,16 @@ class GeneratedTask(ABC):
         """
         if length is None:
             raise ValueError(f"{self.name} makes prompts of any length; say of how many tokens")
-        made = []
-        for index in range(50 if count is None else count):
+
+        def make(index: int) -> Sample:
             chance = random_for(self.name, length, seed, index)
             name = f"{self.name}-{length}-{seed}-{index}"
-            made.append(self.sample(prompt, name, length, index, chance))
-        return made
+            return self.sample(prompt, name, length, index, chance)
+
+        # Nearly all time goes to counting tokens, in which fast tokenizers let other threads run.
+        threads = min(MOST_THREADS, os.cpu_count() or 1) if prompt.tokenizer.is_fast else 1
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(make, range(50 if count is None else count)))
 
     def score(self, sample: Sample, answer: str | None) -> Score:
         """The share of the expected answers that the answer contains; right means all of them."""
