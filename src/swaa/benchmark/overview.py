@@ -58,10 +58,10 @@ COLOURS = {"full": "black", "stock": "black"} | {
 
 
 def read_answers(folder: str | Path) -> dict[tuple[str, int], dict[str, Row]]:
-    """The rows of each recipe, by task and prompt length."""
+    """The rows of each recipe, by task and prompt length; of several, those of the newest file."""
     found: dict[tuple[str, int], dict[str, Row]] = {}
-    for path in sorted((Path(folder) / "eval").glob("*.json")):
-        result = results.load(path)
+    files = [results.load(path) for path in sorted((Path(folder) / "eval").glob("*.json"))]
+    for result in sorted(files, key=lambda result: result.provenance.created):
         if result.config["model"] != MODEL:
             continue
         key = str(result.provenance.data), int(result.config["length"])
