@@ -7,6 +7,7 @@ from swaa import cli, models
 from swaa.config import SWAAConfig
 from swaa.evaluation.engines.transformers import TransformersEngine
 from swaa.evaluation.run import execute
+from swaa.evaluation.tasks.haystack import read_filler
 from swaa.evaluation.tasks.perplexity import BLOCK, Perplexity, answer_from, encode, split
 from tests.evaluation.fakes import fake_engine, make_run, make_samples
 
@@ -25,6 +26,12 @@ def test_texts_have_exactly_the_length_asked_for(prompt, length):
 def test_texts_too_short(prompt):
     with pytest.raises(ValueError, match="perplexity of 100 tokens; expected at least 128"):
         Perplexity().samples(prompt, length=100, count=1, seed=0)
+
+
+def test_a_text_is_not_repeated(prompt):
+    tokens = len(encode(prompt, read_filler()))
+    with pytest.raises(ValueError, match=f"would repeat the text .* which has {tokens} tokens"):
+        Perplexity().samples(prompt, length=tokens + 1, count=1, seed=0)
 
 
 def test_a_run_adds_up_every_token_and_resumes(prompt, loaded, tmp_path):

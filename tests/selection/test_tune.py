@@ -17,7 +17,7 @@ from swaa.selection.own_prompts import OwnPrompts
 from swaa.selection.passes import SharedPasses
 from swaa.selection.report import Point, choose, pareto
 from swaa.selection.tune import tune
-from swaa.selection.tuning import Tuning
+from swaa.selection.tuning import Tuning, default_method
 from tests.checkpoint import save_checkpoint
 
 WORDS = ["river", "stone", "lamp", "quiet", "orange", "paper", "winter", "glass", "seven"]
@@ -213,7 +213,7 @@ def test_a_ranking_knows_how_many_sets_it_measures(checkpoint, data, tmp_path, c
 def test_an_interrupted_tuning_resumes_where_it_stopped(
     checkpoint, data, tmp_path, capsys, monkeypatch
 ):
-    words = _words(checkpoint, data, tmp_path, "--budget", "layers=1/4")
+    words = _words(checkpoint, data, tmp_path, "--budget", "layers=1/4", "--method", "search")
     real, done = SharedPasses._run, []
 
     def stop_after(limit):
@@ -240,6 +240,32 @@ def test_an_interrupted_tuning_resumes_where_it_stopped(
     assert scores.read_text().splitlines()[: len(kept)] == kept
     ids = [json.loads(line)["id"] for line in scores.read_text().splitlines()]
     assert len(ids) == len(set(ids))
+
+
+def test_full_layers_alone_are_ranked(checkpoint, data, tmp_path, capsys):
+    words = _words(
+        checkpoint, data, tmp_path, "--budget", "layers=1/2", "--held-out", "4", "--json"
+    )
+    assert main(words) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["source"] for row in rows] == ["full", "kl_out", "base"]
+
+
+@pytest.mark.parametrize(
+    ("budgets", "more"),
+    [
+        ((), {}),
+        (("layers=1/4", "kv=50%"), {}),
+        (("layers=0",), {}),
+        (("layers=1/4",), {"tries": True}),
+        (("layers=1/4",), {"units": "both"}),
+    ],
+)
+def test_everything_else_is_searched(budgets, more):
+    parsed = [Budget.parse(text) for text in budgets]
+    given = {"tries": False, "units": "layers", **more}
+    assert default_method(parsed, **given) == "search"
+    assert default_method([Budget.parse("layers=1/4")], tries=False, units="layers") == "kl_out"
 
 
 def test_a_signal_can_choose_the_layers(checkpoint, data, tmp_path, capsys):

@@ -100,7 +100,7 @@ def _add_search_options(parser: argparse.ArgumentParser) -> None:
         --keep-mean  it is enough to keep it on the tasks' mean (default: on every task)
         --budget B...  such as layers=1/4 or kv=50%%,layers=0; repeatable (default: a ladder of
             budgets)
-        --method M=search  see below
+        --method M  see below (default: kl_out where budgets buy full layers alone, else search)
         --unit layers|heads|both=layers  what kv and decode buy: layers, KV heads, or each of both,
             for comparison
         --objective nll|kl  of the search: the answers' likelihood, or the distance from full
@@ -145,10 +145,11 @@ def run(args: argparse.Namespace) -> int:
     from swaa.selection.budget import Budget
     from swaa.selection.calibration import require_counts
     from swaa.selection.tune import tune
-    from swaa.selection.tuning import Tuning, check_budgets, check_method
+    from swaa.selection.tuning import Tuning, check_budgets, check_method, default_method
 
     budgets = [Budget.parse(text) for text in args.budget or ()]
-    check_method(args.method, args.unit)
+    method = args.method or default_method(budgets, tries=bool(tries), units=args.unit)
+    check_method(method, args.unit)
     check_budgets(budgets, args.unit, args.held_out)
     baselines = words(args.baselines, "--baselines") if args.baselines else []
     check_baselines(baselines)
@@ -178,7 +179,7 @@ def run(args: argparse.Namespace) -> int:
         objective=args.objective,
         keep=args.keep,
         keep_mean=args.keep_mean,
-        method=args.method,
+        method=method,
         baselines=baselines,
         seed=args.seed,
         batch_size=args.batch_size,

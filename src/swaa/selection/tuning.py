@@ -60,6 +60,23 @@ def check_method(method: str, units: Units = "layers") -> None:
         raise ValueError(f"{method} ranks KV heads: give --unit heads too, or another method")
 
 
+def default_method(budgets: Sequence[Budget], *, tries: bool, units: Units) -> str:
+    """How to choose where the user does not say.
+
+    A search for full layers alone found nothing better than ``kl_out`` on either model measured
+    (docs/measurements/tuning.md); for what generated tokens see, a search did.
+
+    Args:
+        budgets: as given; empty: a ladder.
+        tries: whether other knobs are tried, which only a search does.
+        units: what budgets of ``kv`` and ``decode`` buy.
+    """
+    ranked = budgets and not tries and units == "layers"
+    for each in budgets:
+        ranked = ranked and each.kv is None and each.decode is None and each.layers != 0
+    return "kl_out" if ranked else "search"
+
+
 def check_budgets(budgets: Sequence[Budget], units: Units, held_out: int | None) -> None:
     """Refuse budgets that buy nothing, and several of which nothing could choose one.
 

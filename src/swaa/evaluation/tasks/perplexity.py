@@ -33,14 +33,24 @@ class Perplexity(GeneratedTask):
     def sample(
         self, prompt: Prompt, name: str, length: int, index: int, chance: random.Random
     ) -> Sample:
-        """One text."""
+        """One text.
+
+        Raises:
+            ValueError: for a length under two blocks, or beyond the shipped text, of which a
+                repetition would only be copied.
+        """
         if length < 2 * BLOCK:
             raise ValueError(f"perplexity of {length} tokens; expected at least {2 * BLOCK}")
         text = read_filler()
+        missing = _missing(prompt, length)
+        if (lacking := missing(text)) > 0:
+            raise ValueError(
+                f"perplexity of {length} tokens would repeat the text that ships with swaa, which"
+                f" has {length - lacking} tokens"
+            )
         start = text.index(". ", chance.randrange(len(text) // 2)) + 2
         # No tokenizer needs more than ten letters per token.
-        rest = (text[start:] + text * (10 * length // len(text) + 1))[: 10 * length]
-        missing = _missing(prompt, length)
+        rest = (text[start:] + text)[: 10 * length]
         letters = _most_letters(rest, missing)
         context = grow(rest[:letters], rest[letters : letters + 2000], missing)
         return Sample(
