@@ -38,6 +38,7 @@ def hasten(interpreter):
     _patch_once(interpreter)
     _keep_number_types(interpreter)
     _keep_shapes(interpreter.tl.core)
+    _take_operands_that_fit(interpreter.TritonSemantic, interpreter.tl.core)
     _look_for_overflows_in_debug_mode_only(interpreter.TritonSemantic)
 
 
@@ -87,9 +88,9 @@ def _keep_shapes(core):
             make_block_type(self, element_ty, shape)
             made = list(self.shape)
             key = (element_ty.name, *made)
-            known.setdefault(key, (self.shape, self.numel, self.name, numbers(made)))
+            known.setdefault(key, (self.shape, self.numel, self.name, numbers(made), made))
         self.element_ty = element_ty
-        self.shape, self.numel, self.name, self.numbers = known[key]
+        self.shape, self.numel, self.name, self.numbers, self.sizes = known[key]
 
     no_shape = numbers([])
 
@@ -108,6 +109,47 @@ def _keep_shapes(core):
     core.block_type.__init__ = make_known_block_type
     core.tensor.__init__ = make_tensor
     core.tuple.__eq__ = equal_numbers
+
+
+def _take_operands_that_fit(semantic, core):
+    """Operands of one type are what Triton would find to compute with; others it looks at.
+
+    Shapes are compared as integers; Triton wraps each number of theirs to compare it.
+    """
+    check, broadcast = semantic.binary_op_type_checking_impl, semantic.broadcast_impl_value
+
+    def check_others(self, lhs, rhs, *options, **named):
+        divides = any(options[3:]) or named.get("div_or_mod")
+        if (
+            type(lhs) is type(rhs) is core.tensor
+            and lhs.type.name == rhs.type.name
+            and not (divides or lhs.dtype.is_ptr())
+        ):
+            return lhs, rhs
+        return check(self, lhs, rhs, *options, **named)
+
+    def broadcast_others(self, lhs, rhs):
+        if not (lhs.type.is_block() and rhs.type.is_block()):
+            return broadcast(self, lhs, rhs)
+        ours, theirs = lhs.type.sizes, rhs.type.sizes
+        if ours == theirs:
+            return lhs, rhs
+        pairs = list(zip(ours, theirs, strict=False))
+        if len(ours) != len(theirs) or any(m != n and 1 not in (m, n) for m, n in pairs):
+            return broadcast(self, lhs, rhs)
+        sizes = [n if m == 1 else m for m, n in pairs]
+        return tuple(
+            each
+            if each.type.sizes == sizes
+            else self.tensor(
+                self.builder.create_broadcast(each.handle, sizes),
+                core.block_type(each.type.scalar, sizes),
+            )
+            for each in (lhs, rhs)
+        )
+
+    semantic.binary_op_type_checking_impl = check_others
+    semantic.broadcast_impl_value = broadcast_others
 
 
 def _are_integers(values):
