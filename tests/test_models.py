@@ -6,6 +6,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from swaa import models as swaa_models
+from swaa.gguf_reading import read_once
 from swaa.models import EMBEDDED_INSTALL, load_model
 from tests.gguf_file import CONTEXT, write_gguf
 
@@ -130,3 +131,24 @@ def test_name_that_the_hub_does_not_serve(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match=r"nobody/nothing \(no such folder here, so the hub's\)"):
         load_model("nobody/nothing")
+
+
+def test_a_gguf_file_is_read_once_and_as_gguf_reads_it(tmp_path, monkeypatch):
+    gguf = pytest.importorskip("gguf", reason="needs the extra gguf")
+    path = write_gguf(tmp_path / "tiny.gguf")
+    read, names, reads = gguf.GGUFReader, gguf.get_tensor_name_map, []
+    begin = read.__init__
+    monkeypatch.setattr(read, "__init__", lambda *given: reads.append(begin(*given)))
+    load_model(str(path), device="cpu")
+    assert len(reads) == 1
+    assert (gguf.GGUFReader, gguf.get_tensor_name_map) == (read, names)
+    with read_once():
+        ours = gguf.GGUFReader(path)
+    theirs = read(path)
+    assert list(ours.fields) == list(theirs.fields)
+    assert all(
+        ours.fields[name].contents() == theirs.fields[name].contents() for name in ours.fields
+    )
+    for mine, stock in zip(ours.tensors, theirs.tensors, strict=True):
+        assert (mine.name, mine.tensor_type) == (stock.name, stock.tensor_type)
+        assert (mine.data == stock.data).all()

@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import re
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from transformers import (
 from swaa.adapter import put_adapter_on, read_adapter
 from swaa.extras import install_line
 from swaa.files import checksum
+from swaa.gguf_reading import read_once
 from swaa.memory import explain_out_of_memory
 
 EMBEDDED = "smollm2"
@@ -121,13 +123,14 @@ def load_model(
     if source.gguf_file is not None:
         require_gguf()
         options["gguf_file"] = source.gguf_file
-    # The tokenizer first: it fails within a second, while the weights take a minute.
-    tokenizer = _tokenizer(name, source, options)
-    if source.gguf_file is not None:
-        # Packed blocks would be unpacked again in each forward pass and could not be trained.
-        options["quantization_config"] = GgufConfig(dequantize=True)
-    options |= {"dtype": _dtype(dtype, source, target), "device_map": device_map}
-    model = _model(name, source, options)
+    with read_once() if source.gguf_file is not None else nullcontext():
+        # The tokenizer first: it fails within a second, while the weights take a minute.
+        tokenizer = _tokenizer(name, source, options)
+        if source.gguf_file is not None:
+            # Packed blocks would be unpacked again in each forward pass and could not be trained.
+            options["quantization_config"] = GgufConfig(dequantize=True)
+        options |= {"dtype": _dtype(dtype, source, target), "device_map": device_map}
+        model = _model(name, source, options)
     label, revision = _provenance(name, model)
     if device_map is None:
         work = f"the weights of {label} on {target}"

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from swaa.gguf_reading import read_once
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -129,7 +132,8 @@ def _read_config(name: str) -> PreTrainedConfig:
             models.require_gguf()
             options["gguf_file"] = source.gguf_file
     try:
-        return AutoConfig.from_pretrained(location, **options)
+        with read_once() if "gguf_file" in options else nullcontext():
+            return AutoConfig.from_pretrained(location, **options)
     except ImportError:
         raise
     except Exception as error:  # a broken file fails the loader in ways that it does not declare

@@ -67,19 +67,23 @@ class Case:
 
     def expected(self) -> Tensor:
         """The rule as a plain loop, written apart from ``mask.py``: bool ``[batch, q, k]``."""
-        first = self.key_count - self.queries
-        seen = torch.zeros(len(self.starts), self.queries, self.key_count, dtype=torch.bool)
-        for b, start in enumerate(self.starts):
-            for row in range(self.queries):
-                i = first + row
-                full = self.window is None or (
-                    self.full_from is not None
-                    and self.full_from <= i
-                    and (self.full_until is None or i < self.full_until)
-                )
-                for j in range(start, i + 1):
-                    in_window = self.window is not None and i - j < self.window
-                    seen[b, row, j] = full or in_window or j - start < self.sink_tokens
+        # Lists of numbers: single elements of a tensor take far longer to write.
+        return torch.tensor(
+            [[self._row(row, start) for row in range(self.queries)] for start in self.starts]
+        )
+
+    def _row(self, row: int, start: int) -> list[bool]:
+        i = self.key_count - self.queries + row
+        full = self.window is None or (
+            self.full_from is not None
+            and self.full_from <= i
+            and (self.full_until is None or i < self.full_until)
+        )
+        seen = []
+        for j in range(self.key_count):
+            in_window = self.window is not None and i - j < self.window
+            visible = full or in_window or j - start < self.sink_tokens
+            seen.append(start <= j <= i and visible)
         return seen
 
 

@@ -54,12 +54,14 @@ def packed_rows(lengths: list[int], window: int) -> Rows:
 
 def seen_by(rows: Rows, keys: int, sink_tokens: int) -> torch.Tensor:
     """The mask as a plain loop, bool [rows, keys]."""
-    seen = torch.zeros(rows.position.shape[1], keys, dtype=torch.bool)
-    for i in range(len(seen)):
-        position, left, start = (int(x[0, i]) for x in rows)
-        for j in range(start, position + 1):
-            seen[i, j] = j >= left or j < start + sink_tokens
-    return seen
+    # Over numbers and lists: to read and write single elements of tensors takes far longer.
+    numbers = zip(*(each[0].tolist() for each in rows), strict=True)
+    return torch.tensor(
+        [
+            [start <= j <= position and (j >= left or j < start + sink_tokens) for j in range(keys)]
+            for position, left, start in numbers
+        ]
+    )
 
 
 def kinds_of_blocks(seen: torch.Tensor, block_q: int, block_k: int) -> torch.Tensor:

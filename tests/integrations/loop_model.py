@@ -2,7 +2,7 @@
 
 import sys
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from transformers import AttentionInterface
@@ -59,40 +59,45 @@ def build_masks(
 
     Where ``full_decode`` names KV heads, each has its own mask: ``[batch, kv_heads, ...]``.
     """
-    layers = len(layer_types)
-    if isinstance(config.full_decode, HeadSelection):
-        named = config.full_decode.to_json()
-        by_head = [
-            build_masks(
-                replace(config, full_decode=[int(i) for i in named if head in named[i]]),
-                layer_types, starts, total, rows, documents, native_window,
-            )
-            for head in range(kv_heads)
-        ]  # fmt: skip
-        return {i: torch.stack([masks[i] for masks in by_head], 1) for i in range(layers)}
-    full_layers = set(config.full_layers)
-    decode = set(range(layers)) if config.full_decode is True else set(config.full_decode or ())
-    masks = {}
-    for layer in range(layers):
-        mask = torch.zeros(len(starts), total, total, dtype=torch.bool)
-        for b, start in enumerate(starts):
-            of = rows[b] if isinstance(rows, list) else rows
-            for t in range(start, total):
-                first = start
-                if documents is not None:
-                    first = next(u for u in range(total) if documents[b][u] == documents[b][t])
-                row = [False] * total
-                for u in range(first, t + 1):
-                    if layer_types[layer] == "sliding_attention":
-                        row[u] = t - u < native_window
-                        continue
-                    full = layer in full_layers or t in of.tail
-                    full = full or (t in of.answers and layer in decode)
-                    near = t - u < config.window or u - first < config.sink_tokens
-                    row[u] = full or near
-                mask[b, t] = torch.tensor(row)
-        masks[layer] = mask
-    return masks
+    made = {}
+
+    def mask_of(layer, decode):
+        full = layer in set(config.full_layers)
+        kind = (layer_types[layer], full, decode is True or layer in (decode or ()))
+        if kind not in made:
+            made[kind] = _mask(kind, config, starts, total, rows, documents, native_window)
+        return made[kind]
+
+    if not isinstance(config.full_decode, HeadSelection):
+        return {i: mask_of(i, config.full_decode) for i in range(len(layer_types))}
+    named = config.full_decode.to_json()
+    by_head = [[int(i) for i in named if head in named[i]] for head in range(kv_heads)]
+    return {
+        i: torch.stack([mask_of(i, decode) for decode in by_head], 1)
+        for i in range(len(layer_types))
+    }
+
+
+def _mask(kind, config, starts, total, rows, documents, native_window):
+    """The mask that layers of a kind share, bool [batch, total, total]."""
+    layer_type, full_layer, full_decode = kind
+    window, sink_tokens = config.window, config.sink_tokens
+    masks = []
+    for b, start in enumerate(starts):
+        of = rows[b] if isinstance(rows, list) else rows
+        mask = [[False] * total for _ in range(total)]
+        for t in range(start, total):
+            first = start
+            if documents is not None:
+                first = next(u for u in range(total) if documents[b][u] == documents[b][t])
+            full = full_layer or t in of.tail or (t in of.answers and full_decode)
+            for u in range(first, t + 1):
+                if layer_type == "sliding_attention":
+                    mask[t][u] = t - u < native_window
+                else:
+                    mask[t][u] = full or t - u < window or u - first < sink_tokens
+        masks.append(mask)
+    return torch.tensor(masks)
 
 
 def loop_logits(model, ids, masks, position_ids, implementation=LOOP):

@@ -1,6 +1,7 @@
 """Full decode in some KV heads: modes that have no place in the table, bytes, words."""
 
 import copy
+import functools
 import pickle
 
 import pytest
@@ -38,6 +39,7 @@ def model_of(config=None):
     return sharp_model(config, **SHAPE)
 
 
+@functools.cache  # every mode is compared with the same answer
 def by_definition(config, ids=IDS, **options):
     return answers.by_definition(model_of(), config, ids, **options)
 

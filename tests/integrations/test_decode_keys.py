@@ -1,6 +1,7 @@
 """Generated rows that choose what they read: every mode of generate against the definition."""
 
 import dataclasses
+import functools
 
 import pytest
 import torch
@@ -35,8 +36,14 @@ def reading_everything(config):
     return dataclasses.replace(config, decode_keys=0)
 
 
-def by_definition(config, ids=IDS, **options):
-    return answers.by_definition(sharp_model(), config, ids, **options)
+@functools.cache  # every mode is compared with the same answer
+def by_definition(config, **options):
+    return answers.by_definition(sharp_model(), config, IDS, **options)
+
+
+@functools.cache
+def logits_reading_everything(config):
+    return logits_of(sharp_model(reading_everything(config)).generate(IDS, **KEPT))
 
 
 @pytest.fixture(params=CONFIGS)
@@ -49,7 +56,7 @@ def test_generate_reads_what_the_definition_chooses(config, mode):
     expected = logits_of(by_definition(config))
     found = logits_of(sharp_model(config).generate(IDS, **KEPT, **options_of(mode)))
     torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-4)
-    full = logits_of(sharp_model(reading_everything(config)).generate(IDS, **KEPT))
+    full = logits_reading_everything(config)
     torch.testing.assert_close(found[0], full[0], atol=2e-4, rtol=1e-4)  # a row of the prompt
     assert not torch.allclose(found[1], full[1], atol=1e-2)
 

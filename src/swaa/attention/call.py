@@ -109,30 +109,39 @@ class AttentionCall:
             full_until=self.full_until,
         )
 
-    def sequences(self) -> list[AttentionCall]:
-        """Split a packed call into one dense call per sequence (reads the lengths on the host)."""
+    def sequences(self, *, unseen: bool = True) -> list[AttentionCall]:
+        """Split a packed call into one dense call per sequence (reads the lengths on the host).
+
+        Args:
+            unseen: whether pages that no row sees are copied, too. Without them the positions
+                behind the sinks' pages are smaller by what is left out.
+        """
         assert self.cu_seqlens_q is not None
         ends_q = self.cu_seqlens_q.tolist()
         calls = []
         for n in range(len(ends_q) - 1):
             rows = slice(ends_q[n], ends_q[n + 1])
-            k, v = self._keys_of(n)
+            count = ends_q[n + 1] - ends_q[n]
+            skipped = range(0) if unseen else self._unseen_pages(n, count)
+            k, v = self._keys_of(n, skipped)
+            gap = 0 if self.block_table is None else len(skipped) * self.k.shape[1]
             length = k.shape[1]
+            q_start = _item(self.q_start, n, length + gap - count)
             calls.append(
                 replace(
                     self,
                     q=self.q[:, rows],
                     k=k,
                     v=v,
-                    full_from=_item(self.full_from, n),
-                    full_until=_item(self.full_until, n),
+                    full_from=None if gap else _item(self.full_from, n),
+                    full_until=None if gap else _item(self.full_until, n),
                     left=None if self.left is None else self.left[:, rows],
-                    q_start=_item(self.q_start, n, length - (ends_q[n + 1] - ends_q[n])),
+                    q_start=None if q_start is None else q_start - gap,
                     kv_start=_item(self.kv_start, n, 0) or 0,
                     decode_from=_item(self.decode_from, n),
                     page_statistics=self._statistics_of(n, length),
                     # A page may be freed and hold anything: keep the length, so slots are masked.
-                    kv_lens=None if self.kv_lens is None else self.kv_lens[n : n + 1],
+                    kv_lens=None if self.kv_lens is None else self.kv_lens[n : n + 1] - gap,
                     cu_seqlens_q=None,
                     cu_seqlens_k=None,
                     block_table=None,
@@ -170,15 +179,43 @@ class AttentionCall:
         behind = self.q.new_zeros((1, self.q.shape[1] - rows, self.q.shape[2], self.v.shape[3]))
         return torch.cat([*outputs, behind], dim=1)
 
-    def _keys_of(self, n: int) -> tuple[Tensor, Tensor]:
-        """Keys and values ``[1, length, kv_heads, head_dim]`` of a packed call's sequence ``n``."""
+    def _unseen_pages(self, n: int, rows: int) -> range:
+        """Pages of a packed call's sequence ``n`` between the sinks and the window of its rows.
+
+        None where a row sees everything, declares what it sees, or chooses.
+        """
+        if self.block_table is None or self.window is None or self.left is not None:
+            return range(0)
+        if self.selects or self.decode_keys or rows == 0:
+            return range(0)
+        assert self.kv_lens is not None
+        first = _item(self.q_start, n, int(self.kv_lens[n]) - rows)
+        assert first is not None
+        full_from, full_until = _item(self.full_from, n), _item(self.full_until, n)
+        before = full_from is None or first + rows <= full_from
+        if not (before or (full_until is not None and first >= full_until)):
+            return range(0)
+        page = self.k.shape[1]
+        return range(-(-self.sink_tokens // page), max(0, first - self.window + 1) // page)
+
+    def _keys_of(self, n: int, skipped: range) -> tuple[Tensor, Tensor]:
+        """Keys and values ``[1, length, kv_heads, head_dim]`` of a packed call's sequence ``n``.
+
+        Args:
+            n: number of the sequence.
+            skipped: pages that are left out.
+        """
         if self.cu_seqlens_k is not None:
             rows = slice(int(self.cu_seqlens_k[n]), int(self.cu_seqlens_k[n + 1]))
             return self.k[:, rows], self.v[:, rows]
         assert self.block_table is not None
         assert self.kv_lens is not None
+        size = self.k.shape[1]
         length = int(self.kv_lens[n])
-        pages = self.block_table[n, : -(-length // self.k.shape[1])].long().clamp(min=0)
+        pages = self.block_table[n, : -(-length // size)].long().clamp(min=0)
+        if skipped:
+            pages = torch.cat([pages[: skipped.start], pages[skipped.stop :]])
+            length -= len(skipped) * size
         return self.k[pages].flatten(0, 1)[None, :length], self.v[pages].flatten(0, 1)[
             None, :length
         ]
@@ -207,15 +244,19 @@ class AttentionCall:
 
 
 def attend_apart(
-    call: AttentionCall, attend: Callable[[AttentionCall], AttentionOutput]
+    call: AttentionCall,
+    attend: Callable[[AttentionCall], AttentionOutput],
+    *,
+    unseen: bool = True,
 ) -> AttentionOutput:
     """Serve a packed call sequence by sequence; tokens after the last one get zero rows.
 
     Args:
         call: packed.
         attend: serves one dense call, with or without lse.
+        unseen: as :meth:`AttentionCall.sequences` takes it.
     """
-    parts = [attend(one) for one in call.sequences()]
+    parts = [attend(one) for one in call.sequences(unseen=unseen)]
     output = call.joined([part.output for part in parts])
     found = [part.lse for part in parts if part.lse is not None]
     if len(found) < len(parts):

@@ -49,7 +49,7 @@ def refusal(call: AttentionCall) -> str | None:
 def attend(call: AttentionCall) -> AttentionOutput:
     """Attention over sinks and window only, chunk by chunk; ``lse`` is None."""
     if call.packed:
-        return attend_apart(call, attend)
+        return attend_apart(call, attend, unseen=False)
     if call.paged:
         call = call.gathered()
     if call.q.shape[1] == 0 or call.k.shape[1] == 0:

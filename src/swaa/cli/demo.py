@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 _SIZES = ("needles", "needle_tokens", "prefill_tokens", "rounds", "window", "seed")
 _FLAGS = """
 --model MODEL=smollm2  folder, hub name, GGUF file, or smollm2
---needles N=8  documents per setting, one hidden fact in each
---needle-tokens N=2048  length of each document (tokens)
---prefill-tokens N=8000  length of the timed prompt (tokens)
+--needles N=4  documents per setting, one hidden fact in each
+--needle-tokens N=1024  length of each document (tokens)
+--prefill-tokens N=4096  length of the timed prompt (tokens)
 --rounds N=3  times that every setting is timed, in turns
---window N=512  window of every sliding setting (keys)
+--window N=256  window of every sliding setting (keys)
 --seed N=0  of the hidden facts
 --json  print the result file, no table (default: a table)
 """

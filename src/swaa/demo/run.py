@@ -41,11 +41,11 @@ class DemoOptions:
         seed: of the needles.
     """
 
-    needles: int = 8
-    needle_tokens: int = 2048
-    prefill_tokens: int = 8000
+    needles: int = 4
+    needle_tokens: int = 1024
+    prefill_tokens: int = 4096
     rounds: int = 3
-    window: int = 512
+    window: int = 256
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -13,6 +13,7 @@ from swaa.evaluation.engines import Engine
 from swaa.evaluation.engines.openai import OpenAIEngine
 from swaa.evaluation.engines.transformers import TransformersEngine
 from swaa.evaluation.run import SERVED
+from swaa.gguf_reading import read_once
 from swaa.http.endpoint import Endpoint
 from swaa.models import LoadedModel, find_model, model_revision, require_gguf
 from swaa.plan import price
@@ -134,7 +135,8 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
         require_gguf()
         options["gguf_file"] = source.gguf_file
     try:
-        return AutoTokenizer.from_pretrained(source.location, **options)
+        with read_once() if source.gguf_file is not None else nullcontext():
+            return AutoTokenizer.from_pretrained(source.location, **options)
     except ImportError:
         raise
     except Exception as error:  # a broken file raises errors that the loader does not document

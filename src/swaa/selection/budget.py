@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -103,13 +103,21 @@ class Prices:
     shape: ModelShape
     able: tuple[int, ...]
     length: int
+    _known: dict[Candidate, Cost] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def full(self) -> Cost:
         """Full attention's cost."""
         return Cost(1.0, 1.0, 1.0, 1.0)
 
     def of(self, candidate: Candidate) -> Cost:
-        """A candidate's cost."""
+        """A candidate's cost; searches ask again and again for those of the same candidates."""
+        if candidate not in self._known:
+            self._known[candidate] = self._price(candidate)
+        return self._known[candidate]
+
+    def _price(self, candidate: Candidate) -> Cost:
         ratios = price(self.shape, candidate.config(self.able), prompt_length=self.length).ratios()
         return Cost(
             layers=len(candidate.full) / len(self.able),
