@@ -45,6 +45,8 @@ PARAMETERS = {
         *("query", "key", "value", "output_shape", "output_dtype"),
     ),
     "vllm.config:ModelConfig.get_total_num_kv_heads": (),
+    "vllm.config:ModelConfig.is_multimodal_model": (),
+    "vllm.config:ModelConfig.is_mm_prefix_lm": (),
     f"{BACKENDS}:AttentionMetadataBuilder.__init__": (
         *("kv_cache_spec", "layer_names", "vllm_config", "device"),
     ),

@@ -201,8 +201,9 @@ def test_draft_whose_checkpoint_asks_for_swaa_is_refused(checkpoint):
         ({"pipeline": 2}, "a draft model under pipeline parallelism"),
         ({"sees": 512}, "the draft model sees 512 tokens and 2,048 are served"),
         ({"requests": 33}, "33 requests next to a draft model need steps of 66 tokens"),
+        ({"sees_pictures": True}, "a draft model was not tried where one of the models sees"),
     ],
-    ids=["eagle", "fp8", "another_type", "pipeline", "short", "crowded"],
+    ids=["eagle", "fp8", "another_type", "pipeline", "short", "crowded", "pictures"],
 )
 def test_speculation_that_is_refused(changes, reason):
     from swaa.integrations.vllm import support
@@ -216,7 +217,11 @@ def test_speculation_that_is_refused(changes, reason):
     vllm_config = SimpleNamespace(
         speculative_config=SimpleNamespace(**speculative),
         parallel_config=SimpleNamespace(pipeline_parallel_size=changes.get("pipeline", 1)),
-        model_config=SimpleNamespace(max_model_len=2048),
+        model_config=SimpleNamespace(
+            max_model_len=2048,
+            is_multimodal_model=changes.get("sees_pictures", False),
+            is_hybrid=changes.get("hybrid", False),
+        ),
         scheduler_config=SimpleNamespace(
             max_num_seqs=changes.get("requests", 32), max_num_batched_tokens=64
         ),

@@ -98,8 +98,11 @@ def _model_reasons(model: Any) -> Iterator[str]:
         yield f"{name} runs as a {model.runner_type} model; swaa serves generation"
     if model.is_encoder_decoder:
         yield f"{name} is an encoder-decoder; swaa adapts decoders"
-    if model.is_multimodal_model:
-        yield f"{name} is multimodal; swaa adapts text-only decoders"
+    if model.is_multimodal_model and model.is_mm_prefix_lm:
+        yield (
+            f"{name} lets the tokens of a picture see later ones of it; swaa's rows see"
+            " no later keys"
+        )
     if model.use_mla:
         yield f"{name} compresses its keys (multi-head latent attention)"
     if model.is_hybrid or model.is_attention_free:
@@ -227,6 +230,8 @@ def _speculation_reasons(vllm_config: Any) -> Iterator[str]:
     if draft is None:
         return
     yield from _model_reasons(draft)
+    if draft.is_multimodal_model or served_model(vllm_config).is_multimodal_model:
+        yield "a draft model was not tried where one of the models sees pictures; serve without it"
     if vllm_config.parallel_config.pipeline_parallel_size > 1:
         yield "a draft model under pipeline parallelism was not tried; serve without one of them"
     served = served_model(vllm_config).max_model_len
