@@ -46,7 +46,6 @@ FAMILIES = {
         "block_ffn_dim_multiplier": 1.0,
     },
     "qwen3_next": DELTA_NET | EXPERTS,
-    "qwen3_5_text": DELTA_NET,
 }
 
 
@@ -77,11 +76,13 @@ def compute_delta_nets_in_float32(patch):
     What is left of vLLM's: projections, convolution, states, their blocks and indices. The judge
     goes row by row, too: by chunks Transformers rounds to 4e-4.
     """
+    from transformers.models.qwen3_5 import modeling_qwen3_5 as dense
     from transformers.models.qwen3_next import modeling_qwen3_next as reference
     from vllm.model_executor.layers.mamba.ops.cpu import gdn_attention
 
     row_by_row = reference.torch_recurrent_gated_delta_rule
-    patch.setattr(reference, "torch_chunk_gated_delta_rule", row_by_row)
+    for module in (reference, dense):
+        patch.setattr(module, "torch_chunk_gated_delta_rule", row_by_row)
     patch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     patch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     patch.setattr(gdn_attention, "torch", _Instead(torch, bfloat16=torch.float32))

@@ -46,7 +46,6 @@ PARAMETERS = {
     ),
     "vllm.config:ModelConfig.get_total_num_kv_heads": (),
     "vllm.config:ModelConfig.is_multimodal_model": (),
-    "vllm.config:ModelConfig.is_mm_prefix_lm": (),
     f"{BACKENDS}:AttentionMetadataBuilder.__init__": (
         *("kv_cache_spec", "layer_names", "vllm_config", "device"),
     ),
@@ -83,6 +82,7 @@ FIELDS = {
     ),
 }
 SAYS = {
+    "vllm.config:ModelConfig": ("def is_mm_prefix_lm(self)", "def is_hybrid(self)"),
     # The V2 model runner, which only GPUs (and Triton's interpreter) run.
     "vllm.v1.worker.gpu.states:RequestState": ("self.prompt_len = UvaBackedTensor",),
     "vllm.v1.worker.gpu.buffer_utils:UvaBackedTensor": ("self.np =", "self.gpu ="),

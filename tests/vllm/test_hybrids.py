@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from swaa.config import SWAAConfig
+from tests.vllm import wrappers
 from tests.vllm.engine import BLOCK, CHUNK, Engine, Judge, generating_judge, prompts_of
 from tests.vllm.hybrids import compute_delta_nets_in_float32, save_hybrid
 
@@ -116,6 +117,24 @@ def test_the_same_recipe_in_transformers(case):
     check = generating_judge(folder)
     (prompt,) = prompts_of(150, seed=9)
     check(prompt, engine.answers([prompt])[0], config=judge.config, chunk=CHUNK)
+
+
+def test_wrapper_with_delta_nets(tmp_path, monkeypatch):
+    compute_delta_nets_in_float32(monkeypatch)
+    wrappers.without_a_processor(monkeypatch)
+    config, folder = CASES["qwen3_next"], wrappers.save_wrapper(tmp_path, "qwen3_5")
+    judge = wrappers.WrapperJudge(folder, config)
+    before, after, text = map(wrappers.without_marks, prompts_of(45, 90, 129))
+    prompt = wrappers.around_a_picture(before, after)
+    with Engine(folder, config.to_dict(), **OPTIONS, **wrappers.OPTIONS) as engine:
+        given = [text, wrappers.request(prompt, 1)]
+        rounds = [engine.in_turn(given, max_tokens=12) for _ in range(2)]
+        (other,) = engine.in_turn([wrappers.request(prompt, 2)], max_tokens=12)
+    for outputs in rounds:
+        judge.check(text, outputs[0].outputs[0])
+        judge.seeing(1).check(prompt, outputs[1].outputs[0])
+    assert rounds[1][1].num_cached_tokens > 0
+    judge.seeing(2).check(prompt, other.outputs[0])
 
 
 def engine_of(changes):

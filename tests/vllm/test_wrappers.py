@@ -21,31 +21,20 @@ CASES = {
         SWAAConfig(**KNOBS, full_layers=(1, 2)),
     ),
 }
-OPTIONS = {
-    "skip_tokenizer_init": False,
-    "limit_mm_per_prompt": {"image": 1, "video": 0},
-    "skip_mm_profiling": True,
-    # Few, so that requests are preempted.
-    "num_gpu_blocks_override": 44,
-    "max_model_len": 512,
-    "watermark": 0.0,
-}
+# Few blocks, so that requests are preempted.
+FEW = {"num_gpu_blocks_override": 44, "max_model_len": 512, "watermark": 0.0}
 
 
 @pytest.fixture(scope="module", params=CASES)
 def case(request, tmp_path_factory):
     """An engine and its judge; one checkpoint carries its configuration beside the text model's."""
-    from vllm.model_executor.models.qwen2_vl import Qwen2VLProcessingInfo
-
     swaa, config = CASES[request.param]
     carried = swaa if request.param == "qwen3_vl" else None
     folder = tmp_path_factory.mktemp(request.param)
     wrappers.save_wrapper(folder, request.param, swaa=carried)
     with pytest.MonkeyPatch.context() as patch:
-        # Otherwise vLLM asks the processor.
-        most = {"image": wrappers.TOKENS}
-        patch.setattr(Qwen2VLProcessingInfo, "get_mm_max_tokens_per_item", lambda *_, **__: most)
-        with Engine(str(folder), None if carried else swaa, **OPTIONS) as engine:
+        wrappers.without_a_processor(patch)
+        with Engine(str(folder), None if carried else swaa, **wrappers.OPTIONS, **FEW) as engine:
             yield engine, wrappers.WrapperJudge(str(folder), config)
 
 

@@ -4,6 +4,7 @@ import torch
 
 from tests.integrations.loop_model import LOOP, MASKS, build_masks, rows_of
 from tests.served import VOCABULARY, Judge
+from tests.vllm.hybrids import DELTA_NET
 
 PICTURE, START, END = 94, 92, 93
 """Token ids: of each part of a picture, before and after them."""
@@ -45,7 +46,21 @@ FAMILIES = {
         {"rope_parameters": {**ROPE, "mrope_interleaved": True}},
         {"num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1]},
     ),
+    "qwen3_5": (
+        DELTA_NET
+        | {
+            "rope_parameters": ROPE
+            | {"mrope_section": [2, 1, 1], "mrope_interleaved": True, "partial_rotary_factor": 0.25}
+        },
+        {"num_position_embeddings": 16},
+    ),
 }
+OPTIONS = {
+    "skip_tokenizer_init": False,
+    "limit_mm_per_prompt": {"image": 1, "video": 0},
+    "skip_mm_profiling": True,
+}
+"""Of an engine that serves one of them."""
 
 
 def save_wrapper(folder, family, swaa=None):
@@ -75,6 +90,14 @@ def save_wrapper(folder, family, swaa=None):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(known), unk_token="t0")
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+def without_a_processor(patch):
+    """Let engines start without the processor, which needs torchvision."""
+    from vllm.model_executor.models.qwen2_vl import Qwen2VLProcessingInfo
+
+    most = {"image": TOKENS}
+    patch.setattr(Qwen2VLProcessingInfo, "get_mm_max_tokens_per_item", lambda *_, **__: most)
 
 
 def without_marks(prompt):
@@ -133,7 +156,8 @@ class WrapperJudge(Judge):
     def logits(self, prompt, answer):
         read = [PICTURE - 10 if token == PICTURE else token for token in answer]
         ids = torch.tensor([[*prompt, *read]])
-        total, layers = ids.shape[1], ["full_attention"] * TEXT["num_hidden_layers"]
+        total = ids.shape[1]
+        layers = ["full_attention"] * self.model.config.text_config.num_hidden_layers
         rows = rows_of(len(prompt), self.config.dense_tail, total)
         MASKS.clear()
         MASKS.update(build_masks(self.config, layers, [0], total, rows))
