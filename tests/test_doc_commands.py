@@ -27,6 +27,7 @@ FOREIGN = {
         "--ubatch-size",
         "--enforce-eager",
     ),
+    *("--mamba-cache-mode", "--prefix-match-unit", "--compilation-config"),
     *("--prefix-cache-retention-interval", "--disable-hybrid-kv-cache-manager", "--port", "--host"),
     *("--uds", "--ssl-certfile", "--config", "--headless"),
     # of SGLang

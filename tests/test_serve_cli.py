@@ -159,6 +159,13 @@ def test_a_config_file_that_says_null_asks_for_nothing(handed, tmp_path):
     assert handed[0][1] == Settings(config=load_recipe("balanced"))
 
 
+def test_a_wrapper_whose_text_model_carries_a_recipe(handed, tmp_path):
+    values = {"model_type": "qwen3_vl", "text_config": {"model_type": "qwen3_vl_text", "swaa": OWN}}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert main(["serve", str(tmp_path)]) == 0
+    assert handed[0][1] == Settings(config=SWAAConfig(**OWN))
+
+
 def test_the_config_file_that_vllm_is_told_to_read(handed, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3", "swaa": OWN}))
     assert main(["serve", "elsewhere", "--hf-config-path", str(tmp_path)]) == 0

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import sys
 
 import pytest
 
@@ -21,12 +22,21 @@ if not MISSING:
         VLLM_LOGGING_LEVEL="WARNING",
         HF_HUB_OFFLINE="1",
     )
+
+
+def _import_from(folder):
+    """Here, and in processes that vLLM starts."""
+    sys.path.insert(0, folder)
+    paths = [folder, *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+
+
+if not MISSING and importlib.util.find_spec("torchvision") is None:
+    _import_from(os.path.join(HERE, "stand_ins"))
 if os.environ.get("SWAA_TEST_RUNNER") == "v2" and not MISSING and not ON_GPU:
     os.environ.update(TRITON_INTERPRET="1", VLLM_USE_V2_MODEL_RUNNER="1")
-    # Here, and in processes that vLLM starts.
     importlib.import_module("tests.vllm.interpreted.sitecustomize")
-    paths = [os.path.join(HERE, "interpreted"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+    _import_from(os.path.join(HERE, "interpreted"))
 if os.environ.get("TRITON_INTERPRET") == "1" and not MISSING:
     hasten(importlib.import_module("triton.runtime.interpreter"))
 

@@ -119,15 +119,21 @@ class Engine:
         return [output.outputs[0] for output in self.run(prompts, max_tokens, **options)]
 
     def one_after_another(self, prompts, **options):
-        """Answers to prompts that come a step apart, so that later ones are computed beside rows
-        that earlier ones generate."""
-        core, answers = self.llm.llm_engine, {}
+        """Answers to prompts that come a step apart, see :meth:`in_turn`."""
+        return [output.outputs[0] for output in self.in_turn(prompts, **options)]
+
+    def in_turn(self, prompts, **options):
+        """vLLM's outputs for prompts that come a step apart, so that later ones are computed beside
+        rows that earlier ones generate. A prompt may also be in vLLM's own form."""
+        core, outputs = self.llm.llm_engine, {}
         for number, prompt in enumerate(prompts):
-            core.add_request(str(number), {"prompt_token_ids": prompt}, sampling(**options))
-            answers |= _finished(core.step())
+            given = prompt if isinstance(prompt, dict) else {"prompt_token_ids": prompt}
+            core.add_request(str(number), given, sampling(**options))
+            outputs |= _finished(core.step())
         while core.has_unfinished_requests():
-            answers |= _finished(core.step())
-        return [answers[str(number)] for number in range(len(prompts))]
+            outputs |= _finished(core.step())
+        assert self.free_blocks() == self.free_at_start, "blocks leaked"
+        return [outputs[str(number)] for number in range(len(prompts))]
 
     def forget(self):
         """Empty the prefix cache."""
@@ -135,7 +141,7 @@ class Engine:
 
 
 def _finished(outputs):
-    return {output.request_id: output.outputs[0] for output in outputs if output.finished}
+    return {output.request_id: output for output in outputs if output.finished}
 
 
 def sampling(**options):

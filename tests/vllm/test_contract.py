@@ -45,6 +45,7 @@ PARAMETERS = {
         *("query", "key", "value", "output_shape", "output_dtype"),
     ),
     "vllm.config:ModelConfig.get_total_num_kv_heads": (),
+    "vllm.config:ModelConfig.is_multimodal_model": (),
     f"{BACKENDS}:AttentionMetadataBuilder.__init__": (
         *("kv_cache_spec", "layer_names", "vllm_config", "device"),
     ),
@@ -81,6 +82,7 @@ FIELDS = {
     ),
 }
 SAYS = {
+    "vllm.config:ModelConfig": ("def is_mm_prefix_lm(self)", "def is_hybrid(self)"),
     # The V2 model runner, which only GPUs (and Triton's interpreter) run.
     "vllm.v1.worker.gpu.states:RequestState": ("self.prompt_len = UvaBackedTensor",),
     "vllm.v1.worker.gpu.buffer_utils:UvaBackedTensor": ("self.np =", "self.gpu ="),
@@ -91,6 +93,11 @@ SAYS = {
         *("req_idx=input_batch.idx_mapping_np", "rswa_prefix_lens=input_batch.prompt_lens"),
         "seq_lens_cpu_upper_bound=seq_lens_cpu_upper_bound",
     ),
+    # Models with linear layers: their prompt lengths, and states published at ends of blocks.
+    "vllm.v1.worker.gpu.model_states.mamba_hybrid:MambaHybridModelState": (
+        "rswa_prefix_lens=input_batch.prompt_lens",
+    ),
+    "vllm.v1.core.kv_cache_utils:partial_hash_hits_enabled": ("spec.block_size > hash_block_size",),
     "vllm.v1.worker.gpu.attn_utils:init_attn_backend": ("get_attn_backend()",),
     # One object for all builders of a group, which make their numbers once.
     "vllm.v1.worker.gpu.attn_utils:build_attn_metadata": ("for attn_group in attn_groups[i]:",),
@@ -122,6 +129,7 @@ SAYS = {
 OURS = (
     *("kv_cache:AllKeysSpec", "kv_cache:TailSpec", "kv_cache:SinkWindowSpec"),
     *("kv_cache:AllKeysManager", "kv_cache:TailManager", "kv_cache:SinkWindowManager"),
+    *("kv_cache:StateSpec", "kv_cache:StateManager"),
     *("attention:CPUAttention", "attention:GPUAttention", "metadata:SlidingMetadataBuilder"),
 )
 
@@ -181,7 +189,7 @@ def test_methods_take_what_those_they_replace_take(name):
         wanted = inspect.signature(theirs).parameters
         missing = [word for word in wanted if word not in taken and word not in ("self", "cls")]
         assert not [word for word in missing if wanted[word].kind not in any_number], method
-    assert checked or name == "kv_cache:TailSpec" or name == "kv_cache:AllKeysSpec"
+    assert checked or name in ("kv_cache:TailSpec", "kv_cache:AllKeysSpec", "kv_cache:StateSpec")
 
 
 def test_sliding_specs_say_what_the_worker_may_forget():

@@ -201,8 +201,10 @@ def test_draft_whose_checkpoint_asks_for_swaa_is_refused(checkpoint):
         ({"pipeline": 2}, "a draft model under pipeline parallelism"),
         ({"sees": 512}, "the draft model sees 512 tokens and 2,048 are served"),
         ({"requests": 33}, "33 requests next to a draft model need steps of 66 tokens"),
+        ({"sees_pictures": True}, "a draft model was not tried where one of the models sees"),
+        ({"is_hybrid": True}, "a draft model with linear layers was not tried"),
     ],
-    ids=["eagle", "fp8", "another_type", "pipeline", "short", "crowded"],
+    ids=["eagle", "fp8", "another_type", "pipeline", "short", "crowded", "pictures", "linear"],
 )
 def test_speculation_that_is_refused(changes, reason):
     from swaa.integrations.vllm import support
@@ -210,13 +212,18 @@ def test_speculation_that_is_refused(changes, reason):
     plain = ("is_encoder_decoder", "is_multimodal_model", "use_mla", "is_hybrid")
     draft = SimpleNamespace(architectures=["Draft"], runner_type="draft", is_attention_free=False)
     draft.__dict__.update(dict.fromkeys(plain, False), max_model_len=changes.get("sees", 2048))
+    draft.is_hybrid = changes.get("is_hybrid", False)
+    draft.hf_text_config = SimpleNamespace(model_type="qwen3_next")
     draft.dtype = torch.float32
     speculative = {"method": "draft_model", "draft_model_config": draft, "kv_cache_dtype": None}
     speculative |= changes
     vllm_config = SimpleNamespace(
         speculative_config=SimpleNamespace(**speculative),
         parallel_config=SimpleNamespace(pipeline_parallel_size=changes.get("pipeline", 1)),
-        model_config=SimpleNamespace(max_model_len=2048),
+        model_config=SimpleNamespace(
+            max_model_len=2048,
+            is_multimodal_model=changes.get("sees_pictures", False),
+        ),
         scheduler_config=SimpleNamespace(
             max_num_seqs=changes.get("requests", 32), max_num_batched_tokens=64
         ),

@@ -237,7 +237,7 @@ def test_layers_with_unlike_numbers_of_heads_are_refused(monkeypatch):
     monkeypatch.setattr(distributed, "get_tensor_model_parallel_world_size", lambda: 2)
     monkeypatch.setattr(distributed, "get_tensor_model_parallel_rank", lambda: 1)
     settings = parse({"window": 24, "full_decode": {"0": [1, 3]}})
-    active = Active(settings, settings.plans(1, 4), kv_heads=4, frees=True)
+    active = Active(settings, settings.plans(1, 4), able=(0,), kv_heads=4, frees=True)
     plan, name = active.plans[0], "model.layers.0.self_attn.attn"
     assert active._on_this_rank(plan, name, 2).decode_heads == (1,)
     with pytest.raises(ValueError, match="1 KV heads on this rank and the model 4; full_decode"):

@@ -79,7 +79,7 @@ def _carried(model: str, engine: str, arguments: Sequence[str]) -> Settings | No
     """What a checkpoint's config.json asks for, or None; a hub model's, if it can be reached."""
     from transformers import PreTrainedConfig
 
-    from swaa.integrations.settings import KEY, parse
+    from swaa.integrations.settings import carried_in, parse
 
     address = importlib.import_module(f"swaa.integrations.{engine}.address")
     flags = address.read_flags(arguments)
@@ -88,7 +88,8 @@ def _carried(model: str, engine: str, arguments: Sequence[str]) -> Settings | No
         values, _ = PreTrainedConfig.get_config_dict(where, revision=flags.get("revision"))
     except (OSError, ValueError):
         return None  # engines can load from more places, and report what is wrong
-    return None if values.get(KEY) is None else parse(values[KEY])
+    carried = carried_in(values)
+    return None if carried is None else parse(carried)
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:

@@ -205,5 +205,25 @@ def refuse_misplaced(source: str, asked: Mapping[str, Any]) -> None:
 
 
 def carried_by(model_config: Any) -> object:
-    """What a model's own config.json says under ``"swaa"``, or None."""
-    return getattr(getattr(model_config, "hf_config", None), KEY, None)
+    """What a model's own config.json says under ``"swaa"``, or None.
+
+    Args:
+        model_config: of an engine; where the model wraps a text model, that one's part of the file
+            counts, too.
+    """
+    for name in ("hf_config", "hf_text_config"):
+        carried = getattr(getattr(model_config, name, None), KEY, None)
+        if carried is not None:
+            return carried
+    return None
+
+
+def carried_in(values: Mapping[str, Any]) -> object:
+    """What the values of a config.json say under ``"swaa"``, the text model's included, or None.
+
+    >>> carried_in({"model_type": "qwen3_vl", "text_config": {"swaa": "fast"}})
+    'fast'
+    """
+    text = values.get("text_config")
+    carried = values.get(KEY)
+    return text.get(KEY) if carried is None and isinstance(text, Mapping) else carried

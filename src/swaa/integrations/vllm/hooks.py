@@ -9,8 +9,8 @@
 4. ``KVCacheManager.get_computed_blocks``: end prefix-cache reuse before the dense tail (engine
    core).
 5. ``get_kv_cache_groups``: keep a draft model's layers in one group of the cache, the first; pack
-   parts of layers that have unlike numbers of KV heads (engine core, and workers that try the cache
-   out).
+   parts of layers that have unlike numbers of KV heads; publish states of linear layers only where
+   keys are published (engine core, and workers that try the cache out).
 6. ``beam_search`` of the offline and of the online front end: refuse it where rows have phases.
 7. ``InputProcessor.process_inputs``: refuse streamed sessions with a dense tail (front end).
 """
@@ -85,6 +85,7 @@ def _configuring(original: Callable[..., Any]) -> Callable[..., Any]:
         if found is not None:
             support.check_prefix_window(made)
             support.check_engine(made)
+            support.check_states(made, found)
             model = drafts.served_model(made)
             fitted = found.fitted(
                 model.get_total_num_hidden_layers(), kv_heads=model.get_total_num_kv_heads()
@@ -170,11 +171,14 @@ def _grouping(original: Callable[..., Any]) -> Callable[..., Any]:
     def get_kv_cache_groups(
         vllm_config: Any, kv_cache_spec: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
-        from swaa.integrations.vllm import drafts, layers, packing
+        from swaa.integrations.vllm import drafts, kv_cache, layers, packing
 
         active = layers.active(vllm_config)
         if active is not None and active.packed:
             return packing.pack(kv_cache_spec, vllm_config)
+        if active is not None and active.prompt_only:
+            tail = active.settings.config.dense_tail
+            kv_cache_spec = kv_cache.bound_states(kv_cache_spec, dense_tail=tail)
         groups = original(vllm_config, kv_cache_spec, *args, **kwargs)
         if active is None:
             return groups

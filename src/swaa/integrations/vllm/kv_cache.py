@@ -14,13 +14,17 @@ prompt reuses a block that holds rows of its own tail. The original prompt of a 
 vLLM's streamed sessions (resumable requests) later turn generated tokens into prompt, but their
 keys stay those of generated tokens.
 
+A linear layer's state at a block's end holds all rows before it, so it is published under the same
+limits: :class:`StateSpec`. Otherwise a state that took in generated rows could meet keys that
+another request published for the same tokens.
+
 Workers send specs to the engine core, so this module must be importable there.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -28,8 +32,12 @@ from typing import Any
 
 from vllm.utils.math_utils import cdiv
 from vllm.v1.core.kv_cache_utils import resolve_block_hashes
-from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager, SlidingWindowManager
-from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec
+from vllm.v1.core.single_type_kv_cache_manager import (
+    FullAttentionManager,
+    MambaManager,
+    SlidingWindowManager,
+)
+from vllm.v1.kv_cache_interface import FullAttentionSpec, MambaSpec, SlidingWindowSpec
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry, register_kv_cache_spec
 
 from swaa.attention.pages import PAGE
@@ -193,8 +201,46 @@ class SinkWindowSpec(SlidingWindowSpec):
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class StateSpec(MambaSpec):
+    """States of linear layers, see :class:`Memory` for the fields."""
+
+    dense_tail: int = 0
+    prompt_only: bool = False
+
+
+def bound_states(specs: Mapping[str, Any], *, dense_tail: int) -> dict[str, Any]:
+    """Cache specs by layer, with states that are published within the prompt only.
+
+    Args:
+        specs: of all layers.
+        dense_tail: of the model, prompt tokens.
+
+    Raises:
+        UnsupportedError: for states that vLLM also publishes from within a block.
+    """
+    return {
+        name: _bound_state(spec, dense_tail) if isinstance(spec, MambaSpec) else spec
+        for name, spec in specs.items()
+    }
+
+
+def _bound_state(spec: Any, dense_tail: int) -> StateSpec:
+    if getattr(spec, "num_prefill_checkpoint_blocks", 0):
+        raise UnsupportedError(
+            "swaa: states that vLLM publishes from within a block were not tried with full decode"
+            " or a dense tail; serve with --no-enable-prefix-caching"
+        )
+    common = {
+        field.name: getattr(spec, field.name) for field in dataclasses.fields(spec) if field.init
+    }
+    return StateSpec(**common | {"dense_tail": dense_tail, "prompt_only": True})
+
+
 def decode_blocks(spec: Any, tokens: int) -> int:
     """Most blocks of a group that a request of so many tokens holds while it generates."""
+    if isinstance(spec, MambaSpec):
+        return 2 if spec.mamba_cache_mode == "align" else 1
     blocks = cdiv(tokens, spec.block_size)
     if isinstance(spec, (TailSpec, SinkWindowSpec)):
         window = (spec.sliding_window + spec.block_size - 2) // spec.block_size + 1
@@ -312,6 +358,14 @@ class SinkWindowManager(_PromptBound, SlidingWindowManager):
         return mask
 
 
+class StateManager(_PromptBound, MambaManager):
+    """Publishes states at ends of blocks, within the prompt."""
+
+    def _cache_partial_tail_block(self, *args: Any, **kwargs: Any) -> None:
+        """None: with lookups by whole blocks there is nothing to publish within one."""
+        return
+
+
 def _require_lookup_hook() -> None:
     from vllm.v1.core.kv_cache_manager import KVCacheManager
 
@@ -330,6 +384,7 @@ def register_specs() -> None:
         (AllKeysSpec, AllKeysManager),
         (TailSpec, TailManager),
         (SinkWindowSpec, SinkWindowManager),
+        (StateSpec, StateManager),
     ):
         register_kv_cache_spec(manager_class=manager, uniform_type_base_spec=spec)(spec)
 

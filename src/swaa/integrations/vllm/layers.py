@@ -18,6 +18,7 @@ class Active:
     Attributes:
         settings: what was asked for.
         plans: the plan of every decoder layer of the model, with all of its KV heads.
+        able: indices of the layers that have keys; linear layers stay as they are.
         kv_heads: of each layer, on all ranks together.
         frees: whether vLLM's cache manager can free what a layer no longer needs.
         draft: whether the layers being built are those of the draft model.
@@ -25,6 +26,7 @@ class Active:
 
     settings: settings.Settings
     plans: tuple[LayerPlan, ...]
+    able: tuple[int, ...]
     kv_heads: int
     frees: bool
     draft: bool = False
@@ -32,8 +34,13 @@ class Active:
     @property
     def prompt_length_switch(self) -> int | None:
         """The value for ``rswa_window``: any number makes vLLM pass the prompt lengths on."""
-        needed = any(plan.needs_prompt_length for plan in self.plans)
+        needed = any(self.plans[index].needs_prompt_length for index in self.able)
         return self.settings.config.window if needed else None
+
+    @property
+    def prompt_only(self) -> bool:
+        """Whether only keys of the prompt, its dense tail left out, enter the prefix cache."""
+        return self.prompt_length_switch is not None and not self.settings.publish_generated
 
     @property
     def packed(self) -> bool:
@@ -56,6 +63,10 @@ class Active:
             raise support.UnsupportedError(
                 f"swaa: layer {name} is beyond the model's {len(self.plans)} decoder layers"
             )
+        if not self.draft and index not in self.able:
+            raise support.UnsupportedError(
+                f"swaa: layer {name} has keys, though its type in layer_types says otherwise"
+            )
         plan = LayerPlan(window=None) if self.draft else self.plans[index]
         if plan.decode_heads:
             plan = self._on_this_rank(plan, name, given.get("num_kv_heads") or given["num_heads"])
@@ -63,8 +74,7 @@ class Active:
             plan=plan,
             draft=self.draft,
             frees=self.frees,
-            prompt_only=self.prompt_length_switch is not None
-            and not self.settings.publish_generated,
+            prompt_only=self.prompt_only,
             dense_tail=self.settings.config.dense_tail,
             pages=self.settings.config.decode_keys > 0 and not self.packed,
             packed=self.packed,
@@ -115,10 +125,17 @@ def _resolve(vllm_config: Any) -> Active | None:
     if found is None or found.config.window is None:
         return None
     support.check_engine(vllm_config)
+    support.check_states(vllm_config, found)
     kv_heads = model.get_total_num_kv_heads()
-    plans = found.plans(model.get_total_num_hidden_layers(), kv_heads)
-    if all(plan.full for plan in plans):
-        raise support.UnsupportedError("swaa: no layer would slide: full_layers names them all")
+    plans, able = (
+        found.plans(model.get_total_num_hidden_layers(), kv_heads),
+        support.softmax_layers(model),
+    )
+    if all(plans[index].full for index in able):
+        of = "" if len(able) == len(plans) else f" that can (layers {', '.join(map(str, able))})"
+        raise support.UnsupportedError(
+            f"swaa: no layer would slide: full_layers names them all{of}"
+        )
     hybrid_off = vllm_config.scheduler_config.disable_hybrid_kv_cache_manager
     draft = drafts.is_draft(vllm_config)
-    return Active(found, plans, kv_heads, frees=not hybrid_off, draft=draft)
+    return Active(found, plans, able, kv_heads, frees=not hybrid_off, draft=draft)

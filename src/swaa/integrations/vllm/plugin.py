@@ -54,4 +54,5 @@ def is_configured(vllm_config: Any) -> bool:
     if isinstance(additional, dict) and additional.get("swaa") is not None:
         return True
     model = getattr(vllm_config, "model_config", None)
-    return getattr(getattr(model, "hf_config", None), "swaa", None) is not None
+    parts = (getattr(model, name, None) for name in ("hf_config", "hf_text_config"))
+    return any(getattr(part, "swaa", None) is not None for part in parts)

@@ -6,6 +6,8 @@ import logging
 import os
 from typing import Any, NamedTuple
 
+from vllm.v1.kv_cache_interface import MambaSpec
+
 from swaa.config import LayerPlan
 from swaa.integrations.launch import write_report
 from swaa.integrations.refusal import NotActiveError
@@ -35,7 +37,8 @@ def verify(wrapper: Any, active: Active, kv_cache: Any) -> None:
     specs = _specs(kv_cache)
     layers = _attention_layers(vllm_config)
     first, end = vllm_config.model_config.get_layers_start_end_indices(vllm_config.parallel_config)
-    _check_count(_served_plans(active, layers), end - first)
+    able = [index for index in active.able if first <= index < end]
+    _check_count(_served_plans(active, layers), len(able))
     _check_drafts(wrapper.worker.model_runner, layers, kv_cache, draft_model(vllm_config))
     for name, layer in layers.items():
         fault = _fault(layer, specs.get(name))
@@ -67,6 +70,8 @@ def summary(active: Active, layers: dict[str, Any], kv_cache: Any, vllm_config: 
     sliding = [layer for layer in layers.values() if not layer.swaa.plan.full]
     drafting = sum(layer.swaa.draft for layer in layers.values())
     beside = f" next to a draft model of {drafting}" if drafting else ""
+    linear = len(active.plans) - len(active.able)
+    beside += f" next to {linear} without keys" if linear else ""
     kernels = ", ".join(sorted({layer.impl.kernels for layer in sliding})) or "stock"
     tokens, full_tokens, decoding = capacity(kv_cache, vllm_config)
     groups = "; ".join(_describe(each, active.packed) for each in kv_cache.kv_cache_groups)
@@ -112,6 +117,9 @@ def capacity(kv_cache: Any, vllm_config: Any) -> Capacity:
         spec, each = group.kv_cache_spec, _each(group)
         most += -(-spec.max_memory_usage_bytes(vllm_config) // spec.page_size_bytes)
         decoding += decode_blocks(_first(group), longest)
+        if isinstance(_first(group), MambaSpec):
+            full += decode_blocks(_first(group), longest)
+            continue
         # Without statistics, which lie behind keys and values under decode_keys.
         bare = sum(spec.unpadded_page_size_bytes for spec in each)
         full += -(-longest // spec.block_size) * bare / widest
@@ -133,6 +141,8 @@ def _first(group: Any) -> Any:
 
 def _describe(group: Any, packed: bool) -> str:
     each = _each(group)
+    if isinstance(_first(group), MambaSpec):
+        return f"{len(each)} layers State"
     kind = type(_first(group)).__name__.removesuffix("Spec")
     heads = f"{sum(spec.num_kv_heads for spec in each)} KV heads in " if packed else ""
     return f"{heads}{len(each)} layers {kind}"

@@ -23,6 +23,9 @@ ANY_VERSION = "SWAA_VLLM_ANY_VERSION"
 DRAFTERS = ("ngram", "ngram_gpu", "suffix", "draft_model")
 """Speculative methods whose proposals need nothing from the model that verifies them."""
 
+HYBRIDS = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "lfm2", "lfm2_moe")
+"""Types of text models with linear-attention or convolution layers that are served."""
+
 _KNOWN_ARGUMENTS = frozenset(
     (
         *("self", "num_heads", "head_size", "head_size_v", "scale", "num_kv_heads", "prefix"),
@@ -56,8 +59,12 @@ def check_engine(vllm_config: Any) -> None:
     Raises:
         UnsupportedError: with the first reason.
     """
-    for reason in (*_model_reasons(served_model(vllm_config)), *_engine_reasons(vllm_config)):
+    model = served_model(vllm_config)
+    for reason in (*_model_reasons(model), *_engine_reasons(vllm_config)):
         raise UnsupportedError(f"swaa: {reason}")
+    if model.is_hybrid:
+        for reason in _hybrid_reasons(vllm_config):
+            raise UnsupportedError(f"swaa: {', '.join(model.architectures)}: {reason}")
 
 
 def check_required(found: Settings | None) -> None:
@@ -98,12 +105,69 @@ def _model_reasons(model: Any) -> Iterator[str]:
         yield f"{name} runs as a {model.runner_type} model; swaa serves generation"
     if model.is_encoder_decoder:
         yield f"{name} is an encoder-decoder; swaa adapts decoders"
-    if model.is_multimodal_model:
-        yield f"{name} is multimodal; swaa adapts text-only decoders"
+    if model.is_multimodal_model and model.is_mm_prefix_lm:
+        yield (
+            f"{name} lets the tokens of a picture see later ones of it; swaa's rows see"
+            " no later keys"
+        )
     if model.use_mla:
         yield f"{name} compresses its keys (multi-head latent attention)"
-    if model.is_hybrid or model.is_attention_free:
-        yield f"{name} has layers without softmax attention"
+    kind = getattr(getattr(model, "hf_text_config", None), "model_type", None)
+    if model.is_attention_free or (model.is_hybrid and kind not in HYBRIDS):
+        yield (
+            f"{name} has layers without softmax attention of a kind that was not tried; served are"
+            f" {', '.join(HYBRIDS)}"
+        )
+
+
+def softmax_layers(model: Any) -> tuple[int, ...]:
+    """Indices of the decoder layers that have keys and can be adapted.
+
+    Args:
+        model: vLLM's configuration of a model that is not refused.
+    """
+    count = model.get_total_num_hidden_layers()
+    types = model.hf_text_config.layer_types if model.is_hybrid else ["full_attention"] * count
+    return tuple(index for index, kind in enumerate(types) if kind == "full_attention")
+
+
+def _hybrid_reasons(vllm_config: Any) -> Iterator[str]:
+    """What was not tried where a model's other layers keep states instead of keys."""
+    if vllm_config.speculative_config is not None:
+        yield "speculative decoding was not tried next to states of linear layers"
+    if vllm_config.parallel_config.pipeline_parallel_size > 1:
+        yield "pipeline parallelism was not tried next to states of linear layers"
+    cache = vllm_config.cache_config
+    if cache.mamba_cache_mode not in ("none", "align"):
+        yield (
+            f"--mamba-cache-mode {cache.mamba_cache_mode} was not tried; use align, or serve with"
+            " --no-enable-prefix-caching"
+        )
+    if getattr(cache, "prefix_match_unit", None) is not None:
+        yield "--prefix-match-unit would publish states within blocks; leave it out"
+
+
+def check_states(vllm_config: Any, settings: Settings) -> None:
+    """Refuse knobs that were not tried where a model's other layers keep states instead of keys.
+
+    Args:
+        vllm_config: of the engine.
+        settings: what was asked for.
+
+    Raises:
+        UnsupportedError: with the first reason.
+    """
+    model, config = served_model(vllm_config), settings.config
+    knobs = {
+        "KV heads in full_decode": isinstance(config.full_decode, HeadSelection),
+        "selected_layers": bool(config.selected_layers),
+        "decode_keys": config.decode_keys > 0,
+    }
+    for name in (name for name in knobs if model.is_hybrid and knobs[name]):
+        raise UnsupportedError(
+            f"swaa: {', '.join(model.architectures)} has linear layers, next to whose states {name}"
+            " was not tried; serve a recipe without"
+        )
 
 
 def _type_of(model: Any) -> str:
@@ -227,6 +291,10 @@ def _speculation_reasons(vllm_config: Any) -> Iterator[str]:
     if draft is None:
         return
     yield from _model_reasons(draft)
+    if draft.is_multimodal_model or served_model(vllm_config).is_multimodal_model:
+        yield "a draft model was not tried where one of the models sees pictures; serve without it"
+    if draft.is_hybrid:
+        yield "a draft model with linear layers was not tried; choose another"
     if vllm_config.parallel_config.pipeline_parallel_size > 1:
         yield "a draft model under pipeline parallelism was not tried; serve without one of them"
     served = served_model(vllm_config).max_model_len
