@@ -73,3 +73,21 @@ def checkpoint(tmp_path_factory):
     from tests.served import checkpoints
 
     return checkpoints(tmp_path_factory)
+
+
+@pytest.fixture
+def olmo2_restored():
+    """Undoes, after the test, what vLLM's Transformers backend does to a class of Transformers.
+
+    It wraps the class for compilation; outside an engine no model of it can be built then.
+    """
+    from transformers.models.olmo2.modeling_olmo2 import Olmo2Model
+
+    bases, own = Olmo2Model.__bases__, dict(vars(Olmo2Model))
+    yield
+    Olmo2Model.__bases__ = bases
+    for name in set(vars(Olmo2Model)) - set(own):
+        delattr(Olmo2Model, name)
+    for name, value in own.items():
+        if vars(Olmo2Model)[name] is not value:
+            setattr(Olmo2Model, name, value)

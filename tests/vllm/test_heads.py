@@ -130,13 +130,15 @@ def test_all_heads_of_layers_are_those_layers(checkpoint):
 @pytest.mark.parametrize(
     "family", ["olmo2", pytest.param("compiled", marks=pytest.mark.slow), "phi3"]
 )
-def test_models_that_hand_their_heads_over_otherwise(checkpoint, tmp_path, monkeypatch, family):
+def test_models_that_hand_their_heads_over_otherwise(
+    checkpoint, olmo2_restored, tmp_path, monkeypatch, family
+):
     """vLLM's Transformers backend, a compiled model, and heads cut out of one tensor."""
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))
     compiled = family == "compiled"
     folder = checkpoint("qwen3" if compiled else family, kv_heads=4)
     config = CONFIGS["heads_tail"]
-    judge = Judge(folder, config)  # first: vLLM's Transformers backend changes classes for good
+    judge = Judge(folder, config)  # first: vLLM's Transformers backend changes classes
     prompts = prompts_of(129, 40)
     with Engine(folder, config.to_dict(), enforce_eager=not compiled) as engine:
         answers = engine.answers(prompts, max_tokens=12)

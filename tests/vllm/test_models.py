@@ -16,9 +16,9 @@ CONFIG = SWAAConfig(window=24, sink_tokens=4, full_layers=(1,), full_decode=(2,)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_family(checkpoint, family):
+def test_family(checkpoint, olmo2_restored, family):
     folder = checkpoint(family)
-    judge = Judge(folder, CONFIG)  # first: vLLM's Transformers backend changes classes for good
+    judge = Judge(folder, CONFIG)  # first: vLLM's Transformers backend changes classes
     prompts = prompts_of(129, 40)
     with Engine(folder, CONFIG.to_dict()) as engine:
         answers = engine.answers(prompts, max_tokens=12)
