@@ -14,15 +14,18 @@ _ONE_AT_A_TIME = threading.RLock()
 
 
 @contextmanager
-def read_once() -> Iterator[None]:
+def read_once(needed: bool = True) -> Iterator[None]:
     """Within the block each GGUF file is read once; afterwards ``gguf`` is as it was.
 
     Transformers reads a file anew for its configuration, its tokenizer and its weights, and lists
     the names of its tensors for each module. A reader cuts the file into some hundred thousand
     pieces, and each cut of a ``numpy.memmap`` takes several times as long as one of a plain array
     over the same memory. Does nothing where gguf is not installed.
+
+    Args:
+        needed: whether a GGUF file is read at all; else nothing is done.
     """
-    if importlib.util.find_spec("gguf") is None:
+    if not needed or importlib.util.find_spec("gguf") is None:
         yield
         return
     import numpy as np

@@ -6,7 +6,6 @@ import importlib.metadata
 import importlib.util
 import re
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,7 +122,7 @@ def load_model(
     if source.gguf_file is not None:
         require_gguf()
         options["gguf_file"] = source.gguf_file
-    with read_once() if source.gguf_file is not None else nullcontext():
+    with read_once(source.gguf_file is not None):
         # The tokenizer first: it fails within a second, while the weights take a minute.
         tokenizer = _tokenizer(name, source, options)
         if source.gguf_file is not None:

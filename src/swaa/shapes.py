@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -132,7 +131,7 @@ def _read_config(name: str) -> PreTrainedConfig:
             models.require_gguf()
             options["gguf_file"] = source.gguf_file
     try:
-        with read_once() if "gguf_file" in options else nullcontext():
+        with read_once("gguf_file" in options):
             return AutoConfig.from_pretrained(location, **options)
     except ImportError:
         raise

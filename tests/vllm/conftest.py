@@ -91,3 +91,16 @@ def olmo2_restored():
     for name, value in own.items():
         if vars(Olmo2Model)[name] is not value:
             setattr(Olmo2Model, name, value)
+
+
+@pytest.fixture
+def engine(case):
+    """The engine of the module's ``case``, with an empty prefix cache."""
+    case[0].forget()
+    return case[0]
+
+
+@pytest.fixture
+def judge(case):
+    """The judge of the module's ``case``."""
+    return case[1]

@@ -33,17 +33,6 @@ def case(request, checkpoint):
         yield engine, Judge(folder, config)
 
 
-@pytest.fixture
-def engine(case):
-    case[0].forget()
-    return case[0]
-
-
-@pytest.fixture
-def judge(case):
-    return case[1]
-
-
 def test_mixed_batch(engine, judge):
     prompts = prompts_of(5, 300, 33, 129, 70)
     for prompt, answer in zip(prompts, engine.answers(prompts), strict=True):

@@ -47,17 +47,6 @@ def case(request, tmp_path_factory):
             yield engine, Judge(folder, listed(config)), folder
 
 
-@pytest.fixture
-def engine(case):
-    case[0].forget()
-    return case[0]
-
-
-@pytest.fixture
-def judge(case):
-    return case[1]
-
-
 def test_mixed_batch(engine, judge):
     prompts = prompts_of(5, 200, 33, 129)
     for prompt, answer in zip(prompts, engine.answers(prompts, max_tokens=12), strict=True):

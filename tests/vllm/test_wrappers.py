@@ -38,17 +38,6 @@ def case(request, tmp_path_factory):
             yield engine, wrappers.WrapperJudge(str(folder), config)
 
 
-@pytest.fixture
-def engine(case):
-    case[0].forget()
-    return case[0]
-
-
-@pytest.fixture
-def judge(case):
-    return case[1]
-
-
 def test_text_and_pictures_in_chunks_next_to_one_another(engine, judge):
     before, after, short, *texts = map(without_marks, prompts_of(45, 90, 5, 129, CHUNK + 1))
     prompt, early = around_a_picture(before, after), around_a_picture(short, texts[0])

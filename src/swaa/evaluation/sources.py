@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -135,7 +135,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
         require_gguf()
         options["gguf_file"] = source.gguf_file
     try:
-        with read_once() if source.gguf_file is not None else nullcontext():
+        with read_once(source.gguf_file is not None):
             return AutoTokenizer.from_pretrained(source.location, **options)
     except ImportError:
         raise

@@ -27,7 +27,7 @@ from swaa.attention.mask import Position
 from swaa.attention.pages import PAGE, most_pages
 from swaa.attention.triton import pages
 from swaa.attention.triton.page_kernels import page_range
-from swaa.attention.triton.sequences import can_overlap, soften
+from swaa.attention.triton.sequences import can_overlap, of_sequence, soften
 
 NEVER = 2**31 - 1
 """A position that no row reaches."""
@@ -310,14 +310,6 @@ def _number(value: Position | None, default: int) -> tuple[Tensor | None, int]:
 
 
 @triton.jit
-def _of_sequence(p_number, number, n) -> tl.tensor:
-    if p_number is not None:
-        return tl.load(p_number + n).to(tl.int32)
-    else:  # noqa: RET505 (a compile-time branch)
-        return number
-
-
-@triton.jit
 def _sequence_of_tile(
     p_cu_q, tile, sequences, ROWS: tl.constexpr, SEQUENCES: tl.constexpr
 ) -> tl.tensor:
@@ -467,16 +459,16 @@ def _decode(
         end_row = q_len
     if first_row >= end_row:
         return
-    kv_start = _of_sequence(p_kv_start, kv_start, n)
-    full_from = _of_sequence(p_full_from, full_from, n)
-    full_until = _of_sequence(p_full_until, full_until, n)
+    kv_start = of_sequence(p_kv_start, kv_start, n)
+    full_from = of_sequence(p_full_from, full_from, n)
+    full_until = of_sequence(p_full_until, full_until, n)
     first_key = 0
     if PACKED_KEYS:
         first_key = tl.load(p_cu_k + n).to(tl.int32)
         kv_len = tl.load(p_cu_k + n + 1).to(tl.int32) - first_key
     else:
-        kv_len = tl.minimum(_of_sequence(p_kv_len, kv_len, n), capacity)
-    q_start = kv_len - q_len if MISSING_Q_START else _of_sequence(p_q_start, q_start, n)
+        kv_len = tl.minimum(of_sequence(p_kv_len, kv_len, n), capacity)
+    q_start = kv_len - q_len if MISSING_Q_START else of_sequence(p_q_start, q_start, n)
 
     # Row r of head h of the group is row r * GROUP + h of the tile.
     o_m = tl.arange(0, BLOCK_M)
@@ -497,7 +489,7 @@ def _decode(
     if p_chosen is not None:  # a tile has one row
         here = q_start + first_row
         first_page, end_page = page_range(here + 1 - kv_start, window, sinks, EACH)
-        chooses = (here >= _of_sequence(p_decode_from, decode_from, n)) & (first_row < q_len)
+        chooses = (here >= of_sequence(p_decode_from, decode_from, n)) & (first_row < q_len)
         chooses &= tl.min(tl.where(m_m, left, LAST), 0) <= kv_start
         chooses &= end_page - first_page > CHOSEN
         left = tl.where(chooses, position - window + 1, left)

@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from triton.language.extra import cuda
 
+from swaa.attention.triton.sequences import of_sequence
+
 LENGTHS = (
     *("rows", "sequences", "capacity", "window", "sinks", "most"),
     *("q_start", "kv_start", "kv_len", "full_from", "full_until", "decode_from"),
@@ -21,14 +23,6 @@ LENGTHS = (
 """Arguments whose values must not make a kernel compile again."""
 LOWEST = tl.constexpr(-(2**31))
 HIGHEST = tl.constexpr(2**31 - 1)
-
-
-@triton.jit
-def _of(p_number, number, n) -> tl.tensor:
-    if p_number is not None:
-        return tl.load(p_number + n).to(tl.int32)
-    else:  # noqa: RET505 (a compile-time branch)
-        return number
 
 
 @triton.jit
@@ -82,17 +76,17 @@ def row_of_token(
     if p_cu_k is not None:
         kv_len = tl.load(p_cu_k + n + 1).to(tl.int32) - tl.load(p_cu_k + n).to(tl.int32)
     else:
-        kv_len = _of(p_kv_len, kv_len, n)
-    q_start = kv_len - q_len if MISSING_Q_START else _of(p_q_start, q_start, n)
-    start = _of(p_kv_start, kv_start, n)
+        kv_len = of_sequence(p_kv_len, kv_len, n)
+    q_start = kv_len - q_len if MISSING_Q_START else of_sequence(p_q_start, q_start, n)
+    start = of_sequence(p_kv_start, kv_start, n)
     position = q_start + row
     if p_left is not None:
         full = tl.load(p_left + n * s_left + offset + row) <= start
     else:
-        full = position >= _of(p_full_from, full_from, n)
-        full &= position < _of(p_full_until, full_until, n)
+        full = position >= of_sequence(p_full_from, full_from, n)
+        full &= position < of_sequence(p_full_until, full_until, n)
     first, end = page_range(position + 1 - start, window, sinks, EACH)
-    chooses = full & (position >= _of(p_decode_from, decode_from, n)) & (row < q_len)
+    chooses = full & (position >= of_sequence(p_decode_from, decode_from, n)) & (row < q_len)
     return n, row, offset, first, end, chooses & (end - first > most)
 
 
@@ -415,10 +409,10 @@ def summarise_kernel(
         cuda.gdc_launch_dependents()
     kv_head = tl.program_id(1)
     n = tl.program_id(2)
-    start = _of(p_kv_start, kv_start, n)
-    before = tl.maximum(_of(p_first, first, n) - start, 0)
+    start = of_sequence(p_kv_start, kv_start, n)
+    before = tl.maximum(of_sequence(p_first, first, n) - start, 0)
     page = before // EACH + tl.program_id(0)
-    complete = tl.maximum(_of(p_end, end, n) - start, 0) // EACH
+    complete = tl.maximum(of_sequence(p_end, end, n) - start, 0) // EACH
     if page >= tl.minimum(complete, capacity):
         return
     o_d = tl.arange(0, BLOCK_D)

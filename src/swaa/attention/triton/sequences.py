@@ -143,6 +143,15 @@ def _number(value: Position | None, default: int) -> Position:
 
 
 @triton.jit
+def of_sequence(p_number, number, n) -> tl.tensor:
+    """A number of sequence ``n``: loaded where each has its own, else the one of all."""
+    if p_number is not None:
+        return tl.load(p_number + n).to(tl.int32)
+    else:  # noqa: RET505 (a compile-time branch)
+        return number
+
+
+@triton.jit
 def number(value, s) -> tl.tensor:
     """A number of sequence ``s``: shared by all (a scalar) or its own (read by a pointer)."""
     if value.dtype.is_ptr():

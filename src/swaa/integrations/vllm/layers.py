@@ -127,10 +127,8 @@ def _resolve(vllm_config: Any) -> Active | None:
     support.check_engine(vllm_config)
     support.check_states(vllm_config, found)
     kv_heads = model.get_total_num_kv_heads()
-    plans, able = (
-        found.plans(model.get_total_num_hidden_layers(), kv_heads),
-        support.softmax_layers(model),
-    )
+    plans = found.plans(model.get_total_num_hidden_layers(), kv_heads)
+    able = support.softmax_layers(model)
     if all(plans[index].full for index in able):
         of = "" if len(able) == len(plans) else f" that can (layers {', '.join(map(str, able))})"
         raise support.UnsupportedError(
