@@ -1,3 +1,4 @@
+import contextlib
 import json
 
 import pytest
@@ -102,7 +103,7 @@ def fake_result() -> results.Result:
 
 
 def test_results_are_kept_drawn_and_printed_as_json_on_request(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(kernels, "measure", lambda options: fake_result())
+    monkeypatch.setattr(kernels, "measure", lambda options, keep=None: fake_result())
     words = ["bench", "kernels", "--output", str(tmp_path), "--again"]
     assert cli.main(words) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("kept in ")
@@ -115,9 +116,60 @@ def test_results_are_kept_drawn_and_printed_as_json_on_request(tmp_path, monkeyp
     assert json.loads(printed.out)["rows"] == list(results.load(file).rows)
 
 
+def twice_then_cut():
+    """Two kernels' times, then the end that a time limit makes, then times again."""
+    left = iter([None, None, KeyboardInterrupt(), *[None] * 100])
+
+    def timed(*_):
+        if (error := next(left)) is not None:
+            raise error
+        return kernels.Percentiles(1e-3, 1e-3, 2e-3)
+
+    return timed
+
+
+@pytest.fixture
+def pretended_gpu(monkeypatch):
+    monkeypatch.setattr(kernels, "_time", twice_then_cut())
+    monkeypatch.setattr(kernels, "require_exact", lambda *_: None)
+    for name in ("matmul_rate", "copy_rate"):
+        monkeypatch.setattr(kernels, name, lambda *_: 1e12)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "none")
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    fixed = results.record_provenance()
+    monkeypatch.setattr(kernels.results, "record_provenance", lambda **_: fixed)
+
+
+@pytest.mark.usefixtures("pretended_gpu")
+def test_what_was_measured_before_a_run_ended_is_kept(tmp_path, monkeypatch, capsys):
+    words = ["bench", "kernels", "--phases", "prefill", "--output", str(tmp_path)]
+
+    def refusals():
+        (file,) = tmp_path.glob("kernels/*.json")
+        return [row["refused"] for row in results.load(file).rows[1:]]
+
+    with contextlib.suppress(KeyboardInterrupt):
+        cli.main(words)
+    cut = refusals()
+    assert cut == [None, None, *["not begun"] * (len(cut) - 2)]
+    assert len(cut) > 2
+    assert cli.main(words) == 0  # measures all of them
+    assert refusals() == [None] * len(cut)
+    capsys.readouterr()
+    assert cli.main(words) == 0  # measures none
+    assert "measured on " in capsys.readouterr().out
+    monkeypatch.setattr(kernels, "_time", twice_then_cut())
+    with contextlib.suppress(KeyboardInterrupt):
+        cli.main([*words, "--again"])
+    assert refusals() == [None] * len(cut)  # a finished file stays until another is finished
+
+
 def test_lists_take_spaces_behind_commas(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(kernels, "measure", lambda options: asked.append(options) or fake_result())
+    monkeypatch.setattr(
+        kernels, "measure", lambda options, keep: asked.append(options) or fake_result()
+    )
     flags = ["--phases", "prefill, decode", "--backends", "fa4 , triton"]
     assert cli.main(["bench", "kernels", *flags, "--output", str(tmp_path), "--again"]) == 0
     assert asked[0].phases == ("prefill", "decode")

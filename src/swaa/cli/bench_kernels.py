@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -65,20 +66,26 @@ def _measure(args: argparse.Namespace) -> Result:
     import torch
 
     from swaa import results
+    from swaa.benchmark.generate.unfinished import not_begun
     from swaa.benchmark.kernels import measure as kernels
     from swaa.benchmark.kernels.plot import plot_kernels
 
-    result = None
-    if torch.cuda.is_available() and not args.again:
+    found = None
+    if torch.cuda.is_available():
         name, config = kernels.file_name(options), kernels.config_of(options)
-        result = results.find("kernels", name, config, folder=args.results)
-    if result is None:
-        result = kernels.measure(options)
-    else:
+        found = results.find("kernels", name, config, folder=args.results)
+    save = functools.partial(results.save, folder=args.results)
+    finished = found is not None and not not_begun(found.rows)
+    if found is not None and finished and not args.again:
+        result = found
         print(f"measured on {result.provenance.created[:10]}; use --again to measure again")
         for row in result.rows[1:]:
             print(kernels.describe(dict(row)))
-    path = results.save(result, folder=args.results)
+    elif finished:  # only another finished run replaces it
+        result = kernels.measure(options)
+    else:
+        result = kernels.measure(options, keep=save)
+    path = save(result)
     try:
         title = f"{result.provenance.device}, torch {result.provenance.versions['torch']}"
         plot_kernels(result.rows, path.with_suffix(".png"), title=title)

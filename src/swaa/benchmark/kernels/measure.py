@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from swaa import results
 from swaa.attention import AttentionOutput, swaa_attention
+from swaa.benchmark.generate.unfinished import NOT_BEGUN
 from swaa.benchmark.kernels.candidates import Attention, Candidate, candidates
 from swaa.benchmark.kernels.work import PHASES, Mask, Shape
 from swaa.benchmark.timing import copy_rate, matmul_rate, time_graph, time_work
@@ -102,11 +104,14 @@ class Options:
         return found
 
 
-def measure(options: Options) -> results.Result:
+def measure(
+    options: Options, keep: Callable[[results.Result], None] = lambda _result: None
+) -> results.Result:
     """Run the comparison on the current GPU, and print one line per kernel as it is measured.
 
     Args:
         options: what to measure.
+        keep: takes the result so far, after each kernel; it holds those to come as not begun.
 
     Raises:
         ValueError: without a CUDA GPU.
@@ -116,27 +121,40 @@ def measure(options: Options) -> results.Result:
     torch.manual_seed(0)
     begin = time.perf_counter()
     rates = matmul_rate(getattr(torch, options.dtype)), copy_rate()
-    print(f"matmul {rates[0] / 1e12:.0f} TFLOP/s, copy {rates[1] / 1e12:.2f} TB/s")
-    rows: list[Row] = [{"phase": "ceiling", "matmul": rates[0], "copy": rates[1]}]
-    for shape, mask in options.measurements():
-        found = candidates(shape.phase, mask, backends=options.backends, stock=options.stock)
-        for candidate in found:
-            rows.append(_measure_one(candidate, shape, *rates))
-            print(describe(rows[-1]))
-            torch.cuda.empty_cache()
-    return results.Result(
-        kind="kernels",
-        name=file_name(options),
-        config=config_of(options),
-        rows=tuple(rows),
-        provenance=results.record_provenance(
-            device="cuda",
-            dtype=options.dtype,
-            seed=0,
-            seconds=time.perf_counter() - begin,
-            packages=("flash-attn-4", "nvidia-cutlass-dsl"),
-        ),
+    print(f"matmul {rates[0] / 1e12:.0f} TFLOP/s, copy {rates[1] / 1e12:.2f} TB/s", flush=True)
+    provenance = results.record_provenance(
+        device="cuda",
+        dtype=options.dtype,
+        seed=0,
+        packages=("flash-attn-4", "nvidia-cutlass-dsl"),
     )
+    first: Row = {"phase": "ceiling", "matmul": rates[0], "copy": rates[1]}
+
+    def so_far(rows: list[Row]) -> results.Result:
+        return results.Result(
+            kind="kernels",
+            name=file_name(options),
+            config=config_of(options),
+            rows=(first, *rows),
+            provenance=replace(provenance, seconds=round(time.perf_counter() - begin, 3)),
+        )
+
+    work = list(_work(options))
+    rows = [_row(*one) | {"refused": NOT_BEGUN} for one in work]
+    for i, one in enumerate(work):
+        rows[i] = _measure_one(*one, *rates)
+        print(describe(rows[i]), flush=True)
+        keep(so_far(rows))
+        torch.cuda.empty_cache()
+    return so_far(rows)
+
+
+def _work(options: Options) -> Iterator[tuple[Candidate, Shape]]:
+    for shape, mask in options.measurements():
+        for candidate in candidates(
+            shape.phase, mask, backends=options.backends, stock=options.stock
+        ):
+            yield candidate, shape
 
 
 def file_name(options: Options) -> str:
@@ -152,8 +170,8 @@ def config_of(options: Options) -> dict[str, Any]:
     return {**given, "gpu": torch.cuda.get_device_name()}
 
 
-def _measure_one(candidate: Candidate, shape: Shape, matmul: float, copy: float) -> Row:
-    row: Row = {
+def _row(candidate: Candidate, shape: Shape) -> Row:
+    return {
         "phase": shape.phase,
         "tokens": shape.tokens,
         "batch": shape.batch,
@@ -162,6 +180,10 @@ def _measure_one(candidate: Candidate, shape: Shape, matmul: float, copy: float)
         "ours": candidate.ours,
         "refused": None,
     }
+
+
+def _measure_one(candidate: Candidate, shape: Shape, matmul: float, copy: float) -> Row:
+    row = _row(candidate, shape)
     try:
         require_exact(candidate, shape)
         times = _time(candidate, shape)
