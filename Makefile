@@ -20,7 +20,7 @@ help:  ## list the targets
 	@echo "Variables: PYTHON=$(PYTHON) (3.11 to 3.13), VENV=$(VENV)"
 
 demo: $(VENV)/.demo  ## set up, then watch a model lose a fact under a plain window and find it again
-	@echo "== swaa demo: a model of 135 M parameters on this machine's CPU, about ten minutes on two idle cores"
+	@echo "== swaa demo: a model of 135 M parameters on this machine's CPU, about eight minutes on two cores"
 	$(BIN)/swaa demo
 
 environments: $(VENV)/.tools environment-vllm environment-sglang  ## build the venvs of the lanes; with -j 3 all at once
