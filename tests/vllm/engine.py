@@ -1,5 +1,6 @@
 """A real vLLM engine in this process, and what judges its tokens."""
 
+import functools
 import gc
 import os
 
@@ -67,6 +68,8 @@ class Engine:
 
         from vllm import LLM
 
+        if current_platform.is_cpu():
+            _scan_once(type(current_platform))
         configured = {} if swaa is None else {"swaa": swaa}
         try:
             self.llm = LLM(folder, **{"additional_config": configured, **OPTIONS, **options})
@@ -75,9 +78,6 @@ class Engine:
 
             cleanup_dist_env_and_memory()  # else the next engine takes its groups for its own
             raise
-        if current_platform.is_cpu():
-            # Once per process: its second scan fails on objects that drafting imports.
-            type(current_platform).register_triton_kernel_overrides = classmethod(lambda cls: None)
         self.scheduler = self.llm.llm_engine.engine_core.engine_core.scheduler
         self.manager = self.scheduler.kv_cache_manager
         self.preemptions = 0
@@ -138,6 +138,13 @@ class Engine:
     def forget(self):
         """Empty the prefix cache."""
         assert self.llm.reset_prefix_cache()
+
+
+@functools.cache
+def _scan_once(platform):
+    """Scan for kernels to replace once per process: a second scan fails on what drafts import."""
+    scan = functools.cache(platform.register_triton_kernel_overrides)
+    platform.register_triton_kernel_overrides = staticmethod(scan)
 
 
 def _finished(outputs):
