@@ -22,9 +22,9 @@ from swaa.attention.pages import page_statistics as describe_pages
 from swaa.config import LayerPlan
 from swaa.integrations.chunks import Chunks, FullRows
 from swaa.integrations.refusal import UnsupportedError
+from swaa.integrations.vllm.fp8 import FP8_CACHES
 from swaa.integrations.vllm.metadata import SlidingMetadata, most_gathered
 from swaa.integrations.vllm.selected import PromptRows
-from swaa.integrations.vllm.support import FP8_CACHES
 
 
 class SlidingAttention(AttentionImpl[SlidingMetadata]):

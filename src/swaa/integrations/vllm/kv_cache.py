@@ -103,11 +103,7 @@ class Memory:
 
 
 def padded_page_bytes(spec: Any, dtype: torch.dtype | None = None) -> int:
-    """Bytes of a block that also holds a mean and a deviation per 16 keys and head.
-
-    Args:
-        spec: of a full layer.
-        dtype: of means and deviations; None: that of the keys.
+    """Bytes of a block that also holds a mean and a deviation per 16 keys and head, of a type.
 
     Raises:
         UnsupportedError: for blocks that do not hold a whole number of our pages.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from swaa.config import LayerPlan
-from swaa.integrations.vllm import drafts, settings, support
+from swaa.integrations.vllm import drafts, fp8, settings, support
 from swaa.integrations.vllm.kv_cache import Memory
 
 
@@ -139,7 +139,7 @@ def _resolve(vllm_config: Any) -> Active | None:
         )
     hybrid_off = vllm_config.scheduler_config.disable_hybrid_kv_cache_manager
     draft = drafts.is_draft(vllm_config)
-    stored = model.dtype if support.stores_fp8(vllm_config) else None
+    stored = model.dtype if fp8.stores_fp8(vllm_config) else None
     return Active(
         found, plans, able, kv_heads, frees=not hybrid_off, model_dtype=stored, draft=draft
     )

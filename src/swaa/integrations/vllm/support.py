@@ -11,6 +11,7 @@ from typing import Any
 
 from swaa.heads import HeadSelection
 from swaa.integrations.refusal import UnsupportedError
+from swaa.integrations.vllm import fp8
 from swaa.integrations.vllm.drafts import draft_model, served_model
 from swaa.integrations.vllm.environment import REQUIRED
 from swaa.integrations.vllm.settings import KEY, Settings, carried_by
@@ -25,9 +26,6 @@ DRAFTERS = ("ngram", "ngram_gpu", "suffix", "draft_model")
 
 HYBRIDS = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "lfm2", "lfm2_moe")
 """Types of text models with linear-attention or convolution layers that are served."""
-
-FP8_CACHES = ("fp8", "fp8_e4m3")
-"""What vLLM calls a cache in e4m3 with one factor a layer for keys and one for values."""
 
 _KNOWN_ARGUMENTS = frozenset(
     (
@@ -197,48 +195,12 @@ def _engine_reasons(vllm_config: Any) -> Iterator[str]:
     yield from _speculation_reasons(vllm_config)
 
 
-def stores_fp8(vllm_config: Any) -> bool:
-    """Whether keys and values are stored in fp8."""
-    cache = vllm_config.cache_config.cache_dtype
-    # vLLM takes such a checkpoint at its word only when it builds the first layer.
-    return cache in FP8_CACHES or (cache == "auto" and _scheme(vllm_config) is not None)
-
-
-def _scheme(vllm_config: Any) -> Mapping[str, Any] | None:
-    """How a checkpoint of compressed-tensors wants keys to be stored, or None."""
-    quantisation = getattr(vllm_config, "quant_config", None)
-    return getattr(quantisation, "kv_cache_scheme", None)
-
-
 def _cache_reasons(vllm_config: Any) -> Iterator[str]:
     cache, model = vllm_config.cache_config.cache_dtype, served_model(vllm_config)
-    if stores_fp8(vllm_config):
-        yield from _fp8_reasons(vllm_config)
+    if fp8.stores_fp8(vllm_config):
+        yield from fp8.refusals(vllm_config)
     elif cache not in ("auto", _type_of(model)):
         yield f"a KV cache of {cache} is not served; {_other_cache(model)}, or fp8"
-
-
-def _fp8_reasons(vllm_config: Any) -> Iterator[str]:
-    from vllm.platforms import current_platform
-
-    model = served_model(vllm_config)
-    if (_scheme(vllm_config) or {}).get("strategy") == "attn_head":
-        yield (
-            "the checkpoint has factors of its fp8 keys for each KV head, and served is one a"
-            f" layer; use --kv-cache-dtype {_type_of(model)}"
-        )
-    if vllm_config.cache_config.kv_cache_dtype_skip_layers:
-        yield (
-            "--kv-cache-dtype-skip-layers makes pages of two sizes, which was not tried; leave it"
-            " out"
-        )
-    cuda = current_platform.is_cuda() and current_platform.has_device_capability(89)
-    if not (cuda or current_platform.is_cpu()):
-        yield "a KV cache in fp8 needs an NVIDIA GPU of compute capability 8.9 or more"
-    if model.is_hybrid:
-        yield "a KV cache in fp8 was not tried next to states of linear layers"
-    if draft_model(vllm_config) is not None:
-        yield "a KV cache in fp8 was not tried next to a draft model; choose ngram, or drop one"
 
 
 def _other_cache(model: Any) -> str:
