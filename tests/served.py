@@ -7,7 +7,7 @@ import os
 import torch
 
 from tests.integrations.families import tiny_model
-from tests.integrations.loop_model import build_masks, loop_logits, positions, rows_of
+from tests.integrations.loop_model import LOOP, build_masks, loop_logits, positions, rows_of
 
 VOCABULARY = 97
 ON_GPU = os.environ.get("SWAA_TEST_DEVICE") == "cuda"
@@ -50,6 +50,8 @@ def prompts_of(*lengths, seed=1):
 class Judge:
     """The model under the rule of the mask, in Transformers."""
 
+    implementation = LOOP
+
     def __init__(self, folder, config):
         from transformers import AutoModelForCausalLM
 
@@ -61,6 +63,11 @@ class Judge:
             module.do_not_compile = True
         self.config = config
         self.layers = ["full_attention"] * self.model.config.num_hidden_layers
+
+    @property
+    def near(self):
+        """How far log-probabilities may be apart."""
+        return STOCK_TOLERANCE if self.config.full_layers else TOLERANCE
 
     def under(self, config):
         """The same model under another configuration."""
@@ -101,7 +108,7 @@ class Judge:
         return True
 
     def _compare(self, ids, said, logits, greedy):
-        near = STOCK_TOLERANCE if self.config.full_layers else TOLERANCE
+        near = self.near
         scores = logits.log_softmax(-1)
         expected = scores[range(len(ids)), ids]
         if greedy and ON_GPU:
@@ -118,4 +125,7 @@ class Judge:
         rows = rows_of(len(prompt), self.config.dense_tail, total)
         heads = self.model.config.num_key_value_heads
         masks = build_masks(self.config, self.layers, [0], total, rows, kv_heads=heads)
-        return loop_logits(self.model, ids, masks, positions([0], total))[0, len(prompt) - 1 : -1]
+        logits = loop_logits(
+            self.model, ids, masks, positions([0], total), implementation=self.implementation
+        )
+        return logits[0, len(prompt) - 1 : -1]

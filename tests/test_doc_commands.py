@@ -23,6 +23,7 @@ FOREIGN = {
         "--block-size",
         "--max-model-len",
         "--kv-cache-dtype",
+        "--kv-cache-dtype-skip-layers",
         "--enable-dbo",
         "--ubatch-size",
         "--enforce-eager",

@@ -22,7 +22,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from swaa.attention.api import make_call
-from swaa.attention.call import Selection
+from swaa.attention.call import FP8, Selection
 from swaa.attention.triton import (
     backward,
     decode,
@@ -129,15 +129,21 @@ def compile_all(case):
     want_machine_code(True)
     cache = torch.randn(4, 2, 16, 128, dtype=torch.bfloat16)
     gather.gather(cache, torch.zeros(8, dtype=torch.int64))
+    target = driver.active.get_current_target()
+    if target.backend == "cuda" and target.arch >= 89:
+        gather.gather(cache.to(FP8), torch.zeros(8, dtype=torch.int64), half)
+        for head_dim, dtype in complete:
+            case |= {"head_dim": head_dim, "dtype": str(dtype).removeprefix("torch.")}
+            few(head_dim, dtype, True, stored=FP8)
 
 
-def few(head_dim, dtype, whole):
+def few(head_dim, dtype, whole, stored=None):
     """Decoding rows over a cache and over pages; a chunk of a prompt over pages.
 
     One row alone takes less shared memory than a chunk and the same operations on smaller tiles:
     only for the sizes that are compiled as a whole.
     """
-    pages = torch.randn(40, 16, 2, head_dim, dtype=dtype)
+    pages = torch.randn(40, 16, 2, head_dim, dtype=dtype).to(stored or dtype)
     table = torch.zeros(2, 32, dtype=torch.int32)
     paged = {"block_table": table, "kv_lens": torch.tensor([500, 33], dtype=torch.int32)}
     sliding = {"window": 40, "sink_tokens": 5}

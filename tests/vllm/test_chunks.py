@@ -15,6 +15,7 @@ PLANS = {
     "full_decode": LayerPlan(window=24, sink_tokens=4, full_decode=True),
     "tail": LayerPlan(window=24, sink_tokens=40, dense_tail=8),
     "both": LayerPlan(window=16, sink_tokens=3, full_decode=True, dense_tail=8),
+    "full": LayerPlan(window=None),
 }
 
 
@@ -26,7 +27,7 @@ def visible(plan, i, j, prompt):
     """The rule, as design.md has it."""
     first, end = plan.full_rows(prompt)
     full = first is not None and first <= i < (end or NEVER)
-    return j <= i and (full or j > i - plan.window or j < plan.sink_tokens)
+    return j <= i and (full or j > i - (plan.window or NEVER) or j < plan.sink_tokens)
 
 
 def seen_by(layout, plan, request, row):
@@ -38,7 +39,8 @@ def seen_by(layout, plan, request, row):
     i = kept - layout.rows[request] + row
     begin, end = layout.full[request]
     full = begin <= i < end
-    return {key[j] for j in range(kept) if j <= i and (full or j > i - plan.window or j < sinks)}
+    left = i - (plan.window or NEVER)
+    return {key[j] for j in range(kept) if j <= i and (full or j > left or j < sinks)}
 
 
 @pytest.mark.parametrize("name", PLANS)

@@ -16,6 +16,7 @@ from tests.vllm.conftest import MISSING
 
 BACKENDS = "vllm.v1.attention.backend"
 MANAGERS = "vllm.v1.core.single_type_kv_cache_manager"
+COMPRESSED = "vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors"
 GROUPING = "vllm.v1.core.kv_cache_utils"
 if not MISSING:
     from swaa.integrations.vllm.hooks import _grouping_module
@@ -43,6 +44,9 @@ PARAMETERS = {
     f"{BACKENDS}:AttentionBackend.supported_kv_cache_layouts": (),
     "vllm.model_executor.layers.attention.attention:Attention.forward": (
         *("query", "key", "value", "output_shape", "output_dtype"),
+    ),
+    "vllm.model_executor.layers.attention.attention:Attention.process_weights_after_loading": (
+        "act_dtype",
     ),
     "vllm.config:ModelConfig.get_total_num_kv_heads": (),
     "vllm.config:ModelConfig.is_multimodal_model": (),
@@ -122,6 +126,18 @@ SAYS = {
     ),
     "vllm.v1.engine.async_llm:AsyncLLM._add_streaming_input_request": ("resumable=True",),
     "vllm.config.parallel:ParallelConfig.use_ubatching": ("enable_dbo", "ubatch_size"),
+    # Factors of fp8 keys and values, on the host; a checkpoint's own scheme of them.
+    "vllm.model_executor.layers.attention.attention:set_default_quant_scales": (
+        *("layer._k_scale_float = 1.0", "layer._v_scale_float = 1.0"),
+    ),
+    "vllm.model_executor.layers.quantization.kv_cache:BaseKVCacheMethod": (
+        *("layer._k_scale_float = k_scale", "layer._v_scale_float = v_scale"),
+    ),
+    f"{COMPRESSED}:CompressedTensorsKVCacheMethod": (
+        *("layer._k_scale_float = _to_scalar", "layer._v_scale_float = _to_scalar"),
+    ),
+    f"{COMPRESSED}:CompressedTensorsConfig.__init__": ("self.kv_cache_scheme = kv_cache_scheme",),
+    f"{BACKENDS}:AttentionImplBase": ("supports_quant_query_input: bool = False",),
     "vllm.v1.core.kv_cache_manager:KVCacheManager.allocate_slots": (
         "total_computed_tokens - request.num_in_flight_tokens",
     ),

@@ -196,7 +196,7 @@ def test_draft_whose_checkpoint_asks_for_swaa_is_refused(checkpoint):
     ("changes", "reason"),
     [
         ({"method": "eagle3"}, "speculative decoding by eagle3 reads the model's own states"),
-        ({"kv_cache_dtype": "fp8"}, "a KV cache of fp8 is not served, a draft model's neither"),
+        ({"kv_cache_dtype": "fp8"}, "a KV cache of fp8 is not served for a draft model"),
         ({"kv_cache_dtype": "float16"}, "a KV cache of float16 is not served"),
         ({"pipeline": 2}, "a draft model under pipeline parallelism"),
         ({"sees": 512}, "the draft model sees 512 tokens and 2,048 are served"),

@@ -13,6 +13,7 @@ from tests.vllm.test_features import CONFIGS
 
 CPU = torch.device("cpu")
 INTERPRETED = """
+import functools
 import sys
 import tests.vllm.conftest
 import torch
@@ -26,6 +27,7 @@ GPUAttention.min_rows = 32
 backend.platform_attention = lambda: (TritonAttentionBackend, GPUAttention)
 from swaa.config import SWAAConfig
 from tests.vllm.engine import Engine, Judge, prompts_of
+{before}
 prompts = prompts_of(5, 65, 150)
 for config in map(SWAAConfig.from_dict, {configs}):
     judge = Judge(sys.argv[1], config)
@@ -34,17 +36,25 @@ for config in map(SWAAConfig.from_dict, {configs}):
             judge.check(prompt, answer)
     print(config, "agrees")
 """
+IN_FP8 = """
+from swaa.integrations.vllm.attention import CPUAttention
+from tests.vllm.fp8 import RoundedJudge as Judge
+GPUAttention.write = CPUAttention.write  # the interpreter rounds 1.99 to 1.0 in fp8, not to 2.0
+Engine = functools.partial(Engine, kv_cache_dtype="fp8")
+"""
 
 
 @pytest.mark.slow
-def test_our_kernels_under_vllms_scheduler(checkpoint):
+@pytest.mark.parametrize("before", ["", IN_FP8], ids=["float32", "fp8"])
+def test_our_kernels_under_vllms_scheduler(checkpoint, before):
     """All that a GPU runs of ours, in Triton's interpreter: backend class, cache write, kernels."""
     configs = (
         SWAAConfig(window=24, sink_tokens=4, full_layers=(1,)),
         SWAAConfig(window=24, sink_tokens=4, full_decode=(2,), dense_tail=8),
         CONFIGS["heads"],
     )
-    code = INTERPRETED.format(configs=[config.to_dict() for config in configs])
+    configs = configs[:1] if before else configs
+    code = INTERPRETED.format(configs=[config.to_dict() for config in configs], before=before)
     ran = subprocess.run(
         [sys.executable, "-c", code, checkpoint(kv_heads=4)],
         env=os.environ | {"TRITON_INTERPRET": "1", "SWAA_TEST_RUNNER": "v2"},

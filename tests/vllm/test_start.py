@@ -17,8 +17,8 @@ from tests.vllm.test_features import CONFIGS
 
 KNOBS = {"window": 24, "sink_tokens": 4, "full_decode": True, "dense_tail": 8}
 CONFIG = SWAAConfig(**KNOBS)
-FP8_CACHE = {"quant_method": "modelopt", "quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}
-FP8_CACHE["ignore"] = []
+FP4_CACHE = {"quant_method": "modelopt", "quant_algo": "FP8", "kv_cache_quant_algo": "NVFP4"}
+FP4_CACHE["ignore"] = []
 
 
 def attempt(folder, swaa=None, error=Exception, **options):
@@ -134,9 +134,13 @@ def test_listed_layers_that_the_model_lacks_are_said_and_left_out(checkpoint, ca
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"kv_cache_dtype": "fp8"}, "a KV cache of fp8 is not served; use --kv-cache-dtype auto"),
         (
-            {"hf_overrides": {"quantization_config": FP8_CACHE}, "dtype": "bfloat16"},
+            {"kv_cache_dtype": "fp8_e5m2"},
+            "a KV cache of fp8_e5m2 is not served; use --kv-cache-dtype auto, or fp8",
+        ),
+        ({"kv_cache_dtype": "int8_per_token_head"}, "cache of int8_per_token_head is not served"),
+        (
+            {"hf_overrides": {"quantization_config": FP4_CACHE}, "dtype": "bfloat16"},
             "the checkpoint asks for it; use --kv-cache-dtype bfloat16",
         ),
         ({"hf_overrides": {"rswa_window": 64}}, "rswa_window asks for vLLM's own window"),
@@ -163,8 +167,9 @@ def test_listed_layers_that_the_model_lacks_are_said_and_left_out(checkpoint, ca
         ),
     ],
     ids=[
-        "fp8",
-        "fp8_carried",
+        "e5m2",
+        "int8",
+        "carried",
         "prefix_window",
         "another_type",
         "connector",

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from swaa.attention.call import AttentionCall, AttentionOutput, BackendError, Selection
+from swaa.attention.call import FP8, AttentionCall, AttentionOutput, BackendError, Selection
 from swaa.attention.mask import Position
 from swaa.attention.pages import PAGE
 from swaa.attention.selection import KEY_BLOCK, ROW_BLOCK, row_block_count
@@ -61,7 +61,10 @@ def swaa_attention(
     Args:
         q: ``[batch, queries, heads, head_dim]``; packed: ``[1, tokens, heads, head_dim]``.
         k: ``[batch, keys, kv_heads, head_dim]``; packed: ``[1, tokens, kv_heads, head_dim]``;
-            paged: ``[pages, page_size, kv_heads, head_dim]``, any strides.
+            paged: ``[pages, page_size, kv_heads, head_dim]``, any strides. Pages may hold
+            ``torch.float8_e4m3fn`` while ``q`` has another type, in which all is computed. Where
+            they were divided by a factor, multiply ``scale`` by that of the keys, and the output
+            by that of the values.
         v: as ``k``.
         window: keys a sliding row sees, itself included; ``None`` makes every row full.
         sink_tokens: first real tokens of each sequence that every row sees.
@@ -158,7 +161,7 @@ def make_call(
     page_statistics: Tensor | None = None,
 ) -> AttentionCall:
     """Check the arguments of :func:`swaa_attention` and fill in the defaults."""
-    _check_tensors(q, k, v)
+    _check_tensors(q, k, v, paged=block_table is not None)
     _check_count("window", window if window is not None else 1, 1, "key, or None for full rows")
     _check_count("sink_tokens", sink_tokens, 0, "tokens")
     _check_layout(q, k, kv_lens, cu_seqlens_q, cu_seqlens_k, block_table)
@@ -274,23 +277,34 @@ def _check_decode_keys(call: AttentionCall) -> None:
         )
 
 
-def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
+def _check_tensors(q: Tensor, k: Tensor, v: Tensor, *, paged: bool) -> None:
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.ndim != 4:
             raise ValueError(
                 f"{name} has shape {tuple(x.shape)}; expected [batch, tokens, heads, head_dim]"
             )
-        if x.dtype != q.dtype or x.device != q.device:
-            raise ValueError(
-                f"{name} is {x.dtype} on {x.device} and q is {q.dtype} on {q.device};"
-                " they must agree"
-            )
+        if x.dtype == FP8:
+            _check_fp8(name, q, k, v, paged=paged)
+        elif x.dtype != q.dtype:
+            raise ValueError(f"{name} is {x.dtype} and q is {q.dtype}; they must agree")
+        if x.device != q.device:
+            raise ValueError(f"{name} is on {x.device} and q on {q.device}; they must agree")
     if k.shape[:3] != v.shape[:3]:
         raise ValueError(f"k has shape {tuple(k.shape)} and v {tuple(v.shape)}; they must agree")
     if q.shape[3] != k.shape[3]:
         raise ValueError(f"q has head_dim {q.shape[3]} and k {k.shape[3]}; they must agree")
     if k.shape[2] == 0 or q.shape[2] % k.shape[2]:
         raise ValueError(f"{q.shape[2]} query heads are not a multiple of {k.shape[2]} kv heads")
+
+
+def _check_fp8(name: str, q: Tensor, k: Tensor, v: Tensor, *, paged: bool) -> None:
+    if not paged or q.dtype == FP8:
+        raise ValueError(
+            f"{name} is {FP8}, which only keys and values in pages may be: give block_table, or"
+            " convert to float16, bfloat16 or float32"
+        )
+    if k.dtype != v.dtype:
+        raise ValueError(f"k is {k.dtype} and v {v.dtype}; both are {FP8} or neither")
 
 
 def _check_layout(

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from swaa.attention.mask import Position, left_bounds
 
+FP8 = torch.float8_e4m3fn
+"""In what keys and values of pages may be stored: every value is exact in float16 and bfloat16."""
+
 
 class Selection(NamedTuple):
     """Blocks of older keys chosen for each block of query rows; see ``selection.py``.
@@ -216,9 +219,8 @@ class AttentionCall:
         if skipped:
             pages = torch.cat([pages[: skipped.start], pages[skipped.stop :]])
             length -= len(skipped) * size
-        return self.k[pages].flatten(0, 1)[None, :length], self.v[pages].flatten(0, 1)[
-            None, :length
-        ]
+        k, v = (_copied(x, pages, self.q.dtype).flatten(0, 1) for x in (self.k, self.v))
+        return k[None, :length], v[None, :length]
 
     def _statistics_of(self, n: int, length: int) -> Tensor | None:
         """Page statistics ``[1, pages, kv_heads, 2, head_dim]`` of a packed, paged sequence."""
@@ -234,8 +236,8 @@ class AttentionCall:
         pages = (table.shape[0], table.shape[1] * self.k.shape[1], *self.k.shape[2:])
         return replace(
             self,
-            k=self.k[table].reshape(pages),
-            v=self.v[table].reshape(*pages[:-1], self.v.shape[-1]),
+            k=_copied(self.k, table, self.q.dtype).reshape(pages),
+            v=_copied(self.v, table, self.q.dtype).reshape(*pages[:-1], self.v.shape[-1]),
             block_table=None,
             page_statistics=None
             if self.page_statistics is None
@@ -264,6 +266,11 @@ def attend_apart(
     lse = torch.cat(found, dim=2)
     behind = call.q.shape[1] - lse.shape[2]
     return AttentionOutput(output, torch.nn.functional.pad(lse, (0, behind), value=float("-inf")))
+
+
+def _copied(x: Tensor, pages: Tensor, dtype: torch.dtype) -> Tensor:
+    """Pages of keys or values, in the type of the queries."""
+    return x[pages].to(dtype)
 
 
 def _item(value: Position | None, n: int, default: int | None = None) -> int | None:

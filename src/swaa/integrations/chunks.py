@@ -82,7 +82,6 @@ def lay_out(
     Returns:
         The layout, or None when no request is worth it.
     """
-    assert plan.window is not None
     chosen: list[tuple[int, int, int, tuple[int, int], FullRows | None]] = []
     first, total = len(lengths), 0
     while first > 0:
@@ -93,7 +92,9 @@ def lay_out(
         if plan.decode_keys and prompts and lengths[n] > prompts[n]:
             break  # generated rows are computed again, and choose what they read
         start = lengths[n] - rows
-        gap = max(0, start - (plan.window - 1) - plan.sink_tokens)
+        gap = 0
+        if plan.window is not None:
+            gap = max(0, start - (plan.window - 1) - plan.sink_tokens)
         full_from, full_until = (
             NEVER if position is None else position
             for position in plan.full_rows(prompts[n] if prompts else 0)

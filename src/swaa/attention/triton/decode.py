@@ -22,7 +22,7 @@ from torch import Tensor
 from triton import knobs
 from triton.language.extra import cuda
 
-from swaa.attention.call import AttentionCall, AttentionOutput
+from swaa.attention.call import FP8, AttentionCall, AttentionOutput
 from swaa.attention.mask import Position
 from swaa.attention.pages import PAGE, most_pages
 from swaa.attention.triton import pages
@@ -62,6 +62,8 @@ def refusal(call: AttentionCall) -> str | None:
         return "the channels of a head must lie side by side (stride 1)"
     if torch.is_grad_enabled() and any(x.requires_grad for x in (call.q, call.k, call.v)):
         return "the decode kernel has no backward"
+    if call.k.dtype == FP8 and not _reads_fp8(call.q.device):
+        return f"keys of {FP8} need an NVIDIA GPU of compute capability 8.9 or more"
     return pages.refusal(call) if call.decode_keys else None
 
 
@@ -223,6 +225,13 @@ def _shared_bytes(device: torch.device) -> int:
         return ROOMY_BYTES
     properties = torch.cuda.get_device_properties(device)
     return getattr(properties, "shared_memory_per_block_optin", 0)
+
+
+@functools.cache
+def _reads_fp8(device: torch.device) -> bool:
+    if device.type != "cuda":
+        return True  # the interpreter
+    return not torch.version.hip and torch.cuda.get_device_capability(device) >= (8, 9)
 
 
 def _launch(
@@ -557,6 +566,7 @@ def _decode(
             page = tl.load(p_table + n * s_table + ahead // PAGE, mask=m_ahead, other=0)
         m_nd = m_n[:, None] & m_d[None, :]
         k = tl.load(p_k + o_k[:, None] + o_d[None, :], mask=m_nd, other=0.0)  # [BLOCK_N, D]
+        k = k.to(q.dtype)  # from fp8, exactly; else nothing
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale  # [BLOCK_M, BLOCK_N]
         seen = (key[None, :] >= left[:, None]) | (key < sink_end)[None, :]
         if p_chosen is not None:
@@ -565,7 +575,7 @@ def _decode(
         scores = tl.where(seen, scores, float("-inf"))
         weights, top, total, decay = soften(scores, top, total, 1.0, True)
         acc *= decay[:, None]
-        v = tl.load(p_v + o_v[:, None] + o_d[None, :], mask=m_nd, other=0.0)
+        v = tl.load(p_v + o_v[:, None] + o_d[None, :], mask=m_nd, other=0.0).to(q.dtype)
         acc = tl.dot(weights.to(v.dtype), v, acc, input_precision="ieee")
         if p_chosen is not None:
             key, m_n, by_choice = ahead, m_ahead, ahead_by_choice

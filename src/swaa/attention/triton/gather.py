@@ -14,16 +14,17 @@ TOKENS = tl.constexpr(16)
 """Tokens copied by one program."""
 
 
-def gather(kv_cache: Tensor, slots: Tensor) -> Tensor:
+def gather(kv_cache: Tensor, slots: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Rows ``[keys, kv_heads, keys | values]`` of a layer's cache.
 
     Args:
         kv_cache: ``[blocks, kv_heads, block_size, keys | values]``, the last stride 1.
         slots: int64 ``[keys]``: block number times block size plus offset.
+        dtype: of the rows; None: that of the cache.
     """
     _, heads, page, width = kv_cache.shape
     keys = slots.shape[0]
-    rows = torch.empty(keys, heads, width, dtype=kv_cache.dtype, device=kv_cache.device)
+    rows = torch.empty(keys, heads, width, dtype=dtype or kv_cache.dtype, device=kv_cache.device)
     _gather[(triton.cdiv(keys, TOKENS.value), heads)](
         kv_cache,
         rows,

@@ -48,7 +48,7 @@ def statistics_of(call: AttentionCall) -> Tensor:
         shape, new = (blocks, size // PAGE), size
     else:
         shape, new = (len(call.k), call.k.shape[1] // PAGE), call.k.shape[1]
-    statistics = call.k.new_zeros(*shape, kv_heads, 2, head_dim)
+    statistics = call.q.new_zeros(*shape, kv_heads, 2, head_dim)
     start = 0 if call.paged else call.kv_start
     summarise(call.k, statistics, first=start, end=call.k.shape[1], kv_start=start, new=new)
     return statistics

@@ -1,7 +1,9 @@
 """A sliding layer's attention inside vLLM: paged :func:`swaa.swaa_attention`, and the cache write.
 
 vLLM's cache of a layer is ``[blocks, kv_heads, block_size, keys | values]``; both halves are passed
-on as views, without a copy.
+on as views, without a copy. In an fp8 cache keys and values are divided by a factor of the layer's
+each: that of the keys is multiplied into the scale of the scores, that of the values into the
+output.
 """
 
 from __future__ import annotations
@@ -13,12 +15,14 @@ from torch import Tensor
 from vllm.config import get_current_vllm_config
 from vllm.v1.attention.backend import AttentionImpl
 
-from swaa.attention import swaa_attention
+from swaa.attention import AttentionOutput, swaa_attention
+from swaa.attention.call import FP8
 from swaa.attention.pages import PAGE
 from swaa.attention.pages import page_statistics as describe_pages
 from swaa.config import LayerPlan
 from swaa.integrations.chunks import Chunks, FullRows
 from swaa.integrations.refusal import UnsupportedError
+from swaa.integrations.vllm.fp8 import FP8_CACHES
 from swaa.integrations.vllm.metadata import SlidingMetadata, most_gathered
 from swaa.integrations.vllm.selected import PromptRows
 
@@ -53,13 +57,17 @@ class SlidingAttention(AttentionImpl[SlidingMetadata]):
         self.kv_cache_dtype = kv_cache_dtype
         self.attn_type = attn_type
         self.kv_sharing_target_layer_name = kv_sharing_target_layer_name
-        self.most_gathered = most_gathered(get_current_vllm_config(), self.plan)
+        self.fp8 = kv_cache_dtype in FP8_CACHES
+        self.k_scale = self.v_scale = 1.0
+        vllm_config = get_current_vllm_config()
+        self.dtype = vllm_config.model_config.dtype
+        self.most_gathered = most_gathered(vllm_config, self.plan)
 
     def do_kv_cache_update(
         self, layer: Any, key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor
     ) -> None:
         """Store keys and values ``[rows, kv_heads, head_size]`` at their slots."""
-        keys, values = self._pages(kv_cache)
+        keys, values = self._pages(self._stored(kv_cache))
         self.write(layer, key, value, keys, values, slot_mapping)
 
     def write(
@@ -75,7 +83,7 @@ class SlidingAttention(AttentionImpl[SlidingMetadata]):
         raise NotImplementedError
 
     def gather(self, kv_cache: Tensor, slots: Tensor) -> Tensor:
-        """Keys and values ``[slots, kv_heads, 2 * head_size]`` of the given slots."""
+        """Keys and values ``[slots, kv_heads, 2 * head_size]`` of slots, in the model's type."""
         raise NotImplementedError
 
     def forward(
@@ -96,6 +104,9 @@ class SlidingAttention(AttentionImpl[SlidingMetadata]):
             return output.zero_()
         if output_scale is not None or output_block_scale is not None:
             raise NotImplementedError("swaa's attention does not quantise its output")
+        if self.fp8:  # known once weights are loaded
+            self.k_scale, self.v_scale = layer._k_scale_float, layer._v_scale_float
+        kv_cache = self._stored(kv_cache)
         if attn_metadata.new_from is not None:
             self._describe(kv_cache, attn_metadata)
         selected, chunks = attn_metadata.selected, attn_metadata.chunks
@@ -142,11 +153,11 @@ class SlidingAttention(AttentionImpl[SlidingMetadata]):
             kv_lens=numbers.seq_lens[:requests],
             cu_seqlens_q=numbers.query_start_loc[:last],
             block_table=numbers.block_table[:requests],
-            scale=self.scale,
+            scale=self.scale * self.k_scale,
             **self._choosing(kv_cache, numbers.prompt_lengths, requests),
             backend=self.kernels,
         )
-        output[:rows].copy_(result.output[0])
+        self._put(output[:rows], result)
 
     def _gathered(self, query: Tensor, kv_cache: Tensor, chunks: Chunks, output: Tensor) -> None:
         """Attention of the last requests of a batch, over gathered keys."""
@@ -163,10 +174,10 @@ class SlidingAttention(AttentionImpl[SlidingMetadata]):
             full_until=chunks.full_until,
             cu_seqlens_q=chunks.cu_rows,
             cu_seqlens_k=chunks.cu_keys,
-            scale=self.scale,
+            scale=self.scale * self.k_scale,
             backend=self.kernels,
         )
-        output[rows].copy_(result.output[0])
+        self._put(output[rows], result)
 
     def _selected(
         self, query: Tensor, kv_cache: Tensor, output: Tensor, rows: PromptRows, slots: Tensor
@@ -181,13 +192,13 @@ class SlidingAttention(AttentionImpl[SlidingMetadata]):
             sink_tokens=self.plan.sink_tokens,
             full_from=rows.full_from,
             q_start=rows.position,
-            scale=self.scale,
+            scale=self.scale * self.k_scale,
             selected_keys=self.plan.selected_keys,
             decode_keys=self.plan.decode_keys,
             decode_from=rows.prompt if self.plan.decode_keys else None,
             backend=self.kernels,
         )
-        output[rows.first : rows.end].copy_(result.output[0])
+        self._put(output[rows.first : rows.end], result)
 
     def _apart(
         self,
@@ -207,10 +218,17 @@ class SlidingAttention(AttentionImpl[SlidingMetadata]):
             q_start=rows.position,
             kv_lens=numbers.seq_lens[rows.request : rows.request + 1],
             block_table=numbers.block_table[rows.request : rows.request + 1],
-            scale=self.scale,
+            scale=self.scale * self.k_scale,
             backend=self.kernels,
         )
-        output[rows.first : rows.end].copy_(result.output[0])
+        self._put(output[rows.first : rows.end], result)
+
+    def _put(self, output: Tensor, result: AttentionOutput) -> None:
+        """Write a result to rows of the output."""
+        if self.fp8:
+            torch.mul(result.output[0], self.v_scale, out=output)
+        else:
+            output.copy_(result.output[0])
 
     def _choosing(
         self, kv_cache: Tensor, prompt_lengths: Tensor | None, requests: int | None
@@ -221,13 +239,13 @@ class SlidingAttention(AttentionImpl[SlidingMetadata]):
         return {
             "decode_keys": self.plan.decode_keys,
             "decode_from": prompt_lengths[:requests],
-            "page_statistics": page_statistics(kv_cache),
+            "page_statistics": page_statistics(kv_cache, self.dtype),
         }
 
     def _describe(self, kv_cache: Tensor, numbers: SlidingMetadata) -> None:
         """Write the statistics of the pages that the batch's keys completed."""
         keys, _ = self._pages(kv_cache)
-        self.summarise(keys, page_statistics(kv_cache), numbers)
+        self.summarise(keys, page_statistics(kv_cache, self.dtype), numbers)
 
     def summarise(self, keys: Tensor, statistics: Tensor, numbers: SlidingMetadata) -> None:
         """Write statistics of pages; ``keys`` and ``statistics`` are laid out by cache blocks."""
@@ -238,25 +256,37 @@ class SlidingAttention(AttentionImpl[SlidingMetadata]):
         shape = (self.most_gathered, self.num_kv_heads, 2 * self.head_size)
         torch.empty(shape, dtype=key.dtype, device=key.device)
 
+    def _stored(self, kv_cache: Tensor) -> Tensor:
+        """The cache in the type of what it holds: vLLM has bytes for fp8."""
+        return kv_cache.view(FP8) if self.fp8 else kv_cache
+
     def _pages(self, kv_cache: Tensor) -> tuple[Tensor, Tensor]:
         keys, values = kv_cache.transpose(1, 2).split(self.head_size, dim=-1)
         return keys, values
 
 
-def page_statistics(kv_cache: Tensor) -> Tensor:
+def page_statistics(kv_cache: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """The part of each block that holds the statistics of its keys, after the keys.
 
     Args:
         kv_cache: ``[blocks, kv_heads, block_size, keys | values]``.
+        dtype: of the statistics; None: that of the keys.
 
     Returns:
         A view ``[blocks, block_size // 16, kv_heads, 2, head_size]``.
     """
     blocks, heads, tokens, channels = kv_cache.shape
     shape = (blocks, tokens // PAGE, heads, 2, channels // 2)
-    strides = (kv_cache.stride(0), heads * channels, channels, channels // 2, 1)
-    behind = kv_cache.storage_offset() + heads * tokens * channels
-    return kv_cache.as_strided(shape, strides, behind)
+    held = kv_cache if dtype is None else kv_cache.view(dtype)
+    strides = (held.stride(0), heads * channels, channels, channels // 2, 1)
+    behind = held.storage_offset() + heads * tokens * held.shape[3]
+    return held.as_strided(shape, strides, behind)
+
+
+def to_fp8(x: Tensor, scale: float) -> Tensor:
+    """Numbers divided by a factor, rounded to the nearest in fp8; the largest stands for larger."""
+    most = torch.finfo(FP8).max
+    return (x.float() / scale).clamp(-most, most).to(FP8)
 
 
 class CPUAttention(SlidingAttention):
@@ -278,8 +308,11 @@ class CPUAttention(SlidingAttention):
         real = slots >= 0
         block, offset = slots[real] // keys.shape[1], slots[real] % keys.shape[1]
         rows = slots.shape[0]
-        keys[block, offset] = key[:rows][real]
-        values[block, offset] = value[:rows][real]
+        key, value = key[:rows][real], value[:rows][real]
+        if self.fp8:
+            key, value = to_fp8(key, layer._k_scale_float), to_fp8(value, layer._v_scale_float)
+        keys[block, offset] = key
+        values[block, offset] = value
 
     def summarise(self, keys: Tensor, statistics: Tensor, numbers: SlidingMetadata) -> None:
         """Write statistics request by request."""
@@ -290,13 +323,13 @@ class CPUAttention(SlidingAttention):
             for page in range(first // PAGE, end // PAGE):
                 block = int(numbers.block_table[n, page * PAGE // size])
                 slots = slice(page * PAGE % size, page * PAGE % size + PAGE)
-                described = describe_pages(keys[block : block + 1, slots])
+                described = describe_pages(keys[block : block + 1, slots].to(self.dtype))
                 statistics[block, page % (size // PAGE)] = described[0, 0]
 
     def gather(self, kv_cache: Tensor, slots: Tensor) -> Tensor:
         """Gather by indexing."""
         page = kv_cache.shape[2]
-        return kv_cache.transpose(1, 2)[slots // page, slots % page]
+        return kv_cache.transpose(1, 2)[slots // page, slots % page].to(self.dtype)
 
 
 class GPUAttention(SlidingAttention):
@@ -356,4 +389,4 @@ class GPUAttention(SlidingAttention):
         """Gather by our own kernel."""
         from swaa.attention.triton.gather import gather
 
-        return gather(kv_cache, slots)
+        return gather(kv_cache, slots, self.dtype)

@@ -3,7 +3,8 @@
 vLLM groups layers by backend class and cache spec, and asks the class for everything else. So each
 plan gets its own class, named after its numbers. Full layers, including all layers of a draft
 model, keep their stock backend and kernels. Only their cache spec is ours, and prompt lengths are
-hidden from them, because stock kernels would derive a mask from these.
+hidden from them, because stock kernels would derive a mask from these. Where keys are stored in
+fp8, full layers have our kernels, too.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def platform_attention() -> tuple[type[Any], type[SlidingAttention]]:
 
 @functools.cache
 def sliding_backend(memory: Memory) -> type[Any]:
-    """The backend class of a sliding layer."""
+    """The backend class of a layer that swaa's kernels serve."""
     stock, attention = platform_attention()
     plan = memory.plan
     mine = type(f"Swaa{attention.__name__}", (attention,), {"plan": plan})
@@ -53,7 +54,7 @@ def sliding_backend(memory: Memory) -> type[Any]:
     builder = type("SwaaMetadataBuilder", (SlidingMetadataBuilder,), numbers)
     return _derive(
         stock,
-        _name("Sliding", memory),
+        _name("Full" if plan.full else "Sliding", memory),
         memory,
         {
             "get_impl_cls": staticmethod(lambda: mine),

@@ -56,6 +56,13 @@ class HeadwiseAttention(Attention):
         joined = join_heads(outputs, self.heads, dim=1, group=group)
         return joined.flatten(1) if output_shape is None else joined.view(output_shape)
 
+    def process_weights_after_loading(self, act_dtype: torch.dtype) -> None:
+        """Give both parts the factors of keys and values that a checkpoint has for the layer."""
+        super().process_weights_after_loading(act_dtype)
+        for name in ("_k_scale", "_v_scale"):
+            setattr(self.sliding, name, getattr(self, name).clone())
+            setattr(self.sliding, f"{name}_float", getattr(self, f"{name}_float"))
+
 
 def build(
     layer: Attention, construct: Callable[..., None], given: Mapping[str, Any], memory: Memory

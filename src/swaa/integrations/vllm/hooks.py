@@ -121,7 +121,7 @@ def _constructing(original: Callable[..., Any]) -> Callable[..., Any]:
             own = {name: given[name] for name in given if name not in ("self", *extras)}
             head_parts.build(self, original, own, memory)
             return
-        if memory.plan.full:
+        if memory.stock:
             original(self, *args, **kwargs)
             self.attn_backend = backend.full_backend(self.attn_backend, memory)
         else:

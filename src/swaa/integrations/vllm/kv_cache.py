@@ -30,6 +30,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from vllm.utils.math_utils import cdiv
 from vllm.v1.core.kv_cache_utils import resolve_block_hashes
 from vllm.v1.core.single_type_kv_cache_manager import (
@@ -60,6 +61,8 @@ class Memory:
             model, because all of vLLM's pages have one size.
         packed: whether they have several (:mod:`.packing`); then only layers that choose what they
             read hold statistics.
+        model_dtype: of the model, where keys are stored in fp8; None: they are stored in it. Under
+            fp8 full layers run on swaa's kernels, too: vLLM's own may round queries to fp8.
         draft: whether it is a layer of the draft model. Its limits are those of the model that it
             drafts for, so that layers of both models that keep all keys share a group.
     """
@@ -71,6 +74,12 @@ class Memory:
     draft: bool = False
     pages: bool = False
     packed: bool = False
+    model_dtype: torch.dtype | None = None
+
+    @property
+    def stock(self) -> bool:
+        """Whether vLLM's own backend serves the layer."""
+        return self.plan.full and self.model_dtype is None
 
     def spec(self, stock: Any) -> Any:
         """The layer's spec, made from the one that vLLM made for full attention."""
@@ -80,7 +89,7 @@ class Memory:
             if field.init
         }
         if self.pages or (self.packed and self.plan.decode_keys):
-            common["page_size_padded"] = padded_page_bytes(stock)
+            common["page_size_padded"] = padded_page_bytes(stock, self.model_dtype)
         limits = {"dense_tail": self.dense_tail, "prompt_only": self.prompt_only}
         plan = self.plan
         if not self.frees or plan.keeps_all_keys:
@@ -93,8 +102,8 @@ class Memory:
         return SinkWindowSpec(**common | mask, **limits)
 
 
-def padded_page_bytes(spec: Any) -> int:
-    """Bytes of a block that also holds a mean and a deviation per 16 keys and head.
+def padded_page_bytes(spec: Any, dtype: torch.dtype | None = None) -> int:
+    """Bytes of a block that also holds a mean and a deviation per 16 keys and head, of a type.
 
     Raises:
         UnsupportedError: for blocks that do not hold a whole number of our pages.
@@ -104,7 +113,7 @@ def padded_page_bytes(spec: Any) -> int:
             f"swaa: decode_keys are read in pages of {PAGE}, and blocks hold {spec.block_size}:"
             f" give --block-size a multiple of {PAGE}"
         )
-    statistics = 2 * spec.num_kv_heads * spec.head_size * spec.dtype.itemsize
+    statistics = 2 * spec.num_kv_heads * spec.head_size * (dtype or spec.dtype).itemsize
     return spec.unpadded_page_size_bytes + spec.block_size // PAGE * statistics
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from swaa.config import LayerPlan
-from swaa.integrations.vllm import drafts, settings, support
+from swaa.integrations.vllm import drafts, fp8, settings, support
 from swaa.integrations.vllm.kv_cache import Memory
 
 
@@ -20,6 +20,7 @@ class Active:
         plans: the plan of every decoder layer of the model, with all of its KV heads.
         able: indices of the layers that have keys; linear layers stay as they are.
         kv_heads: of each layer, on all ranks together.
+        model_dtype: of the model, where keys are stored in fp8; None: they are stored in it.
         frees: whether vLLM's cache manager can free what a layer no longer needs.
         draft: whether the layers being built are those of the draft model.
     """
@@ -29,6 +30,7 @@ class Active:
     able: tuple[int, ...]
     kv_heads: int
     frees: bool
+    model_dtype: Any = None
     draft: bool = False
 
     @property
@@ -78,6 +80,7 @@ class Active:
             dense_tail=self.settings.config.dense_tail,
             pages=self.settings.config.decode_keys > 0 and not self.packed,
             packed=self.packed,
+            model_dtype=self.model_dtype,
         )
 
     def _on_this_rank(self, plan: LayerPlan, name: str, kv_heads: int) -> LayerPlan:
@@ -136,4 +139,7 @@ def _resolve(vllm_config: Any) -> Active | None:
         )
     hybrid_off = vllm_config.scheduler_config.disable_hybrid_kv_cache_manager
     draft = drafts.is_draft(vllm_config)
-    return Active(found, plans, able, kv_heads, frees=not hybrid_off, draft=draft)
+    stored = model.dtype if fp8.stores_fp8(vllm_config) else None
+    return Active(
+        found, plans, able, kv_heads, frees=not hybrid_off, model_dtype=stored, draft=draft
+    )

@@ -67,22 +67,23 @@ def say_full_attention(wrapper: Any) -> None:
 
 def summary(active: Active, layers: dict[str, Any], kv_cache: Any, vllm_config: Any) -> str:
     """One line: what slides, by which kernels, and how many tokens the KV cache then holds."""
-    sliding = [layer for layer in layers.values() if not layer.swaa.plan.full]
+    ours = [layer for layer in layers.values() if not layer.swaa.stock]
     drafting = sum(layer.swaa.draft for layer in layers.values())
     beside = f" next to a draft model of {drafting}" if drafting else ""
     linear = len(active.plans) - len(active.able)
     beside += f" next to {linear} without keys" if linear else ""
-    kernels = ", ".join(sorted({layer.impl.kernels for layer in sliding})) or "stock"
+    kernels = ", ".join(sorted({layer.impl.kernels for layer in ours})) or "stock"
     tokens, full_tokens, decoding = capacity(kv_cache, vllm_config)
     groups = "; ".join(_describe(each, active.packed) for each in kv_cache.kv_cache_groups)
     plans = _served_plans(active, layers)
     longest = vllm_config.model_config.max_model_len
     later = f", {decoding:,} once prompts are computed" if decoding > tokens else ""
+    stored = "" if active.model_dtype is None else "fp8 "
     head, colon, rest = adapted(active.settings.config, plans, longest=longest).partition(":")
     return (
         f"{head}{beside}{colon}{rest}, backend {kernels};"
-        f" KV cache of {kv_cache.num_blocks} blocks holds {tokens:,} tokens at the longest context"
-        f" (full attention {full_tokens:,}){later}; groups: {groups}"
+        f" {stored}KV cache of {kv_cache.num_blocks} blocks holds {tokens:,} tokens at the longest"
+        f" context (full attention {full_tokens:,}){later}; groups: {groups}"
     )
 
 
@@ -162,9 +163,9 @@ def _specs(kv_cache: Any) -> dict[str, Any]:
 
 def _fault(layer: Any, spec: Any) -> str | None:
     memory = layer.swaa
-    if isinstance(layer.impl, SlidingAttention) == memory.plan.full:
+    if isinstance(layer.impl, SlidingAttention) == memory.stock:
         return f"its attention is {type(layer.impl).__name__}"
-    if not memory.plan.full and layer.impl.plan != memory.plan:
+    if not memory.stock and layer.impl.plan != memory.plan:
         return f"its attention follows {layer.impl.plan}"
     if spec is None:
         return "it has no keys in the cache"
@@ -214,7 +215,7 @@ def attention_groups(runner: Any) -> list[Any]:
 
 def _check_group(group: Any, layers: dict[str, Any]) -> None:
     for name in group.layer_names:
-        if name in layers and not layers[name].swaa.plan.full:
+        if name in layers and not layers[name].swaa.stock:
             builders = group.metadata_builders
             if not all(isinstance(builder, SlidingMetadataBuilder) for builder in builders):
                 raise NotActiveError(f"swaa is not active in layer {name}: {builders} serve it")

@@ -11,6 +11,7 @@ from typing import Any
 
 from swaa.heads import HeadSelection
 from swaa.integrations.refusal import UnsupportedError
+from swaa.integrations.vllm import fp8
 from swaa.integrations.vllm.drafts import draft_model, served_model
 from swaa.integrations.vllm.environment import REQUIRED
 from swaa.integrations.vllm.settings import KEY, Settings, carried_by
@@ -184,9 +185,7 @@ def _engine_reasons(vllm_config: Any) -> Iterator[str]:
             "KV connectors and offloading store blocks that a layer may have freed; serve without"
             " --kv-transfer-config and KV offloading"
         )
-    cache = vllm_config.cache_config.cache_dtype
-    if cache not in ("auto", _type_of(served_model(vllm_config))):
-        yield f"a KV cache of {cache} is not served; {_other_cache(served_model(vllm_config))}"
+    yield from _cache_reasons(vllm_config)
     if parallel.use_ubatching:
         yield (
             "dual batch overlap splits batches without their prompt lengths; serve without"
@@ -194,6 +193,14 @@ def _engine_reasons(vllm_config: Any) -> Iterator[str]:
         )
     yield from _unchosen_reasons(vllm_config)
     yield from _speculation_reasons(vllm_config)
+
+
+def _cache_reasons(vllm_config: Any) -> Iterator[str]:
+    cache, model = vllm_config.cache_config.cache_dtype, served_model(vllm_config)
+    if fp8.stores_fp8(vllm_config):
+        yield from fp8.refusals(vllm_config)
+    elif cache not in ("auto", _type_of(model)):
+        yield f"a KV cache of {cache} is not served; {_other_cache(model)}, or fp8"
 
 
 def _other_cache(model: Any) -> str:
@@ -314,8 +321,8 @@ def _speculation_reasons(vllm_config: Any) -> Iterator[str]:
         )
     if speculative.kv_cache_dtype not in (None, "auto", _type_of(draft)):
         yield (
-            f"a KV cache of {speculative.kv_cache_dtype} is not served, a draft model's neither;"
-            " leave kv_cache_dtype out of --speculative-config"
+            f"a KV cache of {speculative.kv_cache_dtype} is not served for a draft model; leave"
+            " kv_cache_dtype out of --speculative-config"
         )
 
 

@@ -36,8 +36,7 @@ def _batches(
 ) -> Iterator[SimpleNamespace]:
     """Batches in vLLM's form: a chunk far into a prompt, one at its start, and a short last one."""
     plan, rows = builder.plan, 2 * builder.min_rows
-    assert plan.window is not None
-    far = plan.window + plan.sink_tokens + 2 * rows
+    far = (plan.window or 0) + plan.sink_tokens + 2 * rows
     page = builder.kv_cache_spec.block_size
     for count, length in ((rows, far), (rows, rows), (builder.min_rows // 2, far)):
         if length > longest:
@@ -64,7 +63,7 @@ def _batches(
 
 def _answer(layer: Any, builder: SlidingMetadataBuilder, batch: SimpleNamespace) -> None:
     shape = (batch.num_actual_tokens, layer.num_heads, layer.head_size)
-    query = torch.zeros(shape, dtype=layer.kv_cache.dtype, device=layer.kv_cache.device)
+    query = torch.zeros(shape, dtype=layer.impl.dtype, device=layer.kv_cache.device)
     unused = query[:, : layer.num_kv_heads]
     layer.impl.forward(
         layer,
