@@ -1,6 +1,8 @@
 """Pages chosen in decoding: the rule against plain loops, every backend against the rule."""
 
 import importlib.util
+import math
+import weakref
 
 import pytest
 import torch
@@ -177,6 +179,34 @@ def test_statistics_and_pages_of_a_cache_are_read_where_they_lie(backend):
         **{**arguments, "page_statistics": stored},
     ).output
     torch.testing.assert_close(output, expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.skipif("triton" not in BACKENDS, reason="needs Triton")
+def test_no_memory_is_used_twice_in_a_call(monkeypatch):
+    """Kernels of a call overlap, so what one has given back must not be written by the next."""
+    decode = importlib.import_module("swaa.attention.triton.decode")
+    call, _, _ = call_of(SHAPES[0])
+    given, addresses, make = [], [], torch.empty
+
+    def empty(*shape, **options):
+        """Memory that was given back is given out again at once, as PyTorch does on a GPU."""
+        sizes = shape[0] if isinstance(shape[0], tuple) else shape
+        free = [buffer for buffer, user in given if user() is None]
+        buffer = free[0] if free else make(1 << 20, dtype=torch.uint8, device=DEVICE)
+        kind = options["dtype"]
+        tensor = buffer[: math.prod(sizes) * kind.itemsize].view(kind).view(sizes)
+        given[:] = [one for one in given if one[0] is not buffer]
+        given.append((buffer, weakref.ref(tensor)))
+        addresses.append(tensor.data_ptr())
+        return tensor
+
+    expected = decode.attend(call).output
+    monkeypatch.setattr(torch, "empty", empty)
+    output = decode.attend(call).output
+    monkeypatch.undo()
+    assert torch.equal(output, expected)
+    assert len(addresses) >= 8  # output, lse, three parts, pages, scores, what the choice gathers
+    assert len(set(addresses)) == len(addresses)
 
 
 def test_packed_sequences_choose_apart():

@@ -84,18 +84,21 @@ def attend(call: AttentionCall, chosen: Tensor | None = None) -> AttentionOutput
     if call.cu_seqlens_q is not None and len(call.cu_seqlens_q) == 1:  # packed, but no sequences
         return AttentionOutput(output.zero_(), lse.fill_(float("-inf")))
     plan = plan_tiles(call)
+    parts = None
+    if plan.splits > 1:
+        # Before pages are chosen: the kernel of the splits starts while the choice still runs, so
+        # it must not write to memory that the choice has given back.
+        shape = (plan.splits, batch * rows, heads)
+        parts = Parts(
+            torch.empty((*shape, head_dim), dtype=torch.float32, device=q.device),
+            torch.empty(shape, dtype=torch.float32, device=q.device),
+            torch.empty(shape, dtype=torch.float32, device=q.device),
+        )
     if call.decode_keys and chosen is None:
         chosen = pages.choose(call)
-    if plan.splits == 1:
-        _launch(call, plan, output, lse, None, chosen)
-        return AttentionOutput(output, lse)
-    shape = (plan.splits, batch * rows, heads)
-    parts = Parts(
-        torch.empty((*shape, head_dim), dtype=torch.float32, device=q.device),
-        torch.empty(shape, dtype=torch.float32, device=q.device),
-        torch.empty(shape, dtype=torch.float32, device=q.device),
-    )
     _launch(call, plan, output, lse, parts, chosen)
+    if parts is None:
+        return AttentionOutput(output, lse)
     overlap = can_overlap(q.device)
     _merge[(batch * rows, heads)](
         *parts,
