@@ -105,7 +105,7 @@ class Options:
 
 
 def measure(
-    options: Options, keep: Callable[[results.Result], None] = lambda _result: None
+    options: Options, keep: Callable[[results.Result], object] = lambda _result: None
 ) -> results.Result:
     """Run the comparison on the current GPU, and print one line per kernel as it is measured.
 
