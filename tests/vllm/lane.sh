@@ -62,6 +62,6 @@ else
     xargs -P 2 -I{} bash -c 'read -r file names <<< "{}"
       "$0" -m pytest "tests/vllm/test_$file.py" -k "$names"' "$bin/python"
   echo "== the same under vLLM's V2 model runner, its kernels interpreted"
-  SWAA_TEST_RUNNER=v2 test tests/vllm/test_{features,scheduling,drafts,ranks}.py \
-    -k '(all_kinds or sliding or heads_tail or in_flight or no_room or dealt_out) and not (random or verified_drafts or faint or strong-long)'
+  SWAA_TEST_RUNNER=v2 test tests/vllm/test_{features,scheduling,drafts,attached_drafts,ranks}.py \
+    -k '(all_kinds or sliding or heads_tail or in_flight or no_room or dealt_out) and not (random or verified_drafts or faint or strong-long or guesses)'
 fi

@@ -82,7 +82,7 @@ FIELDS = {
     "vllm.v1.kv_cache_interface:UniformTypeKVCacheSpecs": ("block_size", "kv_cache_specs"),
     "vllm.config:SpeculativeConfig": (
         *("method", "num_speculative_tokens", "kv_cache_dtype", "enable_adaptive_verification"),
-        *("draft_model_config", "target_model_config"),
+        *("draft_model_config", "target_model_config", "parallel_drafting"),
     ),
 }
 SAYS = {
@@ -120,6 +120,16 @@ SAYS = {
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner._build_attention_metadata": (
         "else:\n                    spec_decode_common_attn_metadata = cm\n",
     ),
+    # Drafts that read the served model's states: by what they are told from it while it is built.
+    "vllm.compilation.backends:set_model_tag": ("model_tag = tag",),
+    "vllm.v1.spec_decode.llm_base_proposer:SpecDecodeBaseProposer": (
+        *('set_model_tag("eagle_head")', "self._draft_attn_layer_names = {"),
+    ),
+    "vllm.v1.worker.gpu.spec_decode.eagle.utils:load_eagle_model": ('set_model_tag("eagle_head")',),
+    "vllm.v1.worker.gpu.spec_decode.speculator:DraftModelSpeculator": (
+        "self.draft_attn_layer_names = ",
+    ),
+    "vllm.config:SpeculativeConfig.use_multi_module_mtp": ("num_nextn_predict_layers",),
     # Streamed sessions: what is generated becomes prompt, once it is computed.
     "vllm.v1.core.sched.scheduler:Scheduler._update_request_as_session": (
         *("session.prompt_token_ids.extend(kept_output_tokens)", "session.num_prompt_tokens = "),

@@ -150,9 +150,8 @@ def test_answers_are_those_of_the_served_model(models, name, served, draft):
     assert held
 
 
-@pytest.mark.skipif(ON_GPU, reason="there vLLM schedules ahead by itself, in every test")
-def test_preempted_while_drafts_are_in_flight(models, monkeypatch):
-    """The scheduler runs a step ahead of what was verified, as on GPUs."""
+def schedule_ahead(monkeypatch):
+    """Let the scheduler run a step ahead of what was verified, as on GPUs."""
     from vllm.platforms.cpu import CpuPlatform
 
     check = CpuPlatform.check_and_update_config.__func__
@@ -162,6 +161,11 @@ def test_preempted_while_drafts_are_in_flight(models, monkeypatch):
         vllm_config.scheduler_config.async_scheduling = True
 
     monkeypatch.setattr(CpuPlatform, "check_and_update_config", classmethod(ahead))
+
+
+@pytest.mark.skipif(ON_GPU, reason="there vLLM schedules ahead by itself, in every test")
+def test_preempted_while_drafts_are_in_flight(models, monkeypatch):
+    schedule_ahead(monkeypatch)
     config = CONFIGS["sliding"]
     prompts = prompts_of(150, 180, 210, 120, seed=33)
     options = {"num_gpu_blocks_override": 40, "max_model_len": 512, "watermark": 0.0}
@@ -195,7 +199,7 @@ def test_draft_whose_checkpoint_asks_for_swaa_is_refused(checkpoint):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"method": "eagle3"}, "speculative decoding by eagle3 reads the model's own states"),
+        ({"method": "medusa"}, "speculative decoding by medusa was not tried; served are ngram, "),
         ({"kv_cache_dtype": "fp8"}, "a KV cache of fp8 is not served for a draft model"),
         ({"kv_cache_dtype": "float16"}, "a KV cache of float16 is not served"),
         ({"pipeline": 2}, "a draft model under pipeline parallelism"),
@@ -204,7 +208,7 @@ def test_draft_whose_checkpoint_asks_for_swaa_is_refused(checkpoint):
         ({"sees_pictures": True}, "a draft model was not tried where one of the models sees"),
         ({"is_hybrid": True}, "a draft model with linear layers was not tried"),
     ],
-    ids=["eagle", "fp8", "another_type", "pipeline", "short", "crowded", "pictures", "linear"],
+    ids=["medusa", "fp8", "another_type", "pipeline", "short", "crowded", "pictures", "linear"],
 )
 def test_speculation_that_is_refused(changes, reason):
     from swaa.integrations.vllm import support
@@ -278,7 +282,8 @@ def test_a_draft_is_kept_together_in_the_first_group(groups, expected):
 
     names = " ".join(names for _, names in groups).split()
     names.sort(key=lambda name: ("draft" in name, name))  # as vLLM has them
-    made = keep_together(grouped(*groups), dict.fromkeys(names))
+    specs = {name: SimpleNamespace(draft="draft" in name) for name in names}
+    made = keep_together(grouped(*groups), specs)
     assert [group.layer_names for group in made] == expected
     assert all(group.kv_cache_spec in dict(groups) for group in made)
 

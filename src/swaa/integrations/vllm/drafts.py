@@ -1,10 +1,11 @@
-"""The draft model of speculative decoding: left full, its keys in one group of the cache.
+"""Drafts of speculative decoding that have layers: left full, their keys in one group of the cache.
 
-A draft is a separate model in the same engine. Its layers see every key: its proposals only decide
-how many rows the served model verifies at once, and what those rows see depends on their position.
-Both models share the blocks of one cache, so the draft's group is made here: vLLM's V1 model runner
-(0.32, 0.33: ``GPUModelRunner._build_attention_metadata``) always gives a draft model the block
-table of the first group, and its proposer allows only one group for the draft's layers.
+A draft model is a separate model in the same engine; an attached draft (EAGLE, EAGLE-3, MTP) is a
+few layers that read the served model's hidden states. Their layers see every key: proposals only
+decide how many rows the served model verifies at once, and what those rows see depends on their
+position. All share the blocks of one cache, so the draft's group is made here: vLLM's V1 model
+runner (0.32, 0.33: ``GPUModelRunner._build_attention_metadata``) always gives a draft model the
+block table of the first group, and its proposer allows only one group for the draft's layers.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-PREFIX = "draft_model."
-"""Prefix that vLLM's runners add to the names of a draft model's layers."""
+ATTACHED = ("eagle", "eagle3", "mtp")
+"""Speculative methods whose layers read the served model's hidden states."""
 
 
 def served_model(vllm_config: Any) -> Any:
@@ -30,16 +31,31 @@ def is_draft(vllm_config: Any) -> bool:
     return getattr(vllm_config.model_config, "runner_type", None) == "draft"
 
 
-def draft_model(vllm_config: Any) -> Any | None:
-    """The configuration of an engine's draft model, or None if it has no draft model."""
+def builds_draft(vllm_config: Any) -> bool:
+    """Whether vLLM is building a draft: of one that is attached the configuration does not tell."""
+    if is_draft(vllm_config):
+        return True
+    from vllm.compilation import backends
+
+    return is_attached(vllm_config) and backends.model_tag == "eagle_head"
+
+
+def is_attached(vllm_config: Any) -> bool:
+    """Whether an engine has a draft that reads the served model's hidden states."""
     speculative = vllm_config.speculative_config
-    if speculative is None or speculative.method != "draft_model":
+    return speculative is not None and speculative.method in ATTACHED
+
+
+def draft_model(vllm_config: Any) -> Any | None:
+    """The configuration of an engine's draft, or None if it has none with layers."""
+    speculative = vllm_config.speculative_config
+    if speculative is None or speculative.method not in ("draft_model", *ATTACHED):
         return None
     return speculative.draft_model_config
 
 
 def keep_together(groups: list[Any], specs: Mapping[str, Any]) -> list[Any]:
-    """Cache groups with the layers of the draft model in one group, which comes first.
+    """Cache groups with the layers of the draft in one group, which comes first.
 
     All layers that keep what the draft keeps join that group. The others are distributed again to
     groups of its size, so that a block holds equally many layers in every group, and no layer of
@@ -50,13 +66,18 @@ def keep_together(groups: list[Any], specs: Mapping[str, Any]) -> list[Any]:
         specs: cache specs of all layers by name, in vLLM's order.
 
     Returns:
-        The groups; unchanged where they already fit or there is no draft model.
+        The groups; unchanged where they already fit or there is no draft.
     """
-    drafts = {name for name in specs if name.startswith(PREFIX)}
+    drafts = {name for name, spec in specs.items() if is_drafts(spec)}
     homes = [group for group in groups if drafts & set(group.layer_names)]
     if len(homes) > 1:
         groups = _deal(groups, homes, list(specs))
     return sorted(groups, key=lambda group: not drafts & set(group.layer_names))
+
+
+def is_drafts(spec: Any) -> bool:
+    """Whether a cache spec is that of a draft's layer; other specs than ours do not tell."""
+    return getattr(spec, "draft", False)
 
 
 def _deal(groups: list[Any], homes: list[Any], order: list[str]) -> list[Any]:

@@ -8,7 +8,7 @@
    (worker).
 4. ``KVCacheManager.get_computed_blocks``: end prefix-cache reuse before the dense tail (engine
    core).
-5. ``get_kv_cache_groups``: keep a draft model's layers in one group of the cache, the first; pack
+5. ``get_kv_cache_groups``: keep a draft's layers in one group of the cache, the first; pack
    parts of layers that have unlike numbers of KV heads; publish states of linear layers only where
    keys are published (engine core, and workers that try the cache out).
 6. ``beam_search`` of the offline and of the online front end: refuse it where rows have phases.
@@ -106,7 +106,7 @@ def _constructing(original: Callable[..., Any]) -> Callable[..., Any]:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         from vllm.config import get_current_vllm_config_or_none
 
-        from swaa.integrations.vllm import backend, head_parts, layers
+        from swaa.integrations.vllm import backend, drafts, head_parts, layers
 
         vllm_config = get_current_vllm_config_or_none()
         active = None if vllm_config is None else layers.active(vllm_config)
@@ -116,7 +116,7 @@ def _constructing(original: Callable[..., Any]) -> Callable[..., Any]:
         given = dict(signature.bind(self, *args, **kwargs).arguments)
         extras = given.pop("extra_impl_args", {})
         given |= extras
-        memory = active.memory(type(self), given)
+        memory = active.memory(type(self), given, draft=drafts.builds_draft(vllm_config))
         if memory.plan.decode_heads:
             own = {name: given[name] for name in given if name not in ("self", *extras)}
             head_parts.build(self, original, own, memory)

@@ -63,8 +63,8 @@ class Memory:
             read hold statistics.
         model_dtype: of the model, where keys are stored in fp8; None: they are stored in it. Under
             fp8 full layers run on swaa's kernels, too: vLLM's own may round queries to fp8.
-        draft: whether it is a layer of the draft model. Its limits are those of the model that it
-            drafts for, so that layers of both models that keep all keys share a group.
+        draft: whether it is a layer of a draft. Its limits are those of the model that it drafts
+            for, so that layers of both that keep all keys share a group.
     """
 
     plan: LayerPlan
@@ -93,7 +93,7 @@ class Memory:
         limits = {"dense_tail": self.dense_tail, "prompt_only": self.prompt_only}
         plan = self.plan
         if not self.frees or plan.keeps_all_keys:
-            return AllKeysSpec(**common, **limits)
+            return AllKeysSpec(**common, **limits, draft=self.draft)
         mask = {"sliding_window": plan.window, "sink_tokens": plan.sink_tokens}
         if plan.dense_tail:
             return TailSpec(**common | mask, **limits)
@@ -162,10 +162,14 @@ class _OneKind:
 
 @dataclass(frozen=True, kw_only=True)
 class AllKeysSpec(_OneKind, FullAttentionSpec):
-    """All keys stay; see :class:`Memory` for the fields."""
+    """All keys stay; see :class:`Memory` for the fields.
+
+    A draft's layers may share a group with others, so specs are equal whatever ``draft`` says.
+    """
 
     dense_tail: int = 0
     prompt_only: bool = False
+    draft: bool = dataclasses.field(default=False, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,6 @@ class Active:
         kv_heads: of each layer, on all ranks together.
         model_dtype: of the model, where keys are stored in fp8; None: they are stored in it.
         frees: whether vLLM's cache manager can free what a layer no longer needs.
-        draft: whether the layers being built are those of the draft model.
     """
 
     settings: settings.Settings
@@ -31,7 +30,6 @@ class Active:
     kv_heads: int
     frees: bool
     model_dtype: Any = None
-    draft: bool = False
 
     @property
     def prompt_length_switch(self) -> int | None:
@@ -49,8 +47,15 @@ class Active:
         """Whether KV heads of one layer keep different keys, so that the cache's pages differ."""
         return any(plan.decode_heads for plan in self.plans)
 
-    def memory(self, attention_class: type[Any], given: Mapping[str, Any]) -> Memory:
+    def memory(
+        self, attention_class: type[Any], given: Mapping[str, Any], *, draft: bool = False
+    ) -> Memory:
         """What a layer does, from the arguments of its constructor.
+
+        Args:
+            attention_class: its class.
+            given: arguments of its constructor by name.
+            draft: whether it is a layer of a draft.
 
         Raises:
             UnsupportedError: for a layer that cannot be adapted.
@@ -61,20 +66,20 @@ class Active:
         name = given.get("prefix", "")
         support.check_layer(name, attention_class is Attention, given)
         index = extract_layer_index(name)
-        if not self.draft and index >= len(self.plans):
+        if not draft and index >= len(self.plans):
             raise support.UnsupportedError(
                 f"swaa: layer {name} is beyond the model's {len(self.plans)} decoder layers"
             )
-        if not self.draft and index not in self.able:
+        if not draft and index not in self.able:
             raise support.UnsupportedError(
                 f"swaa: layer {name} has keys, though its type in layer_types says otherwise"
             )
-        plan = LayerPlan(window=None) if self.draft else self.plans[index]
+        plan = LayerPlan(window=None) if draft else self.plans[index]
         if plan.decode_heads:
             plan = self._on_this_rank(plan, name, given.get("num_kv_heads") or given["num_heads"])
         return Memory(
             plan=plan,
-            draft=self.draft,
+            draft=draft,
             frees=self.frees,
             prompt_only=self.prompt_only,
             dense_tail=self.settings.config.dense_tail,
@@ -138,8 +143,5 @@ def _resolve(vllm_config: Any) -> Active | None:
             f"swaa: no layer would slide: full_layers names them all{of}"
         )
     hybrid_off = vllm_config.scheduler_config.disable_hybrid_kv_cache_manager
-    draft = drafts.is_draft(vllm_config)
     stored = model.dtype if fp8.stores_fp8(vllm_config) else None
-    return Active(
-        found, plans, able, kv_heads, frees=not hybrid_off, model_dtype=stored, draft=draft
-    )
+    return Active(found, plans, able, kv_heads, frees=not hybrid_off, model_dtype=stored)

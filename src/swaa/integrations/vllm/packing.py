@@ -17,7 +17,7 @@ from vllm.v1.kv_cache_interface import KVCacheGroupSpec, UniformTypeKVCacheSpecs
 from vllm.v1.kv_cache_layout import KVCacheLayout
 
 from swaa.integrations.refusal import UnsupportedError
-from swaa.integrations.vllm.drafts import PREFIX
+from swaa.integrations.vllm.drafts import is_drafts
 from swaa.integrations.vllm.kv_cache import decode_blocks
 
 MOST_GROUPS = 12
@@ -73,7 +73,7 @@ def pack(specs: Mapping[str, Any], vllm_config: Any) -> list[KVCacheGroupSpec]:
         vllm_config: of the engine.
 
     Returns:
-        Groups of layers that keep the same keys; that of a draft model's layers is the first.
+        Groups of layers that keep the same keys; that of a draft's layers is the first.
     """
     kinds = _kinds(specs, vllm_config)
     made = [_dealt(kinds, width) for width in _widths(kinds)]
@@ -84,7 +84,7 @@ def pack(specs: Mapping[str, Any], vllm_config: Any) -> list[KVCacheGroupSpec]:
     _, chosen = min(near, key=lambda pair: (len(pair[1]), pair[0]))
     order = list(specs)
     groups = [_group(specs, sorted(names, key=order.index)) for names in chosen]
-    return sorted(groups, key=lambda group: not any(map(_drafts, group.layer_names)))
+    return sorted(groups, key=lambda group: not any(is_drafts(specs[n]) for n in group.layer_names))
 
 
 def _kinds(specs: Mapping[str, Any], vllm_config: Any) -> list[_Kind]:
@@ -95,7 +95,7 @@ def _kinds(specs: Mapping[str, Any], vllm_config: Any) -> list[_Kind]:
 
 
 def _kind(names: list[str], specs: Mapping[str, Any], vllm_config: Any) -> _Kind:
-    drafts = tuple(name for name in names if _drafts(name))
+    drafts = tuple(name for name in names if is_drafts(specs[name]))
     together = [drafts] if drafts else []
     together += [(name,) for name in names if name not in drafts]
     items = [(each, sum(specs[name].page_size_bytes for name in each)) for each in together]
@@ -146,7 +146,3 @@ def _group(specs: Mapping[str, Any], names: list[str]) -> KVCacheGroupSpec:
         block_size=next(iter(own.values())).block_size, kv_cache_specs=own
     )
     return KVCacheGroupSpec(layer_names=names, kv_cache_spec=spec)
-
-
-def _drafts(name: str) -> bool:
-    return name.startswith(PREFIX)

@@ -14,7 +14,7 @@ from swaa.integrations.refusal import NotActiveError
 from swaa.integrations.summary import adapted
 from swaa.integrations.vllm import settings
 from swaa.integrations.vllm.attention import SlidingAttention
-from swaa.integrations.vllm.drafts import draft_model
+from swaa.integrations.vllm.drafts import draft_model, is_attached
 from swaa.integrations.vllm.environment import REPORTS
 from swaa.integrations.vllm.head_parts import SLIDING
 from swaa.integrations.vllm.kv_cache import decode_blocks
@@ -39,7 +39,7 @@ def verify(wrapper: Any, active: Active, kv_cache: Any) -> None:
     first, end = vllm_config.model_config.get_layers_start_end_indices(vllm_config.parallel_config)
     able = [index for index in active.able if first <= index < end]
     _check_count(_served_plans(active, layers), len(able))
-    _check_drafts(wrapper.worker.model_runner, layers, kv_cache, draft_model(vllm_config))
+    _check_drafts(wrapper.worker.model_runner, layers, kv_cache, vllm_config)
     for name, layer in layers.items():
         fault = _fault(layer, specs.get(name))
         if fault:
@@ -69,7 +69,9 @@ def summary(active: Active, layers: dict[str, Any], kv_cache: Any, vllm_config: 
     """One line: what slides, by which kernels, and how many tokens the KV cache then holds."""
     ours = [layer for layer in layers.values() if not layer.swaa.stock]
     drafting = sum(layer.swaa.draft for layer in layers.values())
-    beside = f" next to a draft model of {drafting}" if drafting else ""
+    attached = is_attached(vllm_config)
+    kind = f"draft ({vllm_config.speculative_config.method})" if attached else "draft model"
+    beside = f" next to a {kind} of {drafting}" if drafting else ""
     linear = len(active.plans) - len(active.able)
     beside += f" next to {linear} without keys" if linear else ""
     kernels = ", ".join(sorted({layer.impl.kernels for layer in ours})) or "stock"
@@ -184,18 +186,32 @@ def _check_count(
         )
 
 
-def _check_drafts(runner: Any, layers: dict[str, Any], kv_cache: Any, draft: Any) -> None:
+def _check_drafts(runner: Any, layers: dict[str, Any], kv_cache: Any, vllm_config: Any) -> None:
     drafts = {name for name, layer in layers.items() if layer.swaa.draft}
+    draft = draft_model(vllm_config)
     if draft is None:
         return
-    expected = draft.get_total_num_hidden_layers()
-    _check_count(list(drafts), expected, "layers of the draft model were found")
+    if not is_attached(vllm_config):
+        expected = draft.get_total_num_hidden_layers()
+        _check_count(list(drafts), expected, "layers of the draft model were found")
+    elif drafts != _drafting(runner):
+        raise NotActiveError(
+            f"swaa is not active: vLLM drafts with {sorted(_drafting(runner))}, and swaa took"
+            f" {sorted(drafts)} for the draft's layers"
+        )
     homes = {n for n, group in enumerate(kv_cache.kv_cache_groups) if drafts & {*group.layer_names}}
     if hasattr(runner, "drafter") and homes != {0}:  # the V2 runner uses each layer's own group
         raise NotActiveError(
             "swaa is not active: the draft model's layers are not in the first group of the cache,"
             " and vLLM would let them write where other layers keep their keys"
         )
+
+
+def _drafting(runner: Any) -> set[str]:
+    """Names of the layers by which vLLM's model runner drafts."""
+    if hasattr(runner, "drafter"):
+        return runner.drafter._draft_attn_layer_names
+    return runner.speculator.draft_attn_layer_names
 
 
 def _stock(spec: Any) -> Any:

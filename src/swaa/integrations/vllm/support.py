@@ -12,7 +12,7 @@ from typing import Any
 from swaa.heads import HeadSelection
 from swaa.integrations.refusal import UnsupportedError
 from swaa.integrations.vllm import fp8
-from swaa.integrations.vllm.drafts import draft_model, served_model
+from swaa.integrations.vllm.drafts import ATTACHED, draft_model, is_attached, served_model
 from swaa.integrations.vllm.environment import REQUIRED
 from swaa.integrations.vllm.settings import KEY, Settings, carried_by
 
@@ -21,8 +21,11 @@ OLDEST, NEWEST = (0, 32), (0, 33)
 ANY_VERSION = "SWAA_VLLM_ANY_VERSION"
 """Environment variable that allows other versions."""
 
-DRAFTERS = ("ngram", "ngram_gpu", "suffix", "draft_model")
-"""Speculative methods whose proposals need nothing from the model that verifies them."""
+DRAFTERS = ("ngram", "ngram_gpu", "suffix", "draft_model", *ATTACHED)
+"""Speculative methods that are served."""
+
+MTP = ("mimo_mtp",)
+"""vLLM's names for the types of multi-token prediction that are served."""
 
 HYBRIDS = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "lfm2", "lfm2_moe")
 """Types of text models with linear-attention or convolution layers that are served."""
@@ -87,13 +90,14 @@ def check_required(found: Settings | None) -> None:
 
 
 def check_draft(vllm_config: Any) -> None:
-    """Refuse a draft model that asks for swaa: drafts run with full attention, whatever is served.
+    """Refuse a draft that asks for swaa: drafts run with full attention, whatever is served.
 
     Raises:
         UnsupportedError: when the draft's checkpoint carries a configuration.
     """
     draft = draft_model(vllm_config)
-    if draft is not None and carried_by(draft) is not None:
+    own = is_attached(vllm_config) and draft.model == served_model(vllm_config).model
+    if draft is not None and not own and carried_by(draft) is not None:
         raise UnsupportedError(
             f"swaa: the config.json of the draft model {draft.model} asks for swaa, but drafts run"
             f" with full attention; remove {KEY!r} from it"
@@ -291,13 +295,15 @@ def _speculation_reasons(vllm_config: Any) -> Iterator[str]:
         return
     if speculative.method not in DRAFTERS:
         yield (
-            f"speculative decoding by {speculative.method} reads the model's own states, or is"
-            f" unknown to swaa; served are {', '.join(DRAFTERS)}"
+            f"speculative decoding by {speculative.method} was not tried; served are"
+            f" {', '.join(DRAFTERS)}"
         )
     draft = draft_model(vllm_config)
     if draft is None:
         return
     yield from _model_reasons(draft)
+    if is_attached(vllm_config):
+        yield from _attached_reasons(speculative)
     if draft.is_multimodal_model or served_model(vllm_config).is_multimodal_model:
         yield "a draft model was not tried where one of the models sees pictures; serve without it"
     if draft.is_hybrid:
@@ -312,7 +318,8 @@ def _speculation_reasons(vllm_config: Any) -> Iterator[str]:
         )
     scheduler = vllm_config.scheduler_config
     step, requests = scheduler.max_num_batched_tokens, scheduler.max_num_seqs
-    if vllm_config.use_v2_model_runner and step < 2 * requests:
+    extra = speculative.method == "draft_model"
+    if extra and vllm_config.use_v2_model_runner and step < 2 * requests:
         # GPUModelRunner._dummy_run: each request gives one row to the draft and keeps at least one.
         yield (
             f"{requests:,} requests next to a draft model need steps of {2 * requests:,} tokens to"
@@ -324,6 +331,17 @@ def _speculation_reasons(vllm_config: Any) -> Iterator[str]:
             f"a KV cache of {speculative.kv_cache_dtype} is not served for a draft model; leave"
             " kv_cache_dtype out of --speculative-config"
         )
+
+
+def _attached_reasons(speculative: Any) -> Iterator[str]:
+    """What was not tried of drafts that read the served model's hidden states."""
+    kind = speculative.draft_model_config.hf_config.model_type
+    if speculative.method == "mtp" and kind not in MTP:
+        yield f"multi-token prediction by {kind} was not tried; served are {', '.join(MTP)}"
+    elif speculative.use_multi_module_mtp():
+        yield "several modules of multi-token prediction were not tried; propose one token"
+    if speculative.parallel_drafting:
+        yield f"parallel drafting by {speculative.method} was not tried; leave it out"
 
 
 def check_layer(layer: str, exact_class: bool, given: Mapping[str, Any]) -> None:
