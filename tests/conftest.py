@@ -19,6 +19,49 @@ def _seeded():
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def prints(capsys):
+    """What a command prints that must succeed."""
+    from swaa.cli import main
+
+    def run(*words):
+        assert main(list(map(str, words))) == 0
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def refusal(capsys):
+    """The one line that a command prints that must be refused."""
+    from swaa.cli import main
+
+    def run(*words):
+        assert main(list(map(str, words))) == 2
+        captured = capsys.readouterr()
+        lines = [line for line in captured.err.splitlines() if "%|" not in line]  # loader's bars
+        (line,) = filter(None, lines)
+        assert captured.out == ""
+        assert line.startswith(f"swaa {words[0]}")
+        return line
+
+    return run
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    """Whoever loads a model fails."""
+    monkeypatch.setattr("swaa.models.load_model", lambda *_, **__: pytest.fail("loads the model"))
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """Folder of a tiny random model; not to be changed."""
+    from tests.checkpoint import save_checkpoint
+
+    return save_checkpoint(tmp_path_factory.mktemp("models") / "tiny")
+
+
 @pytest.fixture(scope="session")
 def smollm2():
     """The embedded model, which takes long to load; not to be changed."""

@@ -91,7 +91,7 @@ def test_a_reset_conversation_begins_anew(loaded):
     assert len(conversation.messages) == 4
 
 
-def test_a_turn_that_fails_is_forgotten(loaded, monkeypatch):
+def test_a_turn_that_fails_is_forgotten(loaded):
     conversation, other = (Conversation(loaded, max_new_tokens=5) for _ in range(2))
     conversation.ask("Who signed?")
     with pytest.raises(ValueError, match=r"tiny was trained to 1,024: start over \(/reset\)"):
@@ -148,7 +148,7 @@ def test_control_c_stops_the_answer_only(talk, monkeypatch):
     assert err.splitlines()[-1] == "swaa chat: stopped; the turn is forgotten"
 
 
-def test_a_terminal_is_asked(checkpoint, monkeypatch, capsys):
+def test_a_terminal_is_asked(checkpoint, monkeypatch, prints):
     class Terminal(io.StringIO):
         def isatty(self):
             return True
@@ -161,8 +161,9 @@ def test_a_terminal_is_asked(checkpoint, monkeypatch, capsys):
 
     monkeypatch.setattr("sys.stdin", Terminal())
     monkeypatch.setattr("builtins.input", typed)
-    assert main(["chat", checkpoint, "--device", "cpu", "--recipe", "full"]) == 0
-    assert "/reset starts over, /exit or Ctrl-D quits" in capsys.readouterr().out
+    assert "/reset starts over, /exit or Ctrl-D quits" in prints(
+        "chat", checkpoint, "--device", "cpu", "--recipe", "full"
+    )
     assert asked == ["> "]
 
 

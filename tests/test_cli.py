@@ -55,9 +55,8 @@ def test_python_m_swaa_is_the_command():
     assert done.stdout == f"swaa {swaa.__version__}\n"
 
 
-def test_version_help_and_no_verb(capsys):
-    assert cli.main(["--version"]) == 0
-    assert capsys.readouterr().out == f"swaa {swaa.__version__}\n"
+def test_version_help_and_no_verb(capsys, prints):
+    assert prints("--version") == f"swaa {swaa.__version__}\n"
     assert cli.main([]) == cli.main(["--help"]) == 0
     out = capsys.readouterr().out
     assert all(verb in out for verb in cli.VERBS)
@@ -201,11 +200,10 @@ def test_flags_that_cannot_be_read_or_would_be_ignored(words, message):
         config_from(_options(*words))
 
 
-def test_plan_prints_layers_totals_and_notes(tiny, capsys):
+def test_plan_prints_layers_totals_and_notes(tiny, prints):
     words = ["plan", tiny, "--recipe", "fast", "--window", "100", "--chunk", "512"]
     words += ["--full-decode", "middle:1/2"]
-    assert cli.main([*words, "--prompt-length", "5000"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    lines = prints(*words, "--prompt-length", "5000").splitlines()
     assert lines[0].startswith("tiny: window 100, 128 sinks, full decode in layers middle:1/2")
     sizes = "1 x 5000 prompt tokens in chunks of 512, weights 80.6 KiB, cache in bfloat16"
     assert lines[1] == f"{sizes} (assumed: the checkpoint names no type)"
@@ -215,29 +213,30 @@ def test_plan_prints_layers_totals_and_notes(tiny, capsys):
     assert "longer than the 4096" in lines[-1]
 
 
-def test_plan_prints_json(tiny, capsys):
-    assert cli.main(["plan", tiny, "--json"]) == 0
-    values = json.loads(capsys.readouterr().out)
+def test_plan_prints_json(tiny, prints):
+    values = json.loads(prints("plan", tiny, "--json"))
     assert (values["model"], values["prompt_length"]) == ("tiny", 4096)
     assert values["config"] == load_recipe("balanced").to_dict()
     assert values["ratios"]["kv_steady_bytes"] == 1
     assert len(values["cost"]["layers"]) == 4
 
 
-def test_plan_takes_the_configuration_that_the_checkpoint_carries(tiny, capsys):
+def test_plan_takes_the_configuration_that_the_checkpoint_carries(tiny, prints):
     carried = SWAAConfig(window=64, sink_tokens=4)
     config = transformers.AutoConfig.from_pretrained(tiny)
     config.swaa = carried.to_dict()
     config.save_pretrained(tiny)
-    assert cli.main(["plan", tiny, "--json", "--sink-tokens", "9"]) == 0
-    assert json.loads(capsys.readouterr().out)["config"] == carried.to_dict() | {"sink_tokens": 9}
-    assert cli.main(["plan", tiny, "--json", "--recipe", "fast"]) == 0
-    assert json.loads(capsys.readouterr().out)["config"] == load_recipe("fast").to_dict()
+    assert json.loads(prints("plan", tiny, "--json", "--sink-tokens", "9"))[
+        "config"
+    ] == carried.to_dict() | {"sink_tokens": 9}
+    assert (
+        json.loads(prints("plan", tiny, "--json", "--recipe", "fast"))["config"]
+        == load_recipe("fast").to_dict()
+    )
 
 
-def test_recipes_lists_cost_and_measurements(capsys):
-    assert cli.main(["recipes"]) == 0
-    out = capsys.readouterr().out
+def test_recipes_lists_cost_and_measurements(prints):
+    out = prints("recipes")
     assert out.startswith("Start with 'selected', the nearest to full attention.")
     fast = next(line for line in out.splitlines() if line.startswith("fast "))
     assert fast.split()[:3] == ["fast", "0.51", "1.00"]
@@ -260,15 +259,16 @@ def test_what_to_start_with_are_recipes_that_the_readme_names_for_the_same():
     assert f"`{named[0]}`" in choice.partition("Start here")[0]
 
 
-def test_recipes_shows_one_and_prints_json(capsys):
-    assert cli.main(["recipes", "paper-trained-efficiency"]) == 0
-    assert "without training it loses most" in " ".join(capsys.readouterr().out.split())
-    assert cli.main(["recipes", "--json"]) == 0
-    recipes = json.loads(capsys.readouterr().out)
+def test_recipes_shows_one_and_prints_json(prints):
+    assert "without training it loses most" in " ".join(
+        prints("recipes", "paper-trained-efficiency").split()
+    )
+    recipes = json.loads(prints("recipes", "--json"))
     full = next(recipe for recipe in recipes if recipe["name"] == "full")
     assert set(full["cost"]["ratios"].values()) == {1.0}
-    assert cli.main(["recipes", "fast", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["config"] == load_recipe("fast").to_dict()
+    assert (
+        json.loads(prints("recipes", "fast", "--json"))["config"] == load_recipe("fast").to_dict()
+    )
 
 
 def test_the_reference_shape_is_that_of_qwen3_4b():
@@ -315,24 +315,20 @@ def test_a_mistake_is_headed_by_the_command(capsys, words, heading):
     assert capsys.readouterr().err.startswith(heading)
 
 
-def test_plan_prices_several_recipes_side_by_side(tiny, capsys):
+def test_plan_prices_several_recipes_side_by_side(tiny, prints):
     words = ["plan", tiny, "--recipes", "full,fast,naive", "--window", "1k", "--dtype", "fp16"]
-    assert cli.main([*words, "--gpu-memory", "1"]) == 0
-    said = capsys.readouterr().out
+    said = prints(*words, "--gpu-memory", "1")
     rows = {line.split()[0]: line for line in said.splitlines() if line and "iB" in line}
     assert rows["full"].split()[5] == "100"
     assert rows["naive"].endswith("left")
     assert "fast: window 1024, 128 sinks, full decode, dense tail 128" in said
-    assert cli.main([*words, "--gpu-memory", "0.000001"]) == 0
-    assert capsys.readouterr().out.count("does not fit, ") == 3
-    assert cli.main([*words, "--gpu-memory", "1", "--json"]) == 0
-    values = json.loads(capsys.readouterr().out)
+    assert prints(*words, "--gpu-memory", "0.000001").count("does not fit, ") == 3
+    values = json.loads(prints(*words, "--gpu-memory", "1", "--json"))
     assert [value["recipe"] for value in values] == ["full", "fast", "naive"]
     assert all(value["fits"] and value["dtype"] == "float16" for value in values)
 
 
-def test_plan_says_whether_one_recipe_fits(tiny, capsys):
-    assert cli.main(["plan", tiny, "--gpu-memory", "1"]) == 0
-    said = capsys.readouterr().out
+def test_plan_says_whether_one_recipe_fits(tiny, prints):
+    said = prints("plan", tiny, "--gpu-memory", "1")
     assert "On 1 GiB, weights and KV at its peak: fits, " in said
     assert "assumed: the checkpoint names no type" in said

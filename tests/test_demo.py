@@ -10,7 +10,7 @@ from swaa.adaptation import is_adapted
 from swaa.cli import main
 from swaa.demo import DemoOptions, demo_settings, doubt, make_needles, run_demo
 from swaa.demo import run as demo_run
-from swaa.demo.needles import encode
+from swaa.evaluation.prompt import plain_ids
 from swaa.evaluation.tasks.haystack import read_filler
 from swaa.models import load_model
 from tests.checkpoint import save_checkpoint
@@ -50,7 +50,7 @@ def test_needles_lie_where_they_should(loaded):
     assert len({needle.digits for needle in needles}) == 8
     assert len({needle.document[:40] for needle in needles}) == 8
     for needle in needles:
-        assert len(encode(loaded.tokenizer, needle.document)) == pytest.approx(1000, abs=2)
+        assert len(plain_ids(loaded.tokenizer, needle.document)) == pytest.approx(1000, abs=2)
         assert needle.document.count(needle.digits) == 1
         place = needle.document.index("One of the special magic numbers") / len(needle.document)
         assert needle.depth - 0.05 <= place <= needle.depth + 0.06
@@ -150,7 +150,7 @@ def test_times_that_other_work_decided_are_called_noise(loaded, monkeypatch):
     )
 
 
-def test_command_writes_table_result_samples_and_picture(checkpoint, capsys, tmp_path):
+def test_command_writes_table_result_samples_and_picture(checkpoint, capsys, prints, tmp_path):
     pytest.importorskip("matplotlib", reason="needs the extra plot")
     # fmt: off
     words = [
@@ -171,11 +171,9 @@ def test_command_writes_table_result_samples_and_picture(checkpoint, capsys, tmp
     assert [row["setting"] for row in result.rows] == SETTINGS
     assert len(results.read_samples(path)) == len(SETTINGS)
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    assert main([*words, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["kind"] == "demo"
+    assert json.loads(prints(*words, "--json"))["kind"] == "demo"
 
 
-def test_matplotlib_absent_is_said_before_the_work(monkeypatch, capsys, checkpoint):
+def test_matplotlib_absent_is_said_before_the_work(monkeypatch, refusal, checkpoint):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert main(["demo", "--model", str(checkpoint)]) == 2
-    assert "pip install -e '.[plot]'" in capsys.readouterr().err
+    assert "pip install -e '.[plot]'" in refusal("demo", "--model", str(checkpoint))

@@ -1,12 +1,10 @@
 import json
 
-from swaa import cli
 from swaa.attention import BACKENDS
 
 
-def test_env_says_what_serves_and_why_the_others_do_not(capsys):
-    assert cli.main(["env", "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
+def test_env_says_what_serves_and_why_the_others_do_not(prints):
+    report = json.loads(prints("env", "--json"))
     assert report["versions"]["swaa"]
     assert set(report["backends"]) == set(BACKENDS)
     assert report["backends"]["reference"] == {"prefill": None, "decode": None, "training": None}
@@ -16,9 +14,8 @@ def test_env_says_what_serves_and_why_the_others_do_not(capsys):
             assert report["backends"][better][kind]
 
 
-def test_env_prints_a_table_and_each_reason_once(capsys):
-    assert cli.main(["env"]) == 0
-    text = capsys.readouterr().out
+def test_env_prints_a_table_and_each_reason_once(prints):
+    text = prints("env")
     assert all(name in text for name in ("torch", "device:", "auto takes", *BACKENDS))
     reasons = [line for line in text.splitlines() if line.startswith("fa4 (")]
     assert len(reasons) == len(set(reasons)) >= 1

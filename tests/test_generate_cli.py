@@ -3,17 +3,10 @@ import json
 
 import pytest
 
-from swaa import models
 from swaa.cli import main
 from swaa.cli.progress import ProgressBar, format_seconds
-from tests.checkpoint import save_checkpoint
 
 DOCUMENT = "It was the best of times, it was the worst of times. " * 8
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return save_checkpoint(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture
@@ -25,17 +18,6 @@ def words(checkpoint, tmp_path):
         "--max-new-tokens", "6", "--window", "64", "--chunk", "200", "--device", "cpu",
     ]
     # fmt: on
-
-
-def _refused(capsys, words):
-    assert main(words) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    # Lines before it are the loader's progress bars.
-    assert "Traceback" not in captured.err
-    line = captured.err.splitlines()[-1]
-    assert line.startswith("swaa generate: ")
-    return line
 
 
 def test_says_what_is_active_answers_and_counts(capsys, words):
@@ -55,15 +37,15 @@ def test_what_slides_nowhere_is_said(capsys, words):
     assert "nothing slides" not in capsys.readouterr().err
 
 
-def test_full_leaves_the_model_as_it_is(capsys, words):
+def test_full_leaves_the_model_as_it_is(prints, words):
     without_window = [word for word in words if word not in ("--window", "64")]
-    assert main([*without_window, "--recipe", "full"]) == 0
-    assert capsys.readouterr().out.startswith("full attention, the model as it is")
+    assert prints(*without_window, "--recipe", "full").startswith(
+        "full attention, the model as it is"
+    )
 
 
-def test_compare_shows_both(capsys, words):
-    assert main([*words, "--recipe", "naive", "--compare", "full"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+def test_compare_shows_both(prints, words):
+    lines = prints(*words, "--recipe", "naive", "--compare", "full").splitlines()
     assert lines[0].startswith("naive window=64: adapted 4 of 4 layers")
     assert lines[1] == "full: full attention, the model as it is"
     assert lines[3].split() == ["naive", "window=64", "|", "full"]
@@ -72,9 +54,8 @@ def test_compare_shows_both(capsys, words):
     assert lines[-1].startswith(said)
 
 
-def test_json_holds_both_runs(capsys, words):
-    assert main([*words, "--recipe", "naive", "--compare", "full", "--json"]) == 0
-    result = json.loads(capsys.readouterr().out)
+def test_json_holds_both_runs(prints, words):
+    result = json.loads(prints(*words, "--recipe", "naive", "--compare", "full", "--json"))
     assert result["model"] == "tiny"
     naive, full = result["runs"]
     assert naive["config"]["window"] == 64
@@ -83,41 +64,38 @@ def test_json_holds_both_runs(capsys, words):
     assert naive["kv_bytes"] < full["kv_bytes"]
 
 
-def test_checkpoint_with_a_configuration_of_its_own(capsys, words, checkpoint, tmp_path):
+def test_checkpoint_with_a_configuration_of_its_own(prints, words, checkpoint, tmp_path):
     for path in checkpoint.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     config = json.loads((tmp_path / "config.json").read_text("utf-8"))
     config["swaa"] = {"window": 32, "sink_tokens": 2}
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     words = [str(tmp_path) if word == str(checkpoint) else word for word in words]
-    assert main([*words, "--sink-tokens", "3"]) == 0
-    assert "window 64, 3 sinks, backend" in capsys.readouterr().out
+    assert "window 64, 3 sinks, backend" in prints(*words, "--sink-tokens", "3")
 
 
-def test_missing_file(capsys, words):
-    assert "no such file: nothing.txt" in _refused(capsys, [*words, "--file", "nothing.txt"])
+def test_missing_file(words, refusal):
+    assert "no such file: nothing.txt" in refusal(*words, "--file", "nothing.txt")
 
 
-def test_empty_document(capsys, words, tmp_path):
+def test_empty_document(words, tmp_path, refusal):
     (tmp_path / "doc.txt").write_text(" \n", encoding="utf-8")
-    assert "the document is empty" in _refused(capsys, words)
+    assert "the document is empty" in refusal(*words)
 
 
-def test_document_that_is_not_text(capsys, words, tmp_path):
+def test_document_that_is_not_text(words, tmp_path, refusal):
     (tmp_path / "doc.txt").write_bytes(b"\xff\xfe\xfd")
-    assert "is not UTF-8 text" in _refused(capsys, words)
+    assert "is not UTF-8 text" in refusal(*words)
 
 
-def test_unknown_recipe(capsys, words):
-    assert "unknown recipe 'fats'; did you mean 'fast'" in _refused(
-        capsys, [*words, "--recipe", "fats"]
-    )
-    assert "unknown recipe 'fats'" in _refused(capsys, [*words, "--compare", "fats"])
+def test_unknown_recipe(words, refusal):
+    assert "unknown recipe 'fats'; did you mean 'fast'" in refusal(*words, "--recipe", "fats")
+    assert "unknown recipe 'fats'" in refusal(*words, "--compare", "fats")
 
 
-def test_prompt_beyond_the_trained_context(capsys, words, tmp_path):
+def test_prompt_beyond_the_trained_context(words, tmp_path, refusal):
     (tmp_path / "doc.txt").write_text(DOCUMENT * 4, encoding="utf-8")
-    assert "tiny was trained to 1,024: shorten the document" in _refused(capsys, words)
+    assert "tiny was trained to 1,024: shorten the document" in refusal(*words)
 
 
 @pytest.mark.parametrize(
@@ -128,27 +106,24 @@ def test_prompt_beyond_the_trained_context(capsys, words, tmp_path):
         (["--question", " "], "--question is empty"),
     ],
 )
-def test_mistakes_that_show_before_a_model_is_loaded(capsys, words, monkeypatch, more, reason):
-    monkeypatch.setattr(models, "load_model", None)
-    assert reason in _refused(capsys, [*words, *more])
+@pytest.mark.usefixtures("no_model")
+def test_mistakes_that_show_before_a_model_is_loaded(words, more, reason, refusal):
+    assert reason in refusal(*words, *more)
 
 
-def test_backend_of_the_recipe_compared_with(capsys, words):
+def test_backend_of_the_recipe_compared_with(prints, words):
     without_window = [word for word in words if word not in ("--window", "64")]
     more = ["--recipe", "full", "--compare", "fast", "--backend", "reference"]
-    assert main([*without_window, *more]) == 0
-    assert "backend reference" in capsys.readouterr().out
+    assert "backend reference" in prints(*without_window, *more)
 
 
-def test_missing_model(capsys, words):
-    assert "no such file or folder: ./none" in _refused(capsys, [words[0], "./none", *words[2:]])
+def test_missing_model(words, refusal):
+    assert "no such file or folder: ./none" in refusal(words[0], "./none", *words[2:])
 
 
-def test_backend_without_a_sliding_layer(capsys, words):
-    refusal = _refused(
-        capsys, [*words, "--window", "none", "--backend", "sdpa", "--recipe", "full"]
-    )
-    assert "--backend would do nothing" in refusal
+def test_backend_without_a_sliding_layer(words, refusal):
+    more = ("--window", "none", "--backend", "sdpa", "--recipe", "full")
+    assert "--backend would do nothing" in refusal(*words, *more)
 
 
 def test_model_is_restored_after_a_failure(capsys, words, monkeypatch):

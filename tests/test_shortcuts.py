@@ -6,17 +6,11 @@ import torch
 import swaa
 from swaa import SWAAConfig, models, shortcuts
 from swaa.adaptation import adaptation_of
-from tests.checkpoint import save_checkpoint
 from tests.integrations.families import tiny_model
 
 WIDE = SWAAConfig(window=16, sink_tokens=3)
 NARROW = SWAAConfig(window=4, sink_tokens=1, full_layers=[1])
 IDS = torch.randint(2, 97, (1, 40), generator=torch.Generator().manual_seed(3))
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return str(save_checkpoint(tmp_path_factory.mktemp("models") / "tiny"))
 
 
 def logits(model):

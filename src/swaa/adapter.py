@@ -68,10 +68,6 @@ def put_adapter_on(model: PreTrainedModel, folder: str | Path) -> None:
 
     ``swaa.adapt(model)`` then needs no configuration.
 
-    Args:
-        model: the base model.
-        folder: the adapter's folder.
-
     Raises:
         ValueError: for a folder without an adapter that ``swaa train`` wrote.
         ImportError: when peft is not installed.

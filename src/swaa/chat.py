@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, TextStreamer
+from transformers import TextStreamer
 
-from swaa.generation import check_context, frame
+from swaa.generation import Pieces, check_context, frame
 from swaa.integrations.transformers.cache_name import cache_argument, cache_of
 from swaa.integrations.transformers.support import execution_device
 from swaa.memory import explain_out_of_memory
@@ -57,7 +57,7 @@ class Conversation:
         ids = frame(tokenizer, messages)
         tokens = ids.shape[1]
         check_context(self._loaded, tokens, self._max_new_tokens, advice="start over (/reset)")
-        output = self._generate(ids, _Pieces(tokenizer, on_text))
+        output = self._generate(ids, Pieces(tokenizer, on_text))
         # Kept as generated, spaces included, so that the next prompt begins with the same tokens.
         answer = tokenizer.decode(output.sequences[0, tokens:], skip_special_tokens=True)
         assert isinstance(answer, str)
@@ -96,18 +96,3 @@ class Conversation:
             return None
         self.kept_tokens = held
         return cache
-
-
-class _Pieces(TextStreamer):
-    """Hands on each piece of the answer as it comes."""
-
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], None] | None
-    ) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._on_text = on_text
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        del stream_end
-        if self._on_text is not None and text:
-            self._on_text(text)

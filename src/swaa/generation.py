@@ -188,16 +188,30 @@ def _runs_from_a_graph(model: PreTrainedModel) -> bool:
     return True
 
 
-class _Stopwatch(TextStreamer):
-    """Hands text on as it comes, and notes when the first and the last token came."""
+class Pieces(TextStreamer):
+    """Calls ``on_text``, if given, with each piece of an answer as it comes."""
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], None] | None
     ) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self._on_text = on_text
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Called by Transformers with each piece."""
+        del stream_end
+        if self._on_text is not None and text:
+            self._on_text(text)
+
+
+class _Stopwatch(Pieces):
+    """Notes when the first and the last token came, too."""
+
+    _started = 0.0
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
         self._times: list[float] = []
-        self._started = 0.0
 
     def start(self) -> None:
         self._started = time.perf_counter()
@@ -208,11 +222,6 @@ class _Stopwatch(TextStreamer):
         if not self.next_tokens_are_prompt:
             self._times.append(time.perf_counter())
         super().put(value)
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        del stream_end
-        if self._on_text is not None and text:
-            self._on_text(text)
 
     @property
     def first_token_s(self) -> float:

@@ -313,9 +313,6 @@ def _dtype(
 def require_accelerate(what: str) -> None:
     """Make sure that accelerate is there.
 
-    Args:
-        what: what needs it, for the message.
-
     Raises:
         ImportError: with the ``pip install`` line.
     """

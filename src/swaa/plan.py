@@ -331,18 +331,14 @@ def _fill(
     """Most elements held at once while the cache fills, and each part's tokens at the end."""
     stored = [0] * len(layers)
     held = peak = 0
-    for seen, new in _passes(prompt_length, chunk):
+    for seen in range(0, prompt_length, chunk):
+        new = min(chunk, prompt_length - seen)
         for index, (layer, plan) in enumerate(layers):
             peak = max(peak, held + new * _token_elements(layer))
             kept = _stored(layer, plan, seen + new, prompt_length)
             held += _elements(layer, plan, kept) - _elements(layer, plan, stored[index])
             stored[index] = kept
     return peak, stored
-
-
-def _passes(prompt_length: int, chunk: int) -> Iterator[tuple[int, int]]:
-    for seen in range(0, prompt_length, chunk):
-        yield seen, min(chunk, prompt_length - seen)
 
 
 def _stored(layer: LayerShape, plan: LayerPlan, seen: int, prompt_length: int) -> int:

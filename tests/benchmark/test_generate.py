@@ -238,12 +238,11 @@ def test_nothing_is_begun_behind_the_time_limit(monkeypatch):
     assert options.config() == replace(options, time_limit=None).config()
 
 
-def test_results_are_kept_drawn_and_printed_as_json_on_request(tmp_path, capsys):
+def test_results_are_kept_drawn_and_printed_as_json_on_request(tmp_path, capsys, prints):
     words = ["bench", "generate", "tiny", "--lengths", "200", "--new-tokens", "3", "--dtype"]
     words += ["float32", "--no-compile", "--repeats", "1", "--output", str(tmp_path)]
     words += ["--recipes", "full,naive window=32 sink_tokens=8"]
-    assert cli.main(words) == 0
-    printed = capsys.readouterr().out.splitlines()
+    printed = prints(*words).splitlines()
     kept = sorted(path.suffix for path in tmp_path.glob("generate/*"))
     assert kept == [".json", ".png"]
     loaded = results.load(next(tmp_path.glob("generate/*.json")))
@@ -380,11 +379,8 @@ def test_columns_say_what_the_rows_hold(result):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_a_mistake_is_one_line_and_exit_code_2(words, message, capsys):
-    assert cli.main(["bench", "generate", "tiny", *words]) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert len(error.splitlines()) == 1
+def test_a_mistake_is_one_line_and_exit_code_2(words, message, refusal):
+    assert message in refusal("bench", "generate", "tiny", *words)
 
 
 def test_the_names_of_the_other_rows_are_taken():

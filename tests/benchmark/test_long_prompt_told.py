@@ -1,12 +1,10 @@
 """Times that the pages on serving engines tell are those of the result files."""
 
-from pathlib import Path
-
 import pytest
 
 from swaa import results
+from tests.documents import ROOT
 
-ROOT = Path(__file__).parents[2]
 FILES = {
     "sglang": "sglang/qwen3-4b-shape-c4e3eb13.json",
     "vllm": "vllm/qwen3-4b-shape-9f0b2f0d.json",

@@ -1,12 +1,10 @@
 """The page of benchmarks: made from result files, and up to date."""
 
-from pathlib import Path
-
 from swaa import SWAAConfig, results
 from swaa.benchmark.generate.options import NOTHING, STOCK
 from swaa.benchmark.page import make_page, write_page
+from tests.documents import ROOT
 
-ROOT = Path(__file__).parents[2]
 TOKENS = 131_072
 SLIDING = SWAAConfig(window=2048, sink_tokens=128)
 QUARTER = SWAAConfig(window=2048, full_layers="middle:1/4", full_decode=True)

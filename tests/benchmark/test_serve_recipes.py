@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -21,8 +20,8 @@ from swaa.benchmark.serve.workload import Workload
 from swaa.cli import main
 from swaa.recipes import resolve
 from tests.benchmark.completions import completions
+from tests.documents import ROOT
 
-ROOT = Path(__file__).parents[2]
 SMALL = Workload(input_tokens=12, output_tokens=3, requests=3)
 STAND_IN = [sys.executable, "-m", "tests.benchmark.completions"]
 ENDPOINT = ("--recipes", "fast", "--workload", "smoke", "--requests", "2")
@@ -251,14 +250,12 @@ def test_a_server_never_outlives_the_command(tmp_path, number):
     assert _gone(pid)
 
 
-def test_an_endpoint_is_measured_once_with_prompts_of_its_own(tmp_path, capsys):
+def test_an_endpoint_is_measured_once_with_prompts_of_its_own(tmp_path, capsys, prints):
     with completions() as server:
         words = ["bench", "serve", "served", *ENDPOINT, "--results", str(tmp_path)]
         words += ["--endpoint", server.url, "--device-name", "a machine"]
-        assert main(words) == 0
-        first = capsys.readouterr().out
-        assert main(words) == 0
-        assert capsys.readouterr().out == first
+        first = prints(*words)
+        assert prints(*words) == first
         assert len(server.bodies) == 3  # one warms up
         assert main([*words, "--again", "--json"]) == 0
     (result,) = json.loads(capsys.readouterr().out)
@@ -312,7 +309,7 @@ def test_an_endpoint_that_answers_nothing(tmp_path):
         (["--endpoint", "a", "--recipes", "fast"], "the endpoint is 'a'; expected a URL such as"),
     ],
 )
-def test_a_mistake_is_one_line(words, message, capsys, tmp_path):
-    assert main(["bench", "serve", "m", "--results", str(tmp_path), *words]) == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith(f"swaa bench serve: {message}")
+def test_a_mistake_is_one_line(words, message, refusal, tmp_path):
+    assert refusal("bench", "serve", "m", "--results", str(tmp_path), *words).startswith(
+        f"swaa bench serve: {message}"
+    )

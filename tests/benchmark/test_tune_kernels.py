@@ -5,8 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from swaa import cli
-
 pytest.importorskip("triton", reason="tile sizes belong to Triton kernels")
 from swaa.attention.triton.tiles import Tile, forced, tile_for
 from swaa.benchmark.kernels import tune as tune_kernels
@@ -123,21 +121,16 @@ def test_the_table_is_written_under_the_name_of_the_card(monkeypatch, tmp_path):
         (["--head-dims", "x"], "--head-dims x: expected whole numbers"),
     ],
 )
-def test_bad_options_are_one_line(arguments, message, capsys):
-    assert cli.main(["bench", "tune-kernels", *arguments]) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
+def test_bad_options_are_one_line(arguments, message, refusal):
+    assert message in refusal("bench", "tune-kernels", *arguments)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_so(capsys):
-    assert cli.main(["bench", "tune-kernels"]) == 2
-    assert "needs a CUDA GPU" in capsys.readouterr().err
+def test_without_a_gpu_it_says_so(refusal):
+    assert "needs a CUDA GPU" in refusal("bench", "tune-kernels")
 
 
-def test_without_triton_it_says_so(monkeypatch, capsys):
+def test_without_triton_it_says_so(monkeypatch, refusal):
     monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert cli.main(["bench", "tune-kernels"]) == 2
-    assert "needs Triton" in capsys.readouterr().err
+    assert "needs Triton" in refusal("bench", "tune-kernels")

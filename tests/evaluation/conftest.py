@@ -67,3 +67,14 @@ def checkpoint(loaded, tmp_path_factory):
     loaded.model.save_pretrained(folder)
     loaded.tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def tiny(loaded, monkeypatch, tmp_path):
+    """A model that the command line finds without loading anything, and a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("swaa.models.load_model", lambda name, **options: loaded)
+    monkeypatch.setattr(
+        "swaa.evaluation.sources.load_tokenizer", lambda name, **options: loaded.tokenizer
+    )
+    return loaded

@@ -1,11 +1,12 @@
 """An engine that needs no model, and runs with it."""
 
+import dataclasses
 import hashlib
 import time
 
 from swaa.config import SWAAConfig
 from swaa.evaluation.engines import Reply
-from swaa.evaluation.run import Run
+from swaa.evaluation.run import Run, execute
 from swaa.evaluation.tasks.needle import Needle
 
 
@@ -57,3 +58,22 @@ def make_samples(run):
 
 def fake_engine(samples, **options):
     return FakeEngine({sample.id: sample.answers[0] for sample in samples}, **options)
+
+
+class Knows(FakeEngine):
+    """Answers the first ``right`` samples rightly, and no other."""
+
+    def __init__(self, samples, right):
+        super().__init__({sample.id: sample.answers[0] for sample in samples})
+        self._right = list(self._answers)[:right]
+
+    def answer(self, batches):
+        for reply in super().answer(batches):
+            said = self._answers[reply.id] if reply.id in self._right else "nothing"
+            yield dataclasses.replace(reply, output=said)
+
+
+def executed(run, right, folder):
+    """The outcome of a run that answers the first ``right`` of its samples rightly."""
+    samples = make_samples(run)
+    return execute(run, samples, Knows(samples, right), folder=folder)

@@ -4,32 +4,20 @@ import json
 
 import pytest
 
-from swaa import cli, load_recipe, models
+from swaa import cli, load_recipe
 from swaa.cli.endpoints import refuse_unused
 from swaa.config import SWAAConfig
-from swaa.evaluation import sources
 from swaa.evaluation.prompt import Prompt
 from swaa.plan import price
 from tests.evaluation.server import serve
 
 
-@pytest.fixture
-def tiny(loaded, monkeypatch, tmp_path):
-    """A model that the command line finds without loading anything."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(models, "load_model", lambda name, **options: loaded)
-    monkeypatch.setattr(sources, "load_tokenizer", lambda name, **options: loaded.tokenizer)
-    return loaded
-
-
-def test_what_slides_nowhere_is_said_and_keeps_nothing_of_full_attention(tiny, capsys):
+def test_what_slides_nowhere_is_said_and_keeps_nothing_of_full_attention(tiny, prints):
     words = ["eval", "tiny", *_LIGHT, "--recipes", "full,naive", "--sink-tokens", "64"]
-    assert cli.main([*words, "--window", "800", "--dense-tail", "8"]) == 0
-    out = capsys.readouterr().out
+    out = prints(*words, "--window", "800", "--dense-tail", "8")
     label = "naive window=800 sink_tokens=64 dense_tail=8"
     assert f"{label}: nothing slides: window 800 and 64 sinks cover every prompt of needl" in out
-    assert cli.main([*words, "--window", "800", "--dense-tail", "8", "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out)
+    rows = json.loads(prints(*words, "--window", "800", "--dense-tail", "8", "--json"))
     assert [row["recipe"] for row in rows] == ["full", "naive"]
     assert [(row["retention"], row["p"]) for row in rows] == [(None, None)] * 2
 
@@ -114,9 +102,10 @@ def test_settings_that_could_not_be_gathered_are_refused_first(tiny, capsys, tmp
 
 
 @pytest.mark.parametrize("knob", ["--sink-tokens", "--dense-tail"])
-def test_a_knob_that_turns_nothing_is_refused(tiny, capsys, knob):
-    assert cli.main(["eval", "tiny", *_LIGHT, "--recipes", "full", knob, "4"]) == 2
-    assert f"{knob} would do nothing: every recipe given is full" in capsys.readouterr().err
+def test_a_knob_that_turns_nothing_is_refused(tiny, refusal, knob):
+    assert f"{knob} would do nothing: every recipe given is full" in refusal(
+        "eval", "tiny", *_LIGHT, "--recipes", "full", knob, "4"
+    )
 
 
 def test_prompts_are_encoded_once_for_all_settings(tiny, monkeypatch, tmp_path):
@@ -184,18 +173,18 @@ def test_a_judge_heeds_the_flags_of_servers():
         refuse_unused(given, local={})
 
 
-def test_help_names_every_default(capsys):
-    assert cli.main(["eval", "--help"]) == 0
-    assert "default: needle,multikey" in capsys.readouterr().out
+def test_help_names_every_default(prints):
+    assert "default: needle,multikey" in prints("eval", "--help")
 
 
-def test_settings_of_one_file_name_are_told_apart(tiny, capsys, tmp_path):
+def test_settings_of_one_file_name_are_told_apart(tiny, prints, tmp_path):
     for folder, window in (("a", 100), ("b", 200)):
         (tmp_path / folder).mkdir()
         SWAAConfig(window=window).save(tmp_path / folder / "x.json")
     for _ in range(2):
-        assert cli.main(["eval", "tiny", *_LIGHT, "--json", "--recipes", "a/x.json,b/x.json"]) == 0
-        rows = json.loads(capsys.readouterr().out)
+        rows = json.loads(
+            prints("eval", "tiny", *_LIGHT, "--json", "--recipes", "a/x.json,b/x.json")
+        )
         assert [row["recipe"] for row in rows] == ["a/x.json", "b/x.json"]
         assert rows[0]["file"] != rows[1]["file"]
 

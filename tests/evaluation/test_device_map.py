@@ -4,7 +4,6 @@ import importlib.util
 
 import pytest
 
-from swaa import cli
 from swaa.config import SWAAConfig
 from swaa.evaluation.engines import Request, make_batches
 from swaa.evaluation.engines.transformers import TransformersEngine
@@ -68,13 +67,11 @@ def test_the_record_names_every_device(models, prompt, checkpoint, tmp_path):
     assert recorded[1] == f"{recorded[0]}, disk"
 
 
-def test_the_flag_of_swaa_eval(checkpoint, monkeypatch, tmp_path, capsys):
+def test_the_flag_of_swaa_eval(checkpoint, monkeypatch, tmp_path, prints):
     monkeypatch.chdir(tmp_path)
     words = ["--tasks", "needle", "--lengths", "600", "--samples", "1", "--recipes", "full"]
-    tables = []
-    for flag in ([], ["--device-map", "auto", "--results", "other"]):
-        assert cli.main(["eval", str(checkpoint), *words, *flag]) == 0
-        tables.append(capsys.readouterr().out.split())
+    flags = ([], ["--device-map", "auto", "--results", "other"])
+    tables = [prints("eval", checkpoint, *words, *flag).split() for flag in flags]
     times = tables[0].index("full") + 9
     assert tables[0][:times] == tables[1][:times]
 

@@ -92,6 +92,30 @@ def test_a_bad_line_is_named(prompt, tmp_path, line, message):
         _samples(prompt, f"jsonl:{path}")
 
 
+@pytest.mark.parametrize(
+    ("task", "row", "message"),
+    [
+        ("longbench_v2", {"answer": "E"}, "'answer' is 'E'; expected one of A, B, C, D"),
+        ("longbench_v2", {"choice_B": None}, "there is no column 'choice_B'"),
+        ("longmemeval:2", {"haystack_sessions": "a"}, "'haystack_sessions' must be a list of list"),
+        ("longmemeval:2", {"haystack_dates": ["a"]}, "3 sessions and 1 dates; expected as many"),
+        ("longmemeval:2", {"haystack_sessions": [[1], [], []]}, "each turn of a session must have"),
+        ("longmemeval:2", {"haystack_session_ids": None}, "'haystack_session_ids' must name every"),
+    ],
+)
+def test_a_bad_row_is_named(prompt, tmp_path, task, row, message):
+    good = LONGBENCH if task == "longbench_v2" else MEMORY
+    path = _write(tmp_path, "rows.json", [good | row])
+    with pytest.raises(ValueError, match=f"rows.json, row 1: {message}"):
+        _samples(prompt, f"{task}:{path}")
+
+
+def test_two_rows_of_one_id(prompt, tmp_path):
+    path = _write(tmp_path, "b.jsonl", [LONGBENCH, LONGBENCH])
+    with pytest.raises(ValueError, match=r"b.jsonl, line 2: a row before it has the same id, 'b1'"):
+        _samples(prompt, f"longbench_v2:{path}")
+
+
 def test_files_that_cannot_be_read(prompt, tmp_path):
     with pytest.raises(ValueError, match=r"jsonl reads a file; name it: jsonl:FILE\.jsonl"):
         find_tasks(["jsonl"])
@@ -160,25 +184,6 @@ def test_letters(answer, letter):
     assert find_letter(answer) == letter
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"answer": "E"}, "row 1: 'answer' is 'E'; expected one of A, B, C, D"),
-        ({"choice_B": None}, "row 1: there is no column 'choice_B'"),
-    ],
-)
-def test_bad_rows_of_longbench_v2(prompt, tmp_path, change, message):
-    path = _write(tmp_path, "b.json", [LONGBENCH | change])
-    with pytest.raises(ValueError, match=message):
-        _samples(prompt, f"longbench_v2:{path}")
-
-
-def test_two_rows_of_one_id(prompt, tmp_path):
-    path = _write(tmp_path, "b.jsonl", [LONGBENCH, LONGBENCH])
-    with pytest.raises(ValueError, match=r"b.jsonl, line 2: a row before it has the same id, 'b1'"):
-        _samples(prompt, f"longbench_v2:{path}")
-
-
 def test_longmemeval(prompt, tmp_path):
     path = _write(tmp_path, "m.json", [MEMORY])
     task, (sample,) = _samples(prompt, f"longmemeval:{path}")
@@ -215,21 +220,6 @@ def test_longmemeval_in_the_columns_of_the_papers_code(prompt, tmp_path, column)
     assert "Long ago." in sample.context
     assert sample.tags["asked"] == "When?"
     assert ("When?" in sample.question) == (column == "context")
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"haystack_sessions": "a"}, "'haystack_sessions' must be a list of lists of turns"),
-        ({"haystack_dates": ["a"]}, "3 sessions and 1 dates; expected as many"),
-        ({"haystack_sessions": [[1], [], []]}, "each turn of a session must have a text 'content"),
-        ({"haystack_session_ids": None}, "'haystack_session_ids' must name every session"),
-    ],
-)
-def test_bad_rows_of_longmemeval(prompt, tmp_path, change, message):
-    path = _write(tmp_path, "m.json", [MEMORY | change])
-    with pytest.raises(ValueError, match=f"m.json, row 1: {message}"):
-        _samples(prompt, f"longmemeval:2:{path}")
 
 
 def test_files_of_the_hub_are_read_like_local_ones(prompt, tmp_path, monkeypatch):

@@ -19,41 +19,29 @@ pytestmark = pytest.mark.filterwarnings("default")
 CONFIG = SWAAConfig(window=24, sink_tokens=2, full_decode=True, dense_tail=5)
 ARGS = {"recipe": "fast", "window": 24, "sink_tokens": 2, "dense_tail": 5, "device": "cpu"}
 
-CHOICE = """\
-task: swaa_choice
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {data}}}, cache_dir: {cache}}}
-output_type: multiple_choice
-test_split: test
-doc_to_text: "{{{{text}}}}"
-doc_to_choice: "{{{{choices}}}}"
-doc_to_target: gold
-target_delimiter: ""
-metric_list: [{{metric: acc}}]
-"""
-
-ANSWER = """\
-task: swaa_answer
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {data}}}, cache_dir: {cache}}}
-output_type: generate_until
-test_split: test
-doc_to_text: "{{{{text}}}}"
-doc_to_target: "x"
-generation_kwargs: {{until: ["\\n\\n"], max_gen_toks: 6, do_sample: false}}
-metric_list: [{{metric: exact_match}}]
-"""
-
-READ = """\
-task: swaa_read
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {data}}}, cache_dir: {cache}}}
-output_type: loglikelihood_rolling
-test_split: test
-doc_to_text: ""
-doc_to_target: "{{{{text}}}}"
-metric_list: [{{metric: byte_perplexity}}]
-"""
+TASKS = {
+    "choice": {
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{text}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "gold",
+        "target_delimiter": "",
+        "metric_list": [{"metric": "acc"}],
+    },
+    "answer": {
+        "output_type": "generate_until",
+        "doc_to_text": "{{text}}",
+        "doc_to_target": "x",
+        "generation_kwargs": {"until": ["\n\n"], "max_gen_toks": 6, "do_sample": False},
+        "metric_list": [{"metric": "exact_match"}],
+    },
+    "read": {
+        "output_type": "loglikelihood_rolling",
+        "doc_to_text": "",
+        "doc_to_target": "{{text}}",
+        "metric_list": [{"metric": "byte_perplexity"}],
+    },
+}
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +58,11 @@ def folder(loaded, tmp_path_factory):
             choices = [" " + "".join(chance.choices(letters[:10], k=k)) for k in (1, 9, 4)]
             file.write(json.dumps({"text": text, "choices": choices, "gold": 1}) + "\n")
     (path / "tasks").mkdir()
-    for name, text in (("choice", CHOICE), ("answer", ANSWER), ("read", READ)):
-        task = text.format(data=path / "data.jsonl", cache=path / "cache")
-        (path / "tasks" / f"{name}.yaml").write_text(task)
+    files = {"data_files": {"test": str(path / "data.jsonl")}, "cache_dir": str(path / "cache")}
+    shared = {"dataset_path": "json", "dataset_kwargs": files, "test_split": "test"}
+    for name, task in TASKS.items():  # JSON is YAML
+        text = json.dumps({"task": f"swaa_{name}", **shared, **task})
+        (path / "tasks" / f"{name}.yaml").write_text(text)
     return path
 
 

@@ -1,20 +1,18 @@
 """What shipped recipes say that they keep is what the named result files say."""
 
-import dataclasses
 import json
 import re
-from pathlib import Path
 
 import pytest
 
 from swaa import results
 from swaa.config import SWAAConfig
 from swaa.evaluation import kept
-from swaa.evaluation.run import execute, gather
+from swaa.evaluation.run import gather
 from swaa.recipes import Recipe, find_recipe, list_recipes
-from tests.evaluation.fakes import FakeEngine, make_run, make_samples
+from tests.documents import ROOT
+from tests.evaluation.fakes import executed, make_run
 
-ROOT = Path(__file__).parents[2]
 OURS = ("fast", "balanced", "quality", "naive", "full")
 
 
@@ -63,29 +61,16 @@ def test_losses_are_in_the_description():
                 assert re.search(rf"{one.task}\b", recipe.description), (recipe.name, one)
 
 
-class _Right(FakeEngine):
-    """Answers all but the last ``pause_s`` samples rightly."""
-
-    def answer(self, batches):
-        names = list(self._answers)
-        wrong = names[len(names) - self._pause_s :]
-        for reply in FakeEngine(self._answers).answer(batches):
-            said = "nothing" if reply.id in wrong else self._answers[reply.id]
-            yield dataclasses.replace(reply, output=said)
-
-
 def test_recipes_are_found_by_their_knobs_whatever_the_window(prompt, tmp_path):
     settings = {
         "theirs": (SWAAConfig(window=64, sink_tokens=3, dense_tail=2), 3),
-        "other": (SWAAConfig(window=64, sink_tokens=4, dense_tail=2), 2),
-        "whole": (SWAAConfig(window=None), 1),
+        "other": (SWAAConfig(window=64, sink_tokens=4, dense_tail=2), 4),
+        "whole": (SWAAConfig(window=None), 5),
     }
-    made = []
-    for name, (config, wrong) in settings.items():
-        run = make_run(prompt, setting=name, config=config, count=6, length=1500)
-        samples = make_samples(run)
-        answers = {sample.id: sample.answers[0] for sample in samples}
-        made.append(execute(run, samples, _Right(answers, pause_s=wrong), folder=tmp_path))
+    made = [
+        executed(make_run(prompt, setting=name, config=config, count=6), right, tmp_path)
+        for name, (config, right) in settings.items()
+    ]
     (path,) = gather(made, folder=tmp_path)
     files = kept.read_runs(tmp_path)
 

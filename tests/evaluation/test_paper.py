@@ -5,18 +5,10 @@ import subprocess
 
 import pytest
 
-from swaa import cli, models
+from swaa import cli
 from swaa.config import SWAAConfig
 from swaa.evaluation.paper import TABLES, TASKS, read_table
 from swaa.evaluation.tasks import longbench_v2
-
-
-@pytest.fixture
-def tiny(loaded, monkeypatch, tmp_path):
-    """A model that the command line finds, and a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(models, "load_model", lambda name, **options: loaded)
-    return loaded
 
 
 def _choices(path):
@@ -96,21 +88,21 @@ def test_the_list_of_runs_runs_every_row(tiny, tmp_path, capsys, umask):
     assert shown == ["eval", "some/tiny", "--paper-table", "1", "--results", "out"]
 
 
-def test_what_is_measured_stands_beside(tiny, tmp_path, capsys, monkeypatch):
+def test_what_is_measured_stands_beside(tiny, tmp_path, capsys, refusal, prints, monkeypatch):
     _choices(tmp_path / "lb.jsonl")
     table = read_table(1, thinking=False)
     odd = next(row for row in table.untrained if row.name == "2000-odd")
     odd.config.save(tmp_path / "mine.json")
     words = ["--tasks", "longbench_v2:lb.jsonl", "--lengths", "none", "--samples"]
-    assert cli.main(["eval", "tiny", "--recipes", "mine.json,full", *words, "1"]) == 2
-    assert "tiny sees 2048 at once" in capsys.readouterr().err
+    assert "tiny sees 2048 at once" in refusal(
+        "eval", "tiny", "--recipes", "mine.json,full", *words, "1"
+    )
     # A random model never ends an answer: five of 2,000 tokens would show nothing more.
     monkeypatch.setattr(longbench_v2, "MAX_NEW_TOKENS", 16)
     for count, recipes in (("1", "mine.json"), ("2", "mine.json,full")):
         assert cli.main(["eval", "tiny", "--recipes", recipes, *words, count, "--gather"]) == 0
     capsys.readouterr()
-    assert cli.main(["eval", "tiny", "--paper-table", "1", "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out)["rows"]
+    rows = json.loads(prints("eval", "tiny", "--paper-table", "1", "--json"))["rows"]
     here = {(row["setting"], row["trained"]): row["here"]["longbench_v2"] for row in rows}
     filled = {key for key, one in here.items() if one}
     assert filled == {("2000-odd", False), ("full", False)}
@@ -123,8 +115,7 @@ def test_what_is_measured_stands_beside(tiny, tmp_path, capsys, monkeypatch):
         if line.startswith("window 2000, 0 sinks, full layers odd  ") and " no " in line
     ]
     assert "0.0 (0.0 to 65.8, 2)" in line
-    assert cli.main(["eval", "tiny", "--paper-table", "1", "--thinking", "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out)["rows"]
+    rows = json.loads(prints("eval", "tiny", "--paper-table", "1", "--thinking", "--json"))["rows"]
     assert not any(one for row in rows for one in row["here"].values())
 
 
@@ -138,6 +129,5 @@ def test_what_is_measured_stands_beside(tiny, tmp_path, capsys, monkeypatch):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_mistakes_are_named(tiny, capsys, words, message):
-    assert cli.main(["eval", "tiny", "--paper-table", *words]) == 2
-    assert message in capsys.readouterr().err
+def test_mistakes_are_named(tiny, refusal, words, message):
+    assert message in refusal("eval", "tiny", "--paper-table", *words)

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from swaa import cli, models
+from swaa import models
 from swaa.config import SWAAConfig
 from swaa.evaluation.engines.transformers import TransformersEngine
 from swaa.evaluation.run import execute
@@ -69,14 +69,12 @@ def test_endpoints_are_not_asked(prompt, tmp_path):
         execute(run, make_samples(run), fake_engine([]), folder=tmp_path)
 
 
-def test_swaa_eval_shows_it_beside_answers(loaded, monkeypatch, tmp_path, capsys):
+def test_swaa_eval_shows_it_beside_answers(loaded, monkeypatch, tmp_path, prints):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(models, "load_model", lambda name, **options: loaded)
     words = ["--lengths", "600", "--samples", "1", "--window", "128", "--recipes", "full,fast"]
-    assert cli.main(["eval", "tiny", "--tasks", "perplexity", *words]) == 0
-    out = capsys.readouterr().out
+    out = prints("eval", "tiny", "--tasks", "perplexity", *words)
     assert out.startswith("Perplexity of the first 256 tokens")
-    assert cli.main(["eval", "tiny", "--tasks", "perplexity,needle", *words]) == 0
-    out = capsys.readouterr().out
+    out = prints("eval", "tiny", "--tasks", "perplexity,needle", *words)
     assert out.startswith("task ")
     assert "Perplexity of the first 256 tokens" in out

@@ -2,34 +2,23 @@
 
 import dataclasses
 import re
-from pathlib import Path
 
 import pytest
 
 from swaa.config import SWAAConfig
 from swaa.documents import replace_between
 from swaa.evaluation import published
-from swaa.evaluation.run import execute, gather
+from swaa.evaluation.run import gather
 from swaa.evaluation.tasks.multikey import MultiKey
-from tests.evaluation.fakes import FakeEngine, make_run, make_samples
+from tests.documents import ROOT
+from tests.evaluation.fakes import executed, make_run
 
-ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs/measurements/accuracy.md"
 SETTINGS = {
     "naive": SWAAConfig(window=1024),
     "fast": SWAAConfig(window=1024, sink_tokens=128, full_decode=True, dense_tail=128),
     "full": SWAAConfig(window=None),
 }
-
-
-class Knows(FakeEngine):
-    """Answers the first ``count`` samples rightly."""
-
-    def answer(self, batches):
-        right = list(self._answers)[: self._pause_s]
-        for reply in FakeEngine(self._answers).answer(batches):
-            said = self._answers[reply.id] if reply.id in right else "nothing"
-            yield dataclasses.replace(reply, output=said)
 
 
 @pytest.fixture
@@ -39,14 +28,9 @@ def folder(prompt, tmp_path):
     for task in (None, MultiKey()):
         for name, count in (("naive", 5), ("fast", 19), ("full", 20)):
             if task is None or name != "naive":
-                run = make_run(
-                    prompt, setting=name, config=SETTINGS[name], count=20, length=1500, task=task,
-                    model=published.MODEL,
-                )  # fmt: skip
-                samples = make_samples(run)
-                answers = {sample.id: sample.answers[0] for sample in samples}
-                engine = Knows(answers, pause_s=count)
-                made.append(execute(run, samples, engine, folder=tmp_path))
+                asked = {"setting": name, "config": SETTINGS[name], "model": published.MODEL}
+                run = make_run(prompt, count=20, task=task, **asked)
+                made.append(executed(run, count, tmp_path))
     gather(made, folder=tmp_path)
     return tmp_path
 
@@ -112,9 +96,7 @@ def test_mistakes_are_named(folder, tmp_path):
 
 def test_full_attention_must_be_there(prompt, tmp_path):
     run = make_run(prompt, setting="naive", config=SETTINGS["naive"], model=published.MODEL)
-    samples = make_samples(run)
-    engine = Knows({sample.id: sample.answers[0] for sample in samples}, pause_s=1)
-    gather([execute(run, samples, engine, folder=tmp_path)], folder=tmp_path)
+    gather([executed(run, 1, tmp_path)], folder=tmp_path)
     with pytest.raises(ValueError, match="has no full attention to compare with"):
         published.read_columns(tmp_path)
 

@@ -4,14 +4,13 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from swaa import cli
+from tests.documents import ROOT
 from tests.launched import launch
 
-ROOT = Path(__file__).parents[2]
 FLAGS = (
     *("--recipes", "full,fast", "--window", "64", "--sink-tokens", "8", "--dense-tail", "8"),
     *("--tasks", "needle,perplexity", "--lengths", "600", "--samples", "9", "--batch-size", "2"),

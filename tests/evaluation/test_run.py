@@ -3,7 +3,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -12,9 +11,8 @@ from swaa.config import SWAAConfig
 from swaa.evaluation.run import execute, find
 from swaa.evaluation.summary import summarize
 from swaa.files import SamplesFile
+from tests.documents import ROOT
 from tests.evaluation.fakes import fake_engine, make_run, make_samples
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import dataclasses
 import re
 import statistics
-from pathlib import Path
 
 import pytest
 
@@ -15,8 +14,8 @@ from swaa.evaluation.summary import is_right
 from swaa.evaluation.tasks.ruler import NAMES
 from swaa.recipes import find_recipe
 from swaa.statistics import mcnemar
+from tests.documents import ROOT
 
-ROOT = Path(__file__).parents[2]
 PAGES = ROOT / "docs/measurements"
 MODEL = "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf"
 COLUMNS = ("full", "selected", "balanced", "fast")

@@ -1,15 +1,13 @@
 """A browser and the pages it opens; without a Chromium their tests are skipped, with the reason."""
 
 import shutil
-from pathlib import Path
 
 import pytest
 
 from swaa.report import write_report
+from tests.documents import ROOT
 from tests.report import runs
 from tests.report.browser import Browser, find_chromium
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")

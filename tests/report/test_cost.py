@@ -1,7 +1,6 @@
 """What settings cost by arithmetic, against plan and against what runs wrote."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -10,8 +9,7 @@ from swaa.evaluation import published
 from swaa.plan import price
 from swaa.report.cost import SHAPES, shares_of
 from swaa.shapes import shape_of
-
-ROOT = Path(__file__).parents[2]
+from tests.documents import ROOT
 
 
 def test_the_known_model_has_the_sizes_of_the_published_comparison():

@@ -5,7 +5,6 @@ import json
 import re
 import shutil
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -13,9 +12,8 @@ from swaa.cli import main
 from swaa.report import page, write_report
 from swaa.report.paper import read_paper
 from swaa.results import save
+from tests.documents import ROOT
 from tests.report import runs
-
-ROOT = Path(__file__).parents[2]
 
 
 def content(page):
@@ -24,13 +22,17 @@ def content(page):
     return json.loads(found[1])
 
 
-@pytest.fixture
-def shown(tmp_path):
-    """A page of one run of each kind, as data."""
-    runs.write(runs.all_runs(), tmp_path / "results")
-    report = write_report(tmp_path / "results", tmp_path / "report.html")
+def show(folder, *some):
+    """The page of some runs, as data."""
+    runs.write(some, folder / "results")
+    report = write_report(folder / "results", folder / "report.html")
     assert report.problems == ()
     return content(report.path.read_text("utf-8"))
+
+
+@pytest.fixture
+def shown(tmp_path):
+    return show(tmp_path, *runs.all_runs())
 
 
 def _of(items, **values):
@@ -88,8 +90,7 @@ def test_times_of_gathered_runs_are_no_cost(shown):
 def test_times_spread_as_the_samples_say(tmp_path):
     samples = [{"first_token_s": second} for second in (1.0, 2.0, 3.0, 4.0, 5.0, 6.0)]
     save(runs.evaluation("fast", runs.SLIDING, 8), samples=samples, folder=tmp_path / "results")
-    page = write_report(tmp_path / "results", tmp_path / "r.html").path.read_text("utf-8")
-    (point,) = content(page)["answers"]
+    (point,) = show(tmp_path)["answers"]
     assert (point["seconds_low"], point["seconds_high"]) == (2.0, 5.0)
 
 
@@ -101,8 +102,7 @@ def test_costs_that_a_run_wrote_are_shown_though_layers_differ(tmp_path):
     priced = dataclasses.replace(result, rows=({**row, **costs}, *others))
     for one, expected in ((result, dict.fromkeys(costs)), (priced, costs)):
         save(one, samples=[], folder=tmp_path / "results")
-        page = write_report(tmp_path / "results", tmp_path / "r.html").path.read_text("utf-8")
-        (point,) = content(page)["answers"]
+        (point,) = show(tmp_path)["answers"]
         assert {name: point[name] for name in costs} == expected
 
 
@@ -131,9 +131,7 @@ def test_of_equally_good_settings_the_number_and_the_cheapest_are_named(tmp_path
         for row in one.rows[:1]
     )
     several = dataclasses.replace(one, config=one.config | {"settings": settings}, rows=rows)
-    runs.write([several], tmp_path / "results")
-    page = write_report(tmp_path / "results", tmp_path / "r.html").path.read_text("utf-8")
-    (run,) = content(page)["runs"]
+    (run,) = show(tmp_path, several)["runs"]
     assert run["outcome"] == f"full attention: 9 of 10 right; {outcome}"
 
 
@@ -143,9 +141,7 @@ def test_a_demo_tells_how_many_settings_answered_the_most(tmp_path):
     for at, (run, said) in enumerate(
         ((one, "full, prefill 1.00x"), (equal, "2 settings, fastest: fast, prefill 4.00x"))
     ):
-        runs.write([run], tmp_path / str(at))
-        page = write_report(tmp_path / str(at), tmp_path / "r.html").path.read_text("utf-8")
-        (shown,) = content(page)["runs"]
+        (shown,) = show(tmp_path / str(at), run)["runs"]
         assert shown["outcome"] == f"highest of 2 settings here: 8 of 8 ({said})"
 
 
@@ -192,9 +188,7 @@ def test_of_one_timing_there_is_no_spread(tmp_path):
         else row
         for row in one.rows
     )
-    runs.write([dataclasses.replace(one, rows=rows)], tmp_path / "results")
-    page = write_report(tmp_path / "results", tmp_path / "r.html").path.read_text("utf-8")
-    items = content(page)["measurements"]
+    items = show(tmp_path, dataclasses.replace(one, rows=rows))["measurements"]
     first = _of(items, measure="time to first token", tokens=16384)
     assert len(first) == 3
     assert {(item["low"], item["high"]) for item in first} == {(None, None)}
@@ -255,10 +249,7 @@ def test_several_trainings_in_one_result_name_what_each_minimised(tmp_path):
     one = runs.train()
     trainings = {state: {"settings": {"objective": state}} for state in ("sft", "kl")}
     config = {"swaa": one.config["swaa"], "trainings": trainings}
-    runs.write([dataclasses.replace(one, config=config)], tmp_path / "results")
-    report = write_report(tmp_path / "results", tmp_path / "report.html")
-    assert report.problems == ()
-    (run,) = content((tmp_path / "report.html").read_text("utf-8"))["runs"]
+    (run,) = show(tmp_path, dataclasses.replace(one, config=config))["runs"]
     assert run["setting"] == "trained by sft, kl"
 
 
@@ -279,11 +270,7 @@ def test_a_tuning_names_the_task_of_its_outcome(tmp_path):
         row | {"recipe": "other", "right": right}
         for row, right in ((one.rows[1], 40), (easy[1], 50))
     ]
-    rows = (*one.rows, *easy, *other)
-    runs.write([dataclasses.replace(one, rows=rows)], tmp_path / "results")
-    report = write_report(tmp_path / "results", tmp_path / "report.html")
-    assert report.problems == ()
-    (run,) = content((tmp_path / "report.html").read_text("utf-8"))["runs"]
+    (run,) = show(tmp_path, dataclasses.replace(one, rows=(*one.rows, *easy, *other)))["runs"]
     said = "found (highest of 2 recipes here) 44 of 50 right"
     assert run["outcome"] == f"multikey: full attention 45, {said}"
 
@@ -291,9 +278,8 @@ def test_a_tuning_names_the_task_of_its_outcome(tmp_path):
 def test_a_tuning_tells_how_many_recipes_are_equal(tmp_path):
     one = runs.tune()
     dearer = one.rows[1] | {"recipe": "dearer", "kv_bytes": 0.5}
-    runs.write([dataclasses.replace(one, rows=(one.rows[0], dearer, one.rows[1]))], tmp_path / "r")
-    page = write_report(tmp_path / "r", tmp_path / "r.html").path.read_text("utf-8")
-    (run,) = content(page)["runs"]
+    rows = (one.rows[0], dearer, one.rows[1])
+    (run,) = show(tmp_path, dataclasses.replace(one, rows=rows))["runs"]
     said = "found (highest of 2 recipes here, 2 equal, least KV) 44 of 50 right"
     assert run["outcome"] == f"multikey: full attention 45, {said}"
 
@@ -324,10 +310,7 @@ def test_vllm_engines_without_a_pair_to_compare_say_what_there_is(tmp_path):
             ((), "neither stock nor ours was timed"),
         )
     ):
-        folder = tmp_path / str(at)
-        runs.write([dataclasses.replace(one, rows=rows)], folder)
-        page = write_report(folder, tmp_path / "r.html").path.read_text("utf-8")
-        (run,) = content(page)["runs"]
+        (run,) = show(tmp_path / str(at), dataclasses.replace(one, rows=rows))["runs"]
         assert run["outcome"] == said
 
 
@@ -431,11 +414,10 @@ def test_what_cannot_be_read_is_one_line_each(tmp_path, capsys):
     assert main([*words, "--strict"]) == 2
 
 
-def test_no_folder_and_an_empty_one(tmp_path, capsys):
-    assert main(["report", str(tmp_path / "none")]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"swaa report: no folder {tmp_path}/none; name the one that")
-    assert error.count("\n") == 1
+def test_no_folder_and_an_empty_one(tmp_path, refusal):
+    assert refusal("report", str(tmp_path / "none")).startswith(
+        f"swaa report: no folder {tmp_path}/none; name the one that"
+    )
     assert main(["report", str(tmp_path), "-o", str(tmp_path / "page.html")]) == 0
     assert content((tmp_path / "page.html").read_text("utf-8"))["runs"] == []
 
@@ -448,13 +430,14 @@ def test_the_committed_results_are_all_drawn(tmp_path):
     assert report.runs == len(list(folder.rglob("*.json"))) > 0
 
 
-def test_what_is_no_report_is_not_replaced(tmp_path, capsys):
+def test_what_is_no_report_is_not_replaced(tmp_path, refusal):
     (tmp_path / "results").mkdir()
     notes = tmp_path / "notes.html"
     notes.write_text("<title>my notes</title>")
     for output in (notes, tmp_path):
-        assert main(["report", str(tmp_path / "results"), "-o", str(output)]) == 2
-        assert "is not a report, so it is not replaced" in capsys.readouterr().err
+        assert "is not a report, so it is not replaced" in refusal(
+            "report", str(tmp_path / "results"), "-o", str(output)
+        )
     assert notes.read_text() == "<title>my notes</title>"
     for _ in range(2):  # a report may be replaced
         assert main(["report", str(tmp_path / "results"), "-o", str(tmp_path / "r.html")]) == 0

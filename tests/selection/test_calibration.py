@@ -1,9 +1,6 @@
-import json
-
 import pytest
 
 from swaa.evaluation.engines import Reply
-from swaa.evaluation.prompt import Prompt
 from swaa.evaluation.sample import Sample
 from swaa.evaluation.tasks.needle import Needle
 from swaa.evaluation.tasks.rows import DataFile
@@ -16,11 +13,7 @@ from swaa.selection.calibration import (
     split,
 )
 from swaa.selection.own_prompts import OwnPrompts, word_overlap
-
-
-@pytest.fixture
-def prompt(loaded):
-    return Prompt(tokenizer=loaded.tokenizer)
+from tests.selection.conftest import write_lines
 
 
 def _sample(index, *, length=100, answers=("12",), prefix="", gold="yes"):
@@ -106,8 +99,7 @@ def test_without_answers_the_models_own_take_their_place(prompt):
 
 
 def _task(tmp_path, *rows):
-    path = tmp_path / "my.jsonl"
-    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    path = write_lines(tmp_path / "my.jsonl", rows)
     return OwnPrompts(DataFile.find("swaa tune", str(path)))
 
 
@@ -161,7 +153,7 @@ def test_gold_answers_are_found_by_words_and_own_answers_by_overlap(tmp_path):
     assert word_overlap("a b", "c d") == 0
 
 
-def test_given_samples_tell_runs_apart_by_samples_and_answers(tmp_path):
+def test_given_samples_tell_runs_apart_by_samples_and_answers():
     a, b = GivenSamples(Needle(), (SAMPLES[0],)), GivenSamples(Needle(), (SAMPLES[1],))
     c = GivenSamples(Needle(), (_sample(0, answers=("13",)),))
     assert len({str(task.describe()) for task in (a, b, c)}) == 3

@@ -4,17 +4,11 @@ import pytest
 import torch
 
 from swaa.config import LayerPlan
-from swaa.evaluation.prompt import Prompt
 from swaa.selection import batches
 from swaa.selection.batches import FAR_SHARE, TeacherForced
 from swaa.selection.continuation import CONTINUED, kept_scores, make_texts
 from swaa.selection.passes import SharedPasses
 from tests.selection.conftest import DEPTH, teacher_forced
-
-
-@pytest.fixture
-def prompt(loaded):
-    return Prompt(tokenizer=loaded.tokenizer)
 
 
 def _places(texts):

@@ -1,7 +1,6 @@
 """The tables of docs/measurements/tuning.md, and what it says of them, are made by the results."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -10,9 +9,9 @@ from swaa.documents import table
 from swaa.evaluation import gathered, published
 from swaa.evaluation.summary import is_right
 from swaa.statistics import mcnemar
+from tests.documents import ROOT
 from tests.selection.tables import duels, fill, markdown, ranges
 
-ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/measurements/tuning.md"
 MEASUREMENTS = ROOT / "docs/measurements/tuning-in-full.md"
 ANSWERS = ROOT / "results/tune/eval"

@@ -12,7 +12,6 @@ from swaa.config import SWAAConfig
 from swaa.heads import HeadSelection
 from swaa.integrations.transformers.support import find_layers, kv_heads_of
 from swaa.plan import price
-from swaa.results import load
 from swaa.selection.budget import Budget, Prices
 from swaa.selection.candidate import Candidate
 from swaa.selection.search import Search
@@ -22,9 +21,7 @@ from swaa.selection.signals.lazy_ratio import head_attention
 from swaa.selection.spaces import spaces
 from swaa.selection.tuning import check_method
 from swaa.shapes import shape_of
-from tests.checkpoint import save_checkpoint
 from tests.selection.conftest import DEPTH, teacher_forced
-from tests.selection.test_tune import WORDS, _words
 
 ABLE = tuple(range(DEPTH))
 KV_HEADS = [2] * DEPTH
@@ -133,37 +130,14 @@ def test_wrong_methods_for_a_unit():
     check_method("kl_out", "both")
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return save_checkpoint(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def prompts(tmp_path):
-    path = tmp_path / "mine.jsonl"
-    texts = [" ".join(WORDS[(i * k + k // 3) % 9] for k in range(14 + i)) for i in range(9)]
-    lines = [json.dumps({"prompt": text, "max_new_tokens": 2}) for text in texts]
-    path.write_text("\n".join(lines), encoding="utf-8")
-    return path
-
-
-def _rows(tmp_path):
-    (file,) = (tmp_path / "results" / "tune").glob("*-tune-*.json")
-    return {row["recipe"]: row for row in load(file).rows}
-
-
 @pytest.mark.parametrize("method", ["head_attention", "search"])
 def test_tune_chooses_heads_within_the_budget_and_compares_layers(
-    method,
-    checkpoint,
-    prompts,
-    tmp_path,
-    capsys,
+    method, checkpoint, tmp_path, capsys, kept_rows, words
 ):
     more = ["--unit", "heads", "--budget", "kv=97%", "--baselines", "far_attention"]
-    words = _words(checkpoint, prompts, tmp_path, *more, "--method", method)
-    assert main(words) == 0
-    rows = _rows(tmp_path)
+    asked = words(*more, "--method", method)
+    assert main(asked) == 0
+    rows = {row["recipe"]: row for row in kept_rows()}
     tuned, layers = rows["tuned kv=97of100"], rows["far_attention kv=97of100"]
     assert tuned["kv_bytes"] <= 0.97
     assert layers["kv_bytes"] <= 0.97
@@ -181,10 +155,10 @@ def test_tune_chooses_heads_within_the_budget_and_compares_layers(
     assert main(["generate", str(checkpoint), "--recipe", str(tmp_path / "tuned.json"), *ask]) == 0
 
 
-def test_a_choice_without_a_report_takes_no_answers(checkpoint, prompts, tmp_path, capsys):
+def test_a_choice_without_a_report_takes_no_answers(tmp_path, capsys, refusal, prints, words):
     more = ["--unit", "heads", "--method", "head_attention", "--held-out", "0"]
-    words = _words(checkpoint, prompts, tmp_path, *more, "--baselines", "far_attention")
-    assert main([*words, "--budget", "kv=97%"]) == 0
+    asked = words(*more, "--baselines", "far_attention")
+    assert main([*asked, "--budget", "kv=97%"]) == 0
     out = capsys.readouterr()
     assert "tuned kv=97of100" in out.out
     assert "far_attention kv=97of100" in out.out
@@ -194,25 +168,25 @@ def test_a_choice_without_a_report_takes_no_answers(checkpoint, prompts, tmp_pat
     assert "no score says what it keeps" in recipe["provenance"]["source"]
     assert isinstance(SWAAConfig.load(tmp_path / "tuned.json").full_decode, HeadSelection)
     assert not list((tmp_path / "results").glob("eval/*"))
-    assert main([*words, "--budget", "kv=97%", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["recipe"]["config"] == recipe["config"]
-    assert main(words) == 2
-    assert "give one --budget" in capsys.readouterr().err
+    assert (
+        json.loads(prints(*asked, "--budget", "kv=97%", "--json"))["recipe"]["config"]
+        == recipe["config"]
+    )
+    assert "give one --budget" in refusal(*asked)
 
 
-def test_tune_prints_both_units(checkpoint, prompts, tmp_path, capsys):
+def test_tune_prints_both_units(kept_rows, words):
     more = ["--unit", "both", "--budget", "layers=0,kv=97%"]
-    assert main(_words(checkpoint, prompts, tmp_path, *more)) == 0
-    rows = _rows(tmp_path)
+    assert main(words(*more)) == 0
+    rows = {row["recipe"]: row for row in kept_rows()}
     assert {"heads layers=0,kv=97of100", "layers layers=0,kv=97of100"} <= {
         name for row in rows.values() for name in (row["recipe"], *row["also"])
     }
 
 
-def test_a_budget_that_buys_no_heads(checkpoint, prompts, tmp_path, capsys):
-    words = _words(checkpoint, prompts, tmp_path, "--unit", "heads", "--budget", "layers=1/2")
-    assert main(words) == 2
-    assert "the budget layers=1/2 buys no KV heads" in capsys.readouterr().err
+def test_a_budget_that_buys_no_heads(refusal, words):
+    asked = words("--unit", "heads", "--budget", "layers=1/2")
+    assert "the budget layers=1/2 buys no KV heads" in refusal(*asked)
 
 
 def test_kv_heads_of_a_model(loaded):

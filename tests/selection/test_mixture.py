@@ -14,32 +14,28 @@ from swaa.selection import report, verify
 from swaa.selection.budget import Cost
 from swaa.selection.report import Point, choose, kept, kept_by_task, lost, unmeasurable
 from swaa.selection.tuning import Tuning
-from tests.checkpoint import save_checkpoint
+from tests.selection.conftest import write_lines
 
 KINDS = ["multikey", "multiquery:2", "variable_tracking", "continuation"]
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return save_checkpoint(tmp_path_factory.mktemp("model"))
+@pytest.fixture
+def words(checkpoint, tmp_path):
+    def words(*more):
+        return [
+            *("tune", str(checkpoint), "--length", "640", "--batch-size", "4"),
+            *("--samples", "4", "--held-out", "4", "--keep", "0.01"),
+            *("--window", "70", "--sink-tokens", "2", "--dense-tail", "4"),
+            *("--budget", "layers=1/4", "--method", "far_attention"),
+            *("--results", str(tmp_path / "results"), "--out", str(tmp_path / "tuned.json")),
+            *more,
+        ]
+
+    return words
 
 
-def _words(checkpoint, tmp_path, *more):
-    return [
-        "tune",
-        str(checkpoint),
-        *("--samples", "4", "--held-out", "4", "--keep", "0.01", "--batch-size", "4"),
-        *("--window", "70", "--sink-tokens", "2", "--dense-tail", "4", "--length", "640"),
-        *("--budget", "layers=1/4", "--method", "far_attention"),
-        *("--results", str(tmp_path / "results"), "--out", str(tmp_path / "tuned.json")),
-        *more,
-    ]
-
-
-def test_without_data_the_mixture_is_tuned_on_and_reported_at_both_lengths(
-    checkpoint, tmp_path, capsys
-):
-    assert main(_words(checkpoint, tmp_path, "--baselines", "odd,middle")) == 0
+def test_without_data_the_mixture_is_tuned_on_and_reported_at_both_lengths(tmp_path, capsys, words):
+    assert main(words("--baselines", "odd,middle")) == 0
     captured = capsys.readouterr()
     (file,) = (tmp_path / "results" / "tune").glob("*-mixture-tune-*.json")
     rows = load(file).rows
@@ -70,26 +66,24 @@ def test_without_data_the_mixture_is_tuned_on_and_reported_at_both_lengths(
     assert "not tuned on" not in captured.out
 
 
-def test_what_was_not_tuned_on_is_measured_at_the_end(checkpoint, tmp_path, capsys, monkeypatch):
+def test_what_was_not_tuned_on_is_measured_at_the_end(capsys, prints, monkeypatch, words):
     monkeypatch.setattr(verify, "MIXTURE", ("multikey", "multiquery:2"))
     data = ("--data", "continuation", "--data", "multiquery:3")
-    assert main(_words(checkpoint, tmp_path, *data, "--json")) == 0
-    printed = json.loads(capsys.readouterr().out)
+    printed = json.loads(prints(*words(*data, "--json")))
     others = [row for row in printed["rows"] if row["role"] == "other"]
     assert [(row["recipe"], row["task"], row["length"]) for row in others] == [
         ("full", "multikey", 640),
         ("tuned layers=1of4", "multikey", 640),
     ]
     assert "Not tuned on: multikey: not measurable" in printed["recipe"]["description"]
-    assert main(_words(checkpoint, tmp_path, "--data", "multikey", "--keep-mean")) == 2
+    assert main(words("--data", "multikey", "--keep-mean")) == 2
     assert "full attention itself answers none" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_kinds_whose_prompts_do_not_fit_are_named(checkpoint, tmp_path, capsys):
-    data = tmp_path / "my.jsonl"
+def test_kinds_whose_prompts_do_not_fit_are_named(tmp_path, capsys, words):
     lines = [{"prompt": f"{i} the river ran " * 12, "max_new_tokens": 2} for i in range(9)]
-    data.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    assert main(_words(checkpoint, tmp_path, "--data", str(data))) == 0
+    data = write_lines(tmp_path / "my.jsonl", lines)
+    assert main(words("--data", str(data))) == 0
     captured = capsys.readouterr()
     notes = [line for line in captured.err.splitlines() if ": not measured" in line]
     assert len(notes) == 4
@@ -107,8 +101,8 @@ def test_kinds_whose_prompts_do_not_fit_are_named(checkpoint, tmp_path, capsys):
         (["--data", "continuation", "--length", "100"], "of 100 tokens; the novel's"),
     ],
 )
-def test_mistakes_are_one_line(checkpoint, tmp_path, capsys, more, message):
-    assert main(_words(checkpoint, tmp_path, *more)) == 2
+def test_mistakes_are_one_line(capsys, more, message, words):
+    assert main(words(*more)) == 2
     err = [line for line in capsys.readouterr().err.splitlines() if line.startswith("swaa tune:")]
     assert len(err) == 1
     assert message in err[0]

@@ -10,7 +10,6 @@ from swaa.cli import main
 from swaa.config import SWAAConfig
 from swaa.evaluation.prompt import Prompt
 from swaa.evaluation.tasks.rows import DataFile
-from swaa.results import load
 from swaa.selection import report
 from swaa.selection.budget import Budget, Cost
 from swaa.selection.own_prompts import OwnPrompts
@@ -18,39 +17,7 @@ from swaa.selection.passes import SharedPasses
 from swaa.selection.report import Point, choose, pareto
 from swaa.selection.tune import tune
 from swaa.selection.tuning import Tuning, default_method
-from tests.checkpoint import save_checkpoint
-
-WORDS = ["river", "stone", "lamp", "quiet", "orange", "paper", "winter", "glass", "seven"]
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory):
-    return save_checkpoint(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def data(tmp_path):
-    path = tmp_path / "my.jsonl"
-    lines = [
-        {
-            "prompt": " ".join(WORDS[(i * k + k // 3) % 9] for k in range(14 + i)),
-            "max_new_tokens": 2,
-        }
-        for i in range(9)
-    ]
-    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
-    return path
-
-
-def _words(checkpoint, data, tmp_path, *more):
-    return [
-        "tune",
-        str(checkpoint),
-        *("--data", str(data), "--samples", "4", "--keep", "0.01", "--batch-size", "4"),
-        *("--recipe", "fast", "--window", "70", "--sink-tokens", "2", "--dense-tail", "4"),
-        *("--results", str(tmp_path / "results"), "--out", str(tmp_path / "tuned.json")),
-        *more,
-    ]
+from tests.selection.conftest import write_lines
 
 
 def _files(folder):
@@ -58,12 +25,10 @@ def _files(folder):
 
 
 def test_tuning_writes_a_recipe_that_is_within_the_budget_and_can_be_used(
-    checkpoint, data, tmp_path, capsys
+    checkpoint, tmp_path, capsys, prints, kept_rows, words
 ):
-    words = _words(
-        checkpoint, data, tmp_path, "--budget", "layers=1/4", "--budget", "kv=90%", "--baselines"
-    )
-    assert main(words) == 0
+    asked = words("--budget", "layers=1/4", "--budget", "kv=90%", "--baselines")
+    assert main(asked) == 0
     out = capsys.readouterr()
     recipe = json.loads((tmp_path / "tuned.json").read_text())
     config = SWAAConfig.from_dict(recipe["config"])
@@ -79,20 +44,17 @@ def test_tuning_writes_a_recipe_that_is_within_the_budget_and_can_be_used(
     assert (tmp_path / "tuned.png").stat().st_size > 1000
     assert "100 %" in out.err
 
-    (file,) = (tmp_path / "results" / "tune").glob("*-tune-*.json")
-    result = load(file)
-    by_name = {row["recipe"]: row for row in result.rows}
+    rows = kept_rows()
+    by_name = {row["recipe"]: row for row in rows}
     assert by_name["full"]["right"] == by_name["full"]["samples"] == 5
     assert by_name["tuned layers=1of4"]["full_layers"] <= 0.25
     assert by_name["tuned kv=9of10"]["kv_bytes"] <= 0.9
-    patterns = [row for row in result.rows if row["source"] == "periodic"]
-    assert patterns
-    assert all(0 <= row["p_against_full"] <= 1 for row in result.rows)
+    assert any(row["source"] == "periodic" for row in rows)
+    assert all(0 <= row["p_against_full"] <= 1 for row in rows)
 
     # The same again measures nothing, and says the same.
     files = _files(tmp_path / "results")
-    assert main(words) == 0
-    again = capsys.readouterr().out
+    again = prints(*asked)
     assert [line for line in again.splitlines() if "Time" not in line] == [
         line for line in out.out.splitlines() if "Time" not in line
     ]
@@ -106,17 +68,14 @@ def test_tuning_writes_a_recipe_that_is_within_the_budget_and_can_be_used(
     assert main([*use, *ask]) == 0
 
 
-def test_no_set_measured_within_a_budget_is_better_than_the_choice(checkpoint, data, tmp_path):
+def test_no_set_measured_within_a_budget_is_better_than_the_choice(tmp_path, kept_rows, words):
     budgets = ["layers=1/2", "layers=3/4", "decode=1/2", "kv=95%"]
     given = [word for budget in budgets for word in ("--budget", budget)]
-    assert (
-        main(_words(checkpoint, data, tmp_path, *given, "--baselines", "--objective", "nll")) == 0
-    )
+    assert main(words(*given, "--baselines", "--objective", "nll")) == 0
     (scores,) = (tmp_path / "results" / "tune").glob("*-scores-*.jsonl")
     records = [json.loads(line) for line in scores.read_text().splitlines()]
     measured = [r for r in records if r["id"] != "full" and not r["id"].endswith("-128")]
-    (file,) = (tmp_path / "results" / "tune").glob("*-tune-*.json")
-    names = [row for row in load(file).rows if row["source"] == "search"]
+    names = [row for row in kept_rows() if row["source"] == "search"]
     depth = max(layer for r in measured for layer in r["full"]) + 1
     for budget in budgets[:2]:
         label = f"tuned {budget.replace('/', 'of')}"
@@ -128,12 +87,11 @@ def test_no_set_measured_within_a_budget_is_better_than_the_choice(checkpoint, d
         assert row["nll"] == pytest.approx(best, abs=1e-4)
 
 
-def test_baselines_fill_what_a_budget_of_bytes_pays_for(checkpoint, data, tmp_path, capsys):
-    words = _words(checkpoint, data, tmp_path, "--budget", "layers=0,kv=95%", "--baselines")
-    assert main(words) == 0
+def test_baselines_fill_what_a_budget_of_bytes_pays_for(capsys, kept_rows, words):
+    asked = words("--budget", "layers=0,kv=95%", "--baselines")
+    assert main(asked) == 0
     assert "adds nothing" not in capsys.readouterr().err
-    (file,) = (tmp_path / "results" / "tune").glob("*-tune-*.json")
-    rows = load(file).rows
+    rows = kept_rows()
     named = {name for row in rows for name in (row["recipe"], *row["also"])}
     assert {"answer_nll layers=0,kv=19of20", "kl_out layers=0,kv=19of20"} <= named
     assert any(name.startswith(("every:", "odd")) for name in named)
@@ -141,12 +99,9 @@ def test_baselines_fill_what_a_budget_of_bytes_pays_for(checkpoint, data, tmp_pa
 
 
 @pytest.mark.parametrize("budget", ["layers=1/4", "layers=0", "decode=1/4"])
-def test_the_recipe_without_full_layers_is_there_to_compare_with(
-    checkpoint, data, tmp_path, capsys, budget
-):
-    words = _words(checkpoint, data, tmp_path, "--budget", budget, "--full-layers", "odd", "--json")
-    assert main([*words, "--method", "kl"]) == 0
-    rows = json.loads(capsys.readouterr().out)["rows"]
+def test_the_recipe_without_full_layers_is_there_to_compare_with(prints, budget, words):
+    asked = words("--budget", budget, "--full-layers", "odd", "--json")
+    rows = json.loads(prints(*asked, "--method", "kl"))["rows"]
     (row,) = [row for row in rows if "no full layers" in (row["recipe"], *row["also"])]
     base = SWAAConfig(window=70, sink_tokens=2, full_decode=True, dense_tail=4)
     assert SWAAConfig.from_dict(row["swaa"]) == base
@@ -155,9 +110,9 @@ def test_the_recipe_without_full_layers_is_there_to_compare_with(
     assert (row["source"] == "base") == (budget != "layers=0")
 
 
-def test_baselines_say_where_they_add_nothing(checkpoint, data, tmp_path, capsys):
-    words = _words(checkpoint, data, tmp_path, "--baselines", "--budget", "layers=0")
-    assert main(words) == 0
+def test_baselines_say_where_they_add_nothing(capsys, words):
+    asked = words("--baselines", "--budget", "layers=0")
+    assert main(asked) == 0
     out = capsys.readouterr()
     assert [line for line in out.err.splitlines() if "swaa tune: --" in line] == [
         "swaa tune: --baselines adds nothing to layers=0: it pays for no full layer, so that there"
@@ -189,11 +144,11 @@ def test_progress_never_goes_back(loaded, data, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["kl_out", "answer_nll", "lazy_ratio"])
-def test_a_ranking_knows_how_many_sets_it_measures(checkpoint, data, tmp_path, capsys, method):
+def test_a_ranking_knows_how_many_sets_it_measures(tmp_path, capsys, method, words):
     budgets = ("layers=1/4", "layers=1/2", "decode=1/2")
     given = [word for budget in budgets for word in ("--budget", budget)]
-    words = _words(checkpoint, data, tmp_path, *given, "--method", method)
-    assert main(words) == 0
+    asked = words(*given, "--method", method)
+    assert main(asked) == 0
     err = capsys.readouterr().err
     (most,) = re.findall(
         r"^swaa tune: 4 samples to tune on, 5 others held out, \d+ to \d+ tokens; budgets: 3,"
@@ -206,14 +161,12 @@ def test_a_ranking_knows_how_many_sets_it_measures(checkpoint, data, tmp_path, c
     # Of a budget's two spaces each chooses a set, which may be one that is measured already.
     assert measured <= int(most) + 1  # that without full layers is measured beside
     assert int(most) <= measured + 4
-    assert main(words) == 0
+    assert main(asked) == 0
     assert f" sets of layers to measure; {measured} found measured\n" in capsys.readouterr().err
 
 
-def test_an_interrupted_tuning_resumes_where_it_stopped(
-    checkpoint, data, tmp_path, capsys, monkeypatch
-):
-    words = _words(checkpoint, data, tmp_path, "--budget", "layers=1/4", "--method", "search")
+def test_an_interrupted_tuning_resumes_where_it_stopped(tmp_path, capsys, monkeypatch, words):
+    asked = words("--budget", "layers=1/4", "--method", "search")
     real, done = SharedPasses._run, []
 
     def stop_after(limit):
@@ -226,7 +179,7 @@ def test_an_interrupted_tuning_resumes_where_it_stopped(
         monkeypatch.setattr(SharedPasses, "_run", run)
 
     stop_after(6)
-    assert main(words) == 130
+    assert main(asked) == 130
     err = capsys.readouterr().err
     assert err.endswith("swaa tune: interrupted; the same command goes on where it stopped\n")
     assert "; budgets: 1, about " in err
@@ -235,19 +188,16 @@ def test_an_interrupted_tuning_resumes_where_it_stopped(
     kept = scores.read_text().splitlines()
     assert 0 < len(kept) < first
     stop_after(10_000)
-    assert main(words) == 0
+    assert main(asked) == 0
     assert f"; {len(kept) - 1} found measured\n" in capsys.readouterr().err
     assert scores.read_text().splitlines()[: len(kept)] == kept
     ids = [json.loads(line)["id"] for line in scores.read_text().splitlines()]
     assert len(ids) == len(set(ids))
 
 
-def test_full_layers_alone_are_ranked(checkpoint, data, tmp_path, capsys):
-    words = _words(
-        checkpoint, data, tmp_path, "--budget", "layers=1/2", "--held-out", "4", "--json"
-    )
-    assert main(words) == 0
-    rows = json.loads(capsys.readouterr().out)["rows"]
+def test_full_layers_alone_are_ranked(prints, words):
+    asked = words("--budget", "layers=1/2", "--held-out", "4", "--json")
+    rows = json.loads(prints(*asked))["rows"]
     assert [row["source"] for row in rows] == ["full", "kl_out", "base"]
 
 
@@ -268,12 +218,9 @@ def test_everything_else_is_searched(budgets, more):
     assert default_method([Budget.parse("layers=1/4")], tries=False, units="layers") == "kl_out"
 
 
-def test_a_signal_can_choose_the_layers(checkpoint, data, tmp_path, capsys):
-    words = _words(
-        checkpoint, data, tmp_path, "--budget", "layers=1/2", "--method", "lazy_ratio", "--json"
-    )
-    assert main(words) == 0
-    printed = json.loads(capsys.readouterr().out)
+def test_a_signal_can_choose_the_layers(prints, words):
+    asked = words("--budget", "layers=1/2", "--method", "lazy_ratio", "--json")
+    printed = json.loads(prints(*asked))
     assert len(printed["recipe"]["config"]["full_layers"]) == 2
     assert printed["rows"][1]["source"] == "lazy_ratio"
     assert set(printed["seconds"]) == {"data", "search", "verify", "further"}
@@ -313,8 +260,8 @@ def test_a_signal_can_choose_the_layers(checkpoint, data, tmp_path, capsys):
         ),
     ],
 )
-def test_mistakes_are_one_line_and_exit_code_2(checkpoint, data, tmp_path, capsys, more, message):
-    assert main(_words(checkpoint, data, tmp_path, *more)) == 2
+def test_mistakes_are_one_line_and_exit_code_2(capsys, more, message, words):
+    assert main(words(*more)) == 2
     err = [line for line in capsys.readouterr().err.splitlines() if line.startswith("swaa tune:")]
     assert len(err) == 1
     assert message in err[0]
@@ -332,38 +279,31 @@ def test_mistakes_are_one_line_and_exit_code_2(checkpoint, data, tmp_path, capsy
         (["--out", "no/such/tuned.json"], "--out no/such/tuned.json: there is no folder no/such;"),
     ],
 )
-def test_no_model_is_loaded_for_a_mistake(data, tmp_path, capsys, monkeypatch, more, message):
-    monkeypatch.setattr("swaa.models.load_model", lambda *_, **__: pytest.fail("loads the model"))
-    assert main(_words("m", data, tmp_path, *more)) == 2
-    (error,) = capsys.readouterr().err.splitlines()
-    assert message in error
+@pytest.mark.usefixtures("no_model")
+def test_no_model_is_loaded_for_a_mistake(refusal, more, message, words):
+    assert message in refusal(*words(*more, model="m"))
 
 
-def test_a_model_that_cannot_be_adapted_is_refused(checkpoint, data, tmp_path, capsys):
+def test_a_model_that_cannot_be_adapted_is_refused(checkpoint, tmp_path, refusal, words):
     folder = tmp_path / "mamba"
     config = MambaConfig(vocab_size=300, hidden_size=16, num_hidden_layers=2, state_size=4)
     MambaForCausalLM(config).save_pretrained(folder)
     for file in checkpoint.glob("token*"):
         (folder / file.name).write_bytes(file.read_bytes())
-    assert main(_words(folder, data, tmp_path)) == 2
-    assert "swaa tune: Mamba" in capsys.readouterr().err
+    assert "swaa tune: Mamba" in refusal(*words(model=folder))
 
 
-def test_full_attention_that_answers_nothing_leaves_nothing_to_keep(
-    checkpoint, data, tmp_path, capsys, monkeypatch
-):
+def test_full_attention_that_answers_nothing_leaves_nothing_to_keep(data, tmp_path, capsys, words):
     lines = [json.loads(line) | {"answer": "never said"} for line in data.read_text().splitlines()]
-    data.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    assert main(_words(checkpoint, data, tmp_path, "--budget", "layers=0")) == 2
+    write_lines(data, lines)
+    assert main(words("--budget", "layers=0")) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "full attention itself answers none" in error
     assert error.endswith("; no recipe was written")
     assert not (tmp_path / "tuned.json").exists()
 
 
-def test_an_earlier_recipe_is_not_taken_for_this_runs(
-    checkpoint, data, tmp_path, capsys, monkeypatch
-):
+def test_an_earlier_recipe_is_not_taken_for_this_runs(tmp_path, capsys, prints, monkeypatch, words):
     out = tmp_path / "tuned.json"
     SWAAConfig(window=33).save(out)
     before = out.read_bytes()
@@ -371,10 +311,10 @@ def test_an_earlier_recipe_is_not_taken_for_this_runs(
     def choose(points, full, keep, *, average):
         raise ValueError("no recipe within the budget keeps enough")
 
-    words = _words(checkpoint, data, tmp_path, "--budget", "layers=0")
+    asked = words("--budget", "layers=0")
     with monkeypatch.context() as patched:
         patched.setattr(report, "choose", choose)
-        assert main(words) == 2
+        assert main(asked) == 2
     captured = capsys.readouterr()
     assert "kept %" in captured.out
     assert captured.err.splitlines()[-1] == (
@@ -383,19 +323,18 @@ def test_an_earlier_recipe_is_not_taken_for_this_runs(
     )
     assert out.read_bytes() == before
 
-    assert main(words) == 0
+    assert main(asked) == 0
     replaced = "it replaces the one that was there: window 33, 0 sinks"
     assert replaced in capsys.readouterr().out.splitlines()
-    assert main(words) == 0
-    assert "replaces" not in capsys.readouterr().out
+    assert "replaces" not in prints(*asked)
 
 
-def test_a_file_that_is_no_recipe_is_never_replaced(data, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("swaa.models.load_model", lambda *_, **__: pytest.fail("loads the model"))
+@pytest.mark.usefixtures("no_model")
+def test_a_file_that_is_no_recipe_is_never_replaced(tmp_path, refusal, words):
     (tmp_path / "tuned.json").write_text('{"my": "notes"}')
-    assert main(_words("m", data, tmp_path)) == 2
-    error = capsys.readouterr().err
-    assert "tuned.json exists and is not a recipe, so it will not be replaced: name" in error
+    assert "tuned.json exists and is not a recipe, so it will not be replaced: name" in refusal(
+        *words(model="m")
+    )
     assert (tmp_path / "tuned.json").read_text() == '{"my": "notes"}'
 
 
@@ -486,10 +425,10 @@ def test_rows_compare_on_the_same_samples():
         ),
     ],
 )
+@pytest.mark.usefixtures("no_model")
 def test_a_file_of_the_other_format_is_named_before_a_model_is_loaded(
-    tmp_path, capsys, monkeypatch, line, message
+    tmp_path, capsys, line, message
 ):
-    monkeypatch.setattr("swaa.models.load_model", lambda *_, **__: pytest.fail("loads the model"))
     file = tmp_path / "q.jsonl"
     file.write_text(json.dumps(line))
     for verb, flag in (("eval", "--tasks"), ("tune", "--data")):

@@ -5,46 +5,33 @@ import json
 import pytest
 import torch
 
-from swaa import cli
 from tests.training.conftest import conversation, write_lines
-
-
-def _run(capsys, *words):
-    code = cli.main([str(word) for word in words])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err.strip().splitlines()
-
 
 QUESTION = {"context": "a" * 40, "question": "b?", "answers": "zzz", "max_new_tokens": 4}
 
 
-def test_from_questions_to_a_checkpoint(capsys, checkpoint, tmp_path):
+def test_from_questions_to_a_checkpoint(checkpoint, tmp_path, prints, refusal):
     data = write_lines(tmp_path / "q.jsonl", [QUESTION])
     out = tmp_path / "sft.jsonl"
     words = ("distill", checkpoint, "--data", data, "--out", out, "--device", "cpu", "--json")
-    code, printed, _ = _run(capsys, *words, "--answers", 2, "--batch-size", 2)
-    assert code == 0
-    assert json.loads(printed)["answers"] == 2
+    words += ("--answers", 2, "--batch-size", 2)
+    assert json.loads(prints(*words))["answers"] == 2
     answers = tmp_path / "sft.answers.jsonl"
     drawn = answers.read_text()
     assert len(drawn.splitlines()) == 2
-    assert _run(capsys, *words, "--answers", 2, "--batch-size", 2)[0] == 0
+    prints(*words)
     assert answers.read_text() == drawn
 
     write_lines(out, [conversation("a" * 40, "zzz")] * 4)
     trained = tmp_path / "out"
     words = ("train", checkpoint, "--data", out, "--out", trained, "--device", "cpu", "--json")
     words += ("--recipe", "naive", "--window", 16, "--max-length", 99, "--accumulate", 2)
-    code, printed, _ = _run(capsys, *words, "--objective", "kl")
-    assert code == 0
-    values = json.loads(printed)
+    values = json.loads(prints(*words, "--objective", "kl"))
     assert values["steps"] == 2
     assert (trained / "loss.png").exists() == (values["plot"] is not None)
     config = json.loads((trained / "merged" / "config.json").read_text())
     assert config["swaa"]["window"] == 16
-    code, _, errors = _run(capsys, *words)
-    assert code == 2
-    assert errors[-1].endswith("out is finished; choose another folder with --out")
+    assert refusal(*words).endswith("out is finished; choose another folder with --out")
 
 
 @pytest.mark.parametrize(
@@ -58,16 +45,13 @@ def test_from_questions_to_a_checkpoint(capsys, checkpoint, tmp_path):
         (["--data", "good", "--dtype", "int8"], "--dtype int8: expected auto, float32, bfloat16"),
     ],
 )
-def test_a_mistake_is_one_line(capsys, checkpoint, tmp_path, monkeypatch, words, message):
+def test_a_mistake_is_one_line(checkpoint, tmp_path, words, message, refusal):
     good, empty = conversation("a", "b"), conversation("a", " ")
     write_lines(tmp_path / "good.jsonl", [good])
     write_lines(tmp_path / "bad.jsonl", [good, empty])
     words = [tmp_path / f"{w}.jsonl" if w in ("good", "bad", "none") else w for w in words]
     words += ["--window", "16", "--out", tmp_path / "out", "--device", "cpu"]
-    code, printed, errors = _run(capsys, "train", checkpoint, *words)
-    assert (code, printed) == (2, "")
-    assert message in errors[-1]
-    assert errors[-1].startswith("swaa train: ")
+    assert message in refusal("train", checkpoint, *words)
     assert not (tmp_path / "out" / "adapter").exists()
 
 
@@ -85,20 +69,17 @@ def test_a_mistake_is_one_line(capsys, checkpoint, tmp_path, monkeypatch, words,
         ([conversation("a", "b")], ["--epochs", "inf"], "epochs is inf; expected a finite number"),
     ],
 )
+@pytest.mark.usefixtures("no_model")
 def test_no_model_is_loaded_for_data_or_folders_that_are_wrong(
-    capsys, monkeypatch, tmp_path, lines, more, message
+    tmp_path, lines, more, message, refusal
 ):
-    monkeypatch.setattr("swaa.models.load_model", lambda *_, **__: pytest.fail("loads the model"))
     if lines is not None:
         write_lines(tmp_path / "d.jsonl", lines)
     words = ("train", "m", "--data", tmp_path / "d.jsonl", "--out", tmp_path / "out", *more)
-    code, _, errors = _run(capsys, *words)
-    assert code == 2
-    assert len(errors) == 1
-    assert message in errors[0]
+    assert message in refusal(*words)
 
 
-def test_no_model_is_loaded_for_a_folder_that_holds_something_else(capsys, monkeypatch, tmp_path):
+def test_no_model_is_loaded_for_a_folder_that_holds_something_else(monkeypatch, tmp_path, refusal):
     def load(*_, **__):
         raise ValueError("loads the model")
 
@@ -108,36 +89,30 @@ def test_no_model_is_loaded_for_a_folder_that_holds_something_else(capsys, monke
     words = ("train", "m", "--data", data, "--device", "cpu", "--out")
     (out / "checkpoints").mkdir(parents=True)
     for folder in (out, tmp_path / "new"):  # what a process that died early leaves, and nothing
-        assert _run(capsys, *words, folder)[2][-1] == "swaa train: loads the model"
+        assert refusal(*words, folder) == "swaa train: loads the model"
     for name in ("a", "b", "c", "d"):
         (out / name).write_text("mine")
-    code, _, errors = _run(capsys, *words, out)
-    assert (code, len(errors)) == (2, 1)
-    assert errors[0].endswith(
+    assert refusal(*words, out).endswith(
         "out holds other files (a, b, c, ...) and no training; name a new or empty folder by --out"
     )
-    code, _, errors = _run(capsys, *words, out / "a")
-    assert (code, len(errors)) == (2, 1)
-    assert errors[0].endswith("a is a file; name a new or empty folder by --out")
+    message = "a is a file; name a new or empty folder by --out"
+    assert refusal(*words, out / "a").endswith(message)
 
 
-def test_skipped_lines_are_named(capsys, checkpoint, tmp_path):
+def test_skipped_lines_are_named(checkpoint, tmp_path, prints):
     data = write_lines(tmp_path / "d.jsonl", [conversation("a" * 30, "b"), conversation("a", "")])
     words = ("train", checkpoint, "--data", data, "--out", tmp_path / "out", "--device", "cpu")
-    code, printed, _ = _run(capsys, *words, "--window", 16, "--skip-bad", "--no-merge")
-    assert code == 0
+    printed = prints(*words, "--window", 16, "--skip-bad", "--no-merge")
     assert "skipped line 2: turn 2 is an empty answer" in printed
     assert "merged" not in printed
 
 
-def test_missing_packages_are_named(capsys, monkeypatch, tmp_path):
+def test_missing_packages_are_named(monkeypatch, tmp_path, refusal):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     words = ("train", "smollm2", "--data", "d", "--out", tmp_path / "o")
-    code, _, errors = _run(capsys, *words)
-    assert code == 2
-    assert errors == [
+    assert refusal(*words) == (
         "swaa train: training needs trl; run: pip install -e '.[train]' in your clone of swaa"
-    ]
+    )
 
 
 @pytest.mark.parametrize(
@@ -150,29 +125,26 @@ def test_missing_packages_are_named(capsys, monkeypatch, tmp_path):
         (["--max-length", 5], "holds no question of at most 5 tokens"),
     ],
 )
-def test_distill_checks_its_flags(capsys, checkpoint, tmp_path, words, message):
+def test_distill_checks_its_flags(checkpoint, tmp_path, words, message, refusal):
     data = write_lines(tmp_path / "q.jsonl", [QUESTION])
     out = tmp_path / "o.jsonl"
-    code, _, errors = _run(capsys, "distill", checkpoint, "--data", data, "--out", out, *words)
-    assert code == 2
-    assert message in errors[-1]
+    assert message in refusal("distill", checkpoint, "--data", data, "--out", out, *words)
     assert not out.exists()
 
 
-def test_distill_says_that_a_file_is_empty(capsys, checkpoint, tmp_path):
+def test_distill_says_that_a_file_is_empty(checkpoint, tmp_path, refusal):
     data = write_lines(tmp_path / "q.jsonl", [])
     words = ("distill", checkpoint, "--data", data, "--out", tmp_path / "o.jsonl")
-    code, _, errors = _run(capsys, *words, "--device", "cpu")
-    assert (code, errors[-1]) == (2, f"swaa distill: {data} holds no question")
+    assert refusal(*words, "--device", "cpu") == f"swaa distill: {data} holds no question"
 
 
-def test_help_says_which_dtype_is_taken(capsys, monkeypatch):
+def test_help_says_which_dtype_is_taken(prints, monkeypatch):
     monkeypatch.setenv("COLUMNS", "1000")
-    assert "auto, float32 on a CPU and bfloat16 elsewhere (" in _run(capsys, "train", "--help")[1]
+    assert "auto, float32 on a CPU and bfloat16 elsewhere (" in prints("train", "--help")
 
 
-def test_distill_overwrites_no_file_but_its_own(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr("swaa.models.load_model", lambda *_, **__: pytest.fail("loads the model"))
+@pytest.mark.usefixtures("no_model")
+def test_distill_overwrites_no_file_but_its_own(monkeypatch, tmp_path, refusal):
     monkeypatch.chdir(tmp_path)
     data = write_lines(tmp_path / "q.jsonl", [QUESTION])
     (tmp_path / "soft.jsonl").symlink_to(data)
@@ -192,9 +164,7 @@ def test_distill_overwrites_no_file_but_its_own(capsys, monkeypatch, tmp_path):
         "s.json": "--out s.json: expected a file that ends in .jsonl",
     }
     for out, message in cases.items():
-        code, _, errors = _run(capsys, "distill", "m", "--data", "q.jsonl", "--out", out)
-        assert (code, len(errors)) == (2, 1), out
-        assert message in errors[0]
+        assert message in refusal("distill", "m", "--data", "q.jsonl", "--out", out), out
     assert json.loads(data.read_text()) == QUESTION
     assert (tmp_path / "mine.jsonl").read_text() == "mine"
 

@@ -51,12 +51,7 @@ wrong is not timed.
 def write_page(
     folder: str | Path = "results", path: str | Path = "docs/measurements/benchmarks.md"
 ) -> None:
-    """Write the page.
-
-    Args:
-        folder: of result files.
-        path: file to write.
-    """
+    """Write the page."""
     Path(path).write_text(make_page(folder), encoding="utf-8")
 
 

@@ -14,6 +14,7 @@ from swaa.cli.options import (
     add_flags,
     add_measured_options,
     config_from,
+    made_from,
     refuse_twice,
     require_at_least,
     tables_aside,
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from swaa.benchmark.generate.options import Options
     from swaa.results import Result
 
-_NUMBERS = ("new_tokens", "chunk", "repeats", "time_limit")
 _FLAGS = """
 --recipes R=full,fast,balanced  names or files, with commas; knobs may follow a name: 'fast
     full_decode=none window=512' or 'fast full_layers=1,3,5'; a number after a comma belongs to
@@ -140,17 +140,14 @@ def _print(result: Result) -> None:
 def _options(args: argparse.Namespace) -> Options:
     from swaa.benchmark.generate.options import Options
 
-    require_at_least(args, 1, *_NUMBERS)
-    single = {name: getattr(args, name) for name in _NUMBERS}
-    recipes = {spec: _config(spec) for spec in _specs(args.recipes)}
-    return Options(
-        model=args.model,
-        recipes=recipes,
+    require_at_least(args, 1, "new_tokens", "chunk", "repeats", "time_limit")
+    return made_from(
+        args,
+        Options,
+        recipes={spec: _config(spec) for spec in _specs(args.recipes)},
         lengths=whole_numbers(args.lengths, "--lengths"),
         batches=whole_numbers(args.batches, "--batches"),
-        dtype=args.dtype,
         compiled=not args.no_compile,
-        **single,
     )
 
 

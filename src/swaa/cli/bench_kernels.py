@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from swaa.cli.options import (
     add_flags,
     add_measured_options,
+    made_from,
     tables_aside,
     whole_numbers,
     words,
@@ -98,17 +99,14 @@ def _measure(args: argparse.Namespace) -> Result:
 def _options(args: argparse.Namespace) -> Options:
     from swaa.benchmark.kernels.measure import Options
 
-    return Options(
+    return made_from(
+        args,
+        Options,
         phases=words(args.phases, "--phases"),
         lengths=whole_numbers(args.lengths, "--lengths"),
         backward_lengths=whole_numbers(args.backward_lengths, "--backward-lengths"),
         windows=whole_numbers(args.windows, "--windows"),
         sink_tokens=whole_numbers(args.sink_tokens, "--sink-tokens", least=0),
-        heads=args.heads,
-        kv_heads=args.kv_heads,
-        head_dim=args.head_dim,
-        batch=args.batch,
-        dtype=args.dtype,
         backends=words(args.backends, "--backends"),
         stock=not args.no_stock,
         decode_keys=whole_numbers(args.decode_keys, "--decode-keys") if args.decode_keys else (),

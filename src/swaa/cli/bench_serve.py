@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swaa.cli.endpoints import add_key_over_http
-from swaa.cli.options import add_flags, add_results_option, words
+from swaa.cli.options import add_flags, add_results_option, flag_of, words
 from swaa.cli.progress import ProgressBar
 from swaa.cli.table import Cell, format_table
 
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from swaa.results import Result
 
 DEFAULT_RECIPES = "full,fast,balanced"
-_SIZES = ("input_tokens", "output_tokens", "requests", "concurrency", "vocabulary", "seed")
-"""Numbers of a workload."""
-
 _FLAGS = f"""
 --recipes R={DEFAULT_RECIPES}  to compare; 'full' is vLLM without swaa
 workload: a preset, and numbers on top of it
@@ -125,11 +122,11 @@ def _runs(args: argparse.Namespace) -> list[ServeRun]:
 
 
 def _workload(args: argparse.Namespace) -> Workload:
-    from swaa.benchmark.serve.workload import PRESETS
+    from swaa.benchmark.serve.workload import PRESETS, Workload
 
     if args.workload not in PRESETS:
         raise ValueError(f"unknown workload {args.workload!r}; choose from {', '.join(PRESETS)}")
-    given = {name: getattr(args, name) for name in (*_SIZES, "rate")}
+    given = {field.name: getattr(args, field.name) for field in dataclasses.fields(Workload)}
     changes = {name: value for name, value in given.items() if value is not None}
     return dataclasses.replace(PRESETS[args.workload], **changes)
 
@@ -154,7 +151,7 @@ def _source(args: argparse.Namespace, names: tuple[str, ...]) -> Endpoint | Laun
     if args.endpoint is None:
         for name in ("served_model", "device_name", "key_over_http"):
             if getattr(args, name):
-                raise ValueError(f"--{name.replace('_', '-')} would do nothing without --endpoint")
+                raise ValueError(f"{flag_of(name)} would do nothing without --endpoint")
         from swaa.integrations.vllm.launch import check_installed
 
         check_installed()

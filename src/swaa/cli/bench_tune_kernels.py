@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from swaa.cli.options import OUTPUT, add_flags, tables_aside, whole_numbers, words
+from swaa.cli.options import OUTPUT, add_flags, made_from, tables_aside, whole_numbers, words
 
 
 def register(subparsers: Any) -> None:
@@ -45,13 +45,11 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("needs Triton, which comes with PyTorch for GPUs")
     from swaa.benchmark.kernels import tune as tune_kernels
 
-    options = tune_kernels.Options(
+    options = made_from(
+        args,
+        tune_kernels.Options,
         kernels=words(args.kernels, "--kernels"),
         head_dims=whole_numbers(args.head_dims, "--head-dims"),
-        dtype=args.dtype,
-        tokens=args.tokens,
-        window=args.window,
-        sink_tokens=args.sink_tokens,
     )
     with tables_aside(args):
         table = tune_kernels.tune(options)

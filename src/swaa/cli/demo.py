@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swaa.cli.options import OUTPUT, add_flags, add_model_options, load_from
+from swaa.cli.options import OUTPUT, add_flags, add_model_options, load_from, made_from
 from swaa.cli.progress import ProgressBar, format_seconds
 from swaa.cli.table import format_table
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from swaa.models import LoadedModel
     from swaa.results import Result
 
-_SIZES = ("needles", "needle_tokens", "prefill_tokens", "rounds", "window", "seed")
 _FLAGS = """
 --model MODEL=smollm2  folder, hub name, GGUF file, or smollm2
 --needles N=4  documents per setting, one hidden fact in each
@@ -59,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     from swaa.results import save
 
     require_matplotlib()
-    options = DemoOptions(**{name: getattr(args, name) for name in _SIZES})
+    options = made_from(args, DemoOptions)
     loaded = load_from(args)
     if not args.json:
         _introduce(options, loaded)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from swaa.cli.endpoints import add_endpoint_options, endpoint_from, judge_from, refuse_unused
 from swaa.cli.numbers import counted
-from swaa.cli.options import OUTPUT, add_flags, add_model_options, load_from
+from swaa.cli.options import OUTPUT, add_flags, add_model_options, load_from, made_from
 
 if TYPE_CHECKING:
     from swaa.evaluation.engines import Engine, Sampling
@@ -76,13 +76,7 @@ def run(args: argparse.Namespace) -> int:
     from swaa.evaluation.tasks.rows import DataFile
     from swaa.training.distill import DistillSettings, check_out, distill
 
-    settings = DistillSettings(
-        answers=args.answers,
-        keep=args.keep,
-        max_new_tokens=args.max_new_tokens,
-        batch_size=args.batch_size,
-    )
-    sampling = Sampling(temperature=args.temperature, seed=args.seed)
+    settings, sampling = made_from(args, DistillSettings), made_from(args, Sampling)
     judge = judge_from(args)
     task = OwnQuestions(DataFile.find("distill --data", args.data))
     check_out(args.out, task.file.path)

@@ -6,7 +6,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any
 
-from swaa.cli.options import add_flags
+from swaa.cli.options import add_flags, flag_of
 
 if TYPE_CHECKING:
     from swaa.evaluation.judge import Judge
@@ -50,15 +50,7 @@ def add_key_over_http(parser: Any) -> None:
 
 def endpoint_from(args: argparse.Namespace) -> Endpoint:
     """The server that answers."""
-    from swaa.http.endpoint import Endpoint
-
-    return Endpoint(
-        url=args.endpoint,
-        model=args.served_model or args.model,
-        key=os.environ.get(args.key_variable),
-        key_over_http=args.key_over_http,
-        timeout_s=args.timeout,
-    )
+    return _endpoint(args, args.endpoint, args.served_model or args.model, args.key_variable)
 
 
 def judge_from(args: argparse.Namespace) -> Judge | None:
@@ -67,22 +59,26 @@ def judge_from(args: argparse.Namespace) -> Judge | None:
     Raises:
         ValueError: when only one of its two flags is given.
     """
-    if not args.judge_endpoint and not args.judge_model:
+    url, model = args.judge_endpoint, args.judge_model
+    if not url and not model:
         return None
-    if not args.judge_endpoint or not args.judge_model:
+    if not url or not model:
         raise ValueError("--judge-endpoint and --judge-model go together; give both")
     from swaa.evaluation.judge import Judge
+
+    endpoint = _endpoint(args, url, model, args.judge_key_variable)
+    return Judge(endpoint=endpoint, concurrency=args.concurrency)
+
+
+def _endpoint(args: argparse.Namespace, url: str, model: str, variable: str) -> Endpoint:
     from swaa.http.endpoint import Endpoint
 
-    return Judge(
-        endpoint=Endpoint(
-            url=args.judge_endpoint,
-            model=args.judge_model,
-            key=os.environ.get(args.judge_key_variable),
-            key_over_http=args.key_over_http,
-            timeout_s=args.timeout,
-        ),
-        concurrency=args.concurrency,
+    return Endpoint(
+        url=url,
+        model=model,
+        key=os.environ.get(variable),
+        key_over_http=args.key_over_http,
+        timeout_s=args.timeout,
     )
 
 
@@ -106,5 +102,4 @@ def refuse_unused(args: argparse.Namespace, *, local: dict[str, object]) -> None
     unused, where = (served, "without") if args.endpoint is None else (local, "with")
     for name, default in unused.items():
         if getattr(args, name) != default:
-            flag = "--" + name.replace("_", "-")
-            raise ValueError(f"{flag} does nothing {where} --endpoint; leave it out")
+            raise ValueError(f"{flag_of(name)} does nothing {where} --endpoint; leave it out")

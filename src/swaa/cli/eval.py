@@ -109,7 +109,8 @@ def run(args: argparse.Namespace) -> int:
     check_processes(args)
     # What needs no model is checked before minutes are spent on loading one.
     settings = _settings(args)
-    lengths = _lengths(args.lengths)
+    none = args.lengths == "none"
+    lengths = (None,) if none else whole_numbers(args.lengths, "--lengths")
     require_at_least(args, 1, "samples", "batch_size", "chunk")
 
     from swaa.evaluation.tasks import find_tasks
@@ -174,10 +175,6 @@ def check_columns(tasks: Sequence[Task]) -> None:
                 "there is no column 'context'; expected 'context', 'question' and 'answers'; the"
                 f" columns are {there}{whole if 'prompt' in row.values else ''}"
             )
-
-
-def _lengths(text: str) -> list[int | None]:
-    return [None] if text == "none" else [*whole_numbers(text, "--lengths")]
 
 
 def _judge(args: argparse.Namespace, tasks: list[Task]) -> Judge | None:

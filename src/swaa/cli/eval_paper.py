@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from swaa.cli.options import flag_of
 from swaa.cli.table import Cell, format_table
 
 if TYPE_CHECKING:
@@ -22,10 +23,9 @@ def run(args: argparse.Namespace) -> int:
 
     for name, default in args.defaults.items():
         if name not in _MEANT and getattr(args, name) != default:
-            flag = f"--{name.replace('_', '-')}"
             raise ValueError(
-                f"{flag} does nothing with --paper-table, which runs nothing; pass it to the list"
-                " of runs that this writes"
+                f"{flag_of(name)} does nothing with --paper-table, which runs nothing; pass it to"
+                " the list of runs that this writes"
             )
     table = read_table(args.paper_table, thinking=args.thinking)
     folder = Path(f"paper-table-{table.number}-{Path(args.model).name.lower()}")

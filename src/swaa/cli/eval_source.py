@@ -34,12 +34,7 @@ _LOCAL = {
 def open_source(
     args: argparse.Namespace, settings: Sequence[tuple[str, SWAAConfig]]
 ) -> Iterator[tuple[Source, Prompt]]:
-    """Where engines come from, and how prompts are put to them.
-
-    Args:
-        args: parsed arguments.
-        settings: name and configuration of each recipe.
-    """
+    """Where engines come from, and how prompts are put to them."""
     refuse_unused(args, local=dict(_LOCAL))
     if args.endpoint is None:
         with _local_source(args) as found:

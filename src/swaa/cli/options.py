@@ -8,7 +8,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from swaa.cli.numbers import dtype_name, whole_number
 from swaa.config import SWAAConfig
@@ -17,6 +17,8 @@ from swaa.layers import LayerSelection, parse_layers
 
 if TYPE_CHECKING:
     from swaa.models import LoadedModel
+
+Made = TypeVar("Made")
 
 DEFAULT_RECIPE = "balanced"
 """The recipe of a command without ``--recipe``."""
@@ -57,10 +59,6 @@ def add_flags(parser: Any, table: str) -> None:
 
     A flag without a value is a switch. What follows ``=`` is the default. A help text that names
     no default ends with it.
-
-    Args:
-        parser: of a verb, or a group of its flags.
-        table: the lines.
     """
     group: Any = parser
     for entry in re.split(r"\n(?=\S)", inspect.cleandoc(table)):
@@ -147,7 +145,7 @@ def config_from(
     ignored = [name for name in changes if name != "window" and window is None]
     if ignored:
         raise ValueError(
-            f"{_flag(ignored[0])} would do nothing: the window is none, every layer is full;"
+            f"{flag_of(ignored[0])} would do nothing: the window is none, every layer is full;"
             " give --window too"
         )
     return SWAAConfig(window=None) if window is None else resolve(base, **changes)
@@ -176,7 +174,7 @@ def settings_from(args: argparse.Namespace, names: str) -> list[tuple[str, SWAAC
     knobs = [name for name in KNOBS if getattr(args, name) is not None]
     if knobs and all(config.window is None for _, config in settings):
         raise ValueError(
-            f"{_flag(knobs[0])} would do nothing: every recipe given is full attention"
+            f"{flag_of(knobs[0])} would do nothing: every recipe given is full attention"
         )
     return settings
 
@@ -195,10 +193,6 @@ def name_from(args: argparse.Namespace, *, default: str = DEFAULT_RECIPE) -> str
 def words(text: str, flag: str) -> tuple[str, ...]:
     """The parts of a flag that takes several values, separated by commas and optional spaces.
 
-    Args:
-        text: the flag's value.
-        flag: for the message.
-
     Raises:
         ValueError: naming the flag, when a part is empty or appears twice.
     """
@@ -211,10 +205,6 @@ def words(text: str, flag: str) -> tuple[str, ...]:
 
 def refuse_twice(parts: Sequence[str], given: str) -> None:
     """Refuse a list that names one thing twice.
-
-    Args:
-        parts: of the list.
-        given: the flag and its text, for the message.
 
     Raises:
         ValueError: naming the first such part.
@@ -244,6 +234,23 @@ def whole_numbers(text: str, flag: str, *, least: int = 1) -> tuple[int, ...]:
     return numbers
 
 
+def flag_of(name: str) -> str:
+    """The flag of a name in parsed arguments: ``--batch-size`` of ``batch_size``."""
+    return f"--{name.replace('_', '-')}"
+
+
+def made_from(args: argparse.Namespace, kind: Callable[..., Made], **given: Any) -> Made:
+    """An object whose options are flags of the same names.
+
+    Args:
+        args: parsed arguments.
+        kind: its class, such as a dataclass of options.
+        given: options that are no flag, or not as they are typed.
+    """
+    flags = {n: v for n, v in vars(args).items() if n in inspect.signature(kind).parameters}
+    return kind(**flags | given)
+
+
 def require_at_least(args: argparse.Namespace, least: int, *names: str, unit: str = "") -> None:
     """Refuse smaller numbers.
 
@@ -260,26 +267,16 @@ def require_at_least(args: argparse.Namespace, least: int, *names: str, unit: st
         value = getattr(args, name)
         if value is not None and value < least:
             expected = f"at least {least} {unit}" if unit else f"a whole number of at least {least}"
-            raise ValueError(f"{_flag(name)} {value}: expected {expected}")
+            raise ValueError(f"{flag_of(name)} {value}: expected {expected}")
 
 
 def add_backend_option(parser: Any, *, names: str = "fa4, triton, sdpa or reference") -> None:
-    """Add ``--backend``, for the attention of a model that is loaded here.
-
-    Args:
-        parser: of a verb, or a group of its flags.
-        names: of the backends that can be chosen, for the help.
-    """
+    """Add ``--backend``, for the attention of a model that is loaded here."""
     add_flags(parser, f"--backend B=auto  attention: auto, {names}")
 
 
 def add_model_options(parser: Any, *, auto: str = "the checkpoint's own") -> None:
-    """Add the flags that say how a model is loaded.
-
-    Args:
-        parser: of a verb, or a group of its flags.
-        auto: what ``--dtype auto`` means for this verb, for the help.
-    """
+    """Add the flags that say how a model is loaded."""
     add_flags(
         parser,
         f"""
@@ -291,12 +288,7 @@ def add_model_options(parser: Any, *, auto: str = "the checkpoint's own") -> Non
 
 
 def load_from(args: argparse.Namespace, **options: Any) -> LoadedModel:
-    """The model and tokenizer that the flags of :func:`add_model_options` name.
-
-    Args:
-        args: parsed arguments, with ``model``.
-        options: of :func:`swaa.models.load_model`, instead of the flags'.
-    """
+    """The model and tokenizer that the flags of :func:`add_model_options` name."""
     from swaa.models import load_model
 
     flags = {name: getattr(args, name) for name in ("dtype", "device", "trust_remote_code")}
@@ -346,10 +338,6 @@ def _changes(args: argparse.Namespace) -> dict[str, Any]:
     return changes
 
 
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
 def _count(text: str, name: str, least: int) -> int:
     try:
         value = whole_number(text)
@@ -357,12 +345,14 @@ def _count(text: str, name: str, least: int) -> int:
         value = least - 1
     if value < least:
         also = " or none" if name == "window" else ""
-        raise ValueError(f"{_flag(name)} {text}: expected a whole number of at least {least}{also}")
+        raise ValueError(
+            f"{flag_of(name)} {text}: expected a whole number of at least {least}{also}"
+        )
     return value
 
 
 def _full_decode(text: str) -> bool | LayerSelection | HeadSelection:
-    heads = HeadSelection.from_words(text, name=_flag("full_decode"))
+    heads = HeadSelection.from_words(text, name=flag_of("full_decode"))
     return text == "all" or heads or _layers(text, "full_decode")
 
 
@@ -371,5 +361,5 @@ def _layers(text: str, name: str) -> LayerSelection:
         return ()
     items = [item.strip() for item in text.split(",")]
     if all(item.lstrip("-").isdecimal() for item in items):
-        return parse_layers([int(item) for item in items], name=_flag(name))
-    return parse_layers(text, name=_flag(name))
+        return parse_layers([int(item) for item in items], name=flag_of(name))
+    return parse_layers(text, name=flag_of(name))

@@ -18,6 +18,7 @@ from swaa.cli.options import (
     add_flags,
     add_model_options,
     config_from,
+    made_from,
 )
 
 if TYPE_CHECKING:
@@ -58,7 +59,8 @@ def register(subparsers: Any) -> None:
     )
     add_config_options(parser)
     _add_training_options(parser)
-    _add_machine_options(parser)
+    add_model_options(parser, auto="float32 on a CPU and bfloat16 elsewhere")
+    add_backend_option(parser, names="triton, sdpa or reference")
     add_flags(parser, "--json  print JSON (default: text)")
 
 
@@ -99,11 +101,6 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
         """
     names = {"objectives": "|".join(OBJECTIVES), "trackers": "|".join(TRACKERS)}
     add_flags(parser, table.format(**given | names | {"targets": ",".join(default.targets)}))
-
-
-def _add_machine_options(parser: argparse.ArgumentParser) -> None:
-    add_model_options(parser, auto="float32 on a CPU and bfloat16 elsewhere")
-    add_backend_option(parser, names="triton, sdpa or reference")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -156,18 +153,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _settings(args: argparse.Namespace) -> TrainingSettings:
-    import dataclasses
-
     from swaa.training.settings import TrainingSettings
 
-    given = {
-        field.name: getattr(args, field.name)
-        for field in dataclasses.fields(TrainingSettings)
-        if hasattr(args, field.name)
-    }
-    given["targets"] = tuple(name.strip() for name in args.targets.split(","))
-    given["checkpointing"] = not args.no_checkpointing
-    return TrainingSettings(**given)
+    return made_from(
+        args,
+        TrainingSettings,
+        targets=tuple(name.strip() for name in args.targets.split(",")),
+        checkpointing=not args.no_checkpointing,
+    )
 
 
 def _require_packages(tracker: str) -> None:

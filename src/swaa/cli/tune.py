@@ -15,6 +15,7 @@ from swaa.cli.options import (
     add_model_options,
     config_from,
     load_from,
+    made_from,
     require_at_least,
     whole_numbers,
     words,
@@ -164,7 +165,9 @@ def run(args: argparse.Namespace) -> int:
     earlier(out)
     made = continuation or any(each.needs_length for each in (*tasks, *report))
     length = DEFAULT_LENGTH if args.length is None and made else args.length
-    tuning = Tuning(
+    tuning = made_from(
+        args,
+        Tuning,
         tasks=tasks,
         continuation=continuation,
         prompt=Prompt(tokenizer=loaded.tokenizer, chat=False if args.no_chat else None),
@@ -172,17 +175,10 @@ def run(args: argparse.Namespace) -> int:
         length=length,
         tries=tries,
         budgets=budgets,
-        samples=args.samples,
-        held_out=args.held_out,
         report_on=report,
         units=args.unit,
-        objective=args.objective,
-        keep=args.keep,
-        keep_mean=args.keep_mean,
         method=method,
         baselines=baselines,
-        seed=args.seed,
-        batch_size=args.batch_size,
         folder=args.results,
     )
     try:

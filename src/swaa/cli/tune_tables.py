@@ -24,13 +24,6 @@ _UNITS = {"layers": "", "heads": "KV heads, ", "both": "layers and KV heads, "}
 def finish(args: argparse.Namespace, model: str, tuning: Tuning, tuned: Tuned, out: Path) -> int:
     """Show the measurements, then the choice: if nothing keeps enough, the table still helps.
 
-    Args:
-        args: of the command line.
-        model: its name.
-        tuning: what was asked for.
-        tuned: what was found.
-        out: file of the recipe.
-
     Raises:
         ValueError: when no recipe keeps enough.
     """
@@ -116,13 +109,10 @@ def _print_points(tuned: Tuned) -> None:
     front = {point.name for point in pareto(tuned.points)}
     rows = [
         (
-            " = ".join([point.name, *point.also]),
+            _name(point),
             "*" if point.name in front else "",
             "all" if point is full else f"{round(100 * point.cost.layers)} %",
-            f"{100 * point.cost.flops:.0f}",
-            f"{100 * point.cost.kv:.0f}",
-            f"{point.nll:.3f}",
-            f"{point.kl:.3f}",
+            *_costs(point),
             *(f"{100 * sum(s) / len(s):.1f}" for s in point.scores.values()),
             _worst(list(kept_by_task(point, full).values())),
         )
@@ -132,22 +122,27 @@ def _print_points(tuned: Tuned) -> None:
     kept = "kept %" if len(full.scores) == 1 else "least kept %"
     print(format_table((*headers, *(f"{task} %" for task in full.scores), kept), rows))
     print("* no other is as good and as cheap. nll and kl: on the samples tuned on; the rest: held")
-    stages = ", ".join(f"{name} {format_seconds(s)}" for name, s in tuned.seconds.items())
-    print(f"out, {len(next(iter(full.scores.values())))} of a task. Time: {stages}.")
+    print(f"out, {len(next(iter(full.scores.values())))} of a task. Time: {_stages(tuned)}.")
 
 
 def _print_unverified(tuned: Tuned) -> None:
-    rows = [
-        (
-            " = ".join([point.name, *point.also]),
-            *(f"{100 * share:.0f}" for share in (point.cost.flops, point.cost.kv)),
-            *(f"{value:.3f}" for value in (point.nll, point.kl)),
-        )
-        for point in sorted(tuned.points, key=lambda point: (-point.spent, point.kl))
-    ]
+    points = sorted(tuned.points, key=lambda point: (-point.spent, point.kl))
+    rows = [(_name(point), *_costs(point)) for point in points]
     print(format_table(("recipe", "FLOPs %", "KV %", "nll", "kl"), rows))
-    stages = ", ".join(f"{name} {format_seconds(s)}" for name, s in tuned.seconds.items())
-    print(f"nll and kl: on the samples tuned on; none was held out. Time: {stages}.")
+    print(f"nll and kl: on the samples tuned on; none was held out. Time: {_stages(tuned)}.")
+
+
+def _name(point: Point) -> str:
+    return " = ".join([point.name, *point.also])
+
+
+def _costs(point: Point) -> tuple[str, ...]:
+    shares = (f"{100 * share:.0f}" for share in (point.cost.flops, point.cost.kv))
+    return (*shares, f"{point.nll:.3f}", f"{point.kl:.3f}")
+
+
+def _stages(tuned: Tuned) -> str:
+    return ", ".join(f"{name} {format_seconds(s)}" for name, s in tuned.seconds.items())
 
 
 def _worst(shares: list[float]) -> str:

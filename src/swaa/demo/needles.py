@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from swaa.evaluation.prompt import plain_ids
 from swaa.evaluation.tasks.facts import pick_names, pick_numbers, sentence, share_found
 from swaa.evaluation.tasks.haystack import read_filler
 
@@ -56,7 +57,7 @@ def make_needles(
     Raises:
         ValueError: when ``tokens`` leaves no room for a needle, or exceeds the shipped text.
     """
-    ids = encode(tokenizer, read_filler())
+    ids = plain_ids(tokenizer, read_filler())
     if not 64 <= tokens <= len(ids):
         raise ValueError(f"needle documents of {tokens} tokens; expected 64 to {len(ids):,}")
     chance = random.Random(seed)
@@ -64,7 +65,7 @@ def make_needles(
     for index in range(count):
         (name,), (digits,) = pick_names(chance, 1), pick_numbers(chance, 1)
         fact = sentence(name, digits)
-        length = tokens - len(encode(tokenizer, f" {fact}"))
+        length = tokens - len(plain_ids(tokenizer, f" {fact}"))
         first = index * (len(ids) - length) // max(1, count - 1)
         text = decode(tokenizer, ids[first : first + length])
         depth = DEEPEST * (index + 0.5) / count
@@ -77,13 +78,6 @@ def make_needles(
             )
         )
     return tuple(needles)
-
-
-def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of plain text, without special tokens."""
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    assert isinstance(ids, list)
-    return ids
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from swaa.config import SWAAConfig
-from swaa.demo.needles import Needle, encode, make_needles
+from swaa.demo.needles import Needle, make_needles
+from swaa.evaluation.prompt import plain_ids
 from swaa.evaluation.tasks.haystack import read_filler
 from swaa.generation import Generation, build_prompt, check_context, generate_answer
 from swaa.models import LoadedModel
@@ -177,7 +178,7 @@ def _prepare(loaded: LoadedModel, options: DemoOptions) -> _Work:
     needles = make_needles(
         tokenizer, tokens=options.needle_tokens, count=options.needles, seed=options.seed
     )
-    ids = encode(tokenizer, read_filler())
+    ids = plain_ids(tokenizer, read_filler())
     if options.prefill_tokens > len(ids):
         raise ValueError(f"prefill_tokens is {options.prefill_tokens}; the text has {len(ids):,}")
     work = _Work(

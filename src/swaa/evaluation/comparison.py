@@ -101,7 +101,7 @@ class Comparison:
             for (task, length, _), done in zip(groups, found, strict=True)
         ]
         weights = [
-            _tokens(group)
+            sum(sample.length for sample in group)
             for group, done in zip(samples, found, strict=True)
             for outcome in done
             if outcome is None
@@ -197,10 +197,6 @@ class _Meter:
 
     def finish(self) -> None:
         self._at += 1
-
-
-def _tokens(samples: Iterable[Sample]) -> int:
-    return sum(sample.length for sample in samples)
 
 
 def against_full(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:

@@ -30,9 +30,6 @@ RULER = "ruler:"
 def read_runs(folder: str | Path) -> list[list[Finished]]:
     """The runs of each gathered file, which answer the same prompts.
 
-    Args:
-        folder: of all results.
-
     Raises:
         ValueError: for a file that cannot be read.
     """
@@ -73,12 +70,7 @@ def kept_by(recipe: Recipe, files: Iterable[Sequence[Finished]]) -> tuple[Kept, 
 
 
 def fill(text: str, files: Sequence[Sequence[Finished]]) -> str:
-    """A recipe's JSON with a new ``kept``.
-
-    Args:
-        text: of the recipe's file.
-        files: the runs of each result file.
-    """
+    """A recipe's JSON with a new ``kept``."""
     values: dict[str, Any] = json.loads(text)
     (recipe,) = (one for one in list_recipes() if one.name == values["name"])
     values["kept"] = [dataclasses.asdict(kept) for kept in kept_by(recipe, files)]

@@ -177,11 +177,6 @@ def find_runs(table: Table, model: str, *, folder: str | Path) -> dict[tuple[str
     """What is measured already, by row's name and task.
 
     Of several results for one cell, the one with the most samples counts, then the newest.
-
-    Args:
-        table: whose rows are looked for.
-        model: as typed.
-        folder: of all results.
     """
     rows = {_key(row.config): row.name for row in table.untrained}
     found: dict[tuple[str, str], Found] = {}

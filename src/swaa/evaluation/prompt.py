@@ -74,6 +74,10 @@ class Prompt:
         ids: Any = self.tokenizer(text, add_special_tokens=not self._chat, verbose=False)
         return ids["input_ids"]
 
+    def ids(self, sample: Sample) -> list[int]:
+        """Token ids of a sample's prompt."""
+        return self.encode(self.text(sample.context, sample.question, sample.answer_prefix))
+
     def count(self, context: str, question: str, answer_prefix: str = "") -> int:
         """Tokens of a prompt."""
         return len(self.encode(self.text(context, question, answer_prefix)))
@@ -94,11 +98,8 @@ class Prompt:
             return None
         answer = output.rpartition(END)[2].strip()
         # Text has at most one token per UTF-8 byte: short answers need no counting.
-        if len(answer.encode()) > ANSWER_TOKENS:
-            ids: Any = self.tokenizer(answer, add_special_tokens=False, verbose=False)
-            if len(ids["input_ids"]) > ANSWER_TOKENS:
-                return None
-        return answer
+        fits = len(answer.encode()) <= ANSWER_TOKENS
+        return answer if fits or len(plain_ids(self.tokenizer, answer)) <= ANSWER_TOKENS else None
 
     @property
     def _chat(self) -> bool:
@@ -126,3 +127,9 @@ class Prompt:
         if not mark:
             raise ValueError("the chat template does not show the user's words; use --no-chat")
         return head, tail
+
+
+def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of the text alone, without template and special tokens."""
+    ids: Any = tokenizer(text, add_special_tokens=False, verbose=False)
+    return ids["input_ids"]

@@ -120,21 +120,12 @@ def find(run: Run, *, folder: str | Path = results.FOLDER) -> Outcome | None:
     found = gathered.find(run.group_name, run.setting, run.identity, folder=folder)
     if found is None:
         return None
-    return Outcome(
-        run=run,
-        result=found.result,
-        samples=found.samples,
-        path=found.path,
-        resumed=len(found.samples),
-    )
+    result, path, samples = found.result, found.path, found.samples
+    return Outcome(run=run, result=result, samples=samples, path=path, resumed=len(samples))
 
 
 def gather(outcomes: Sequence[Outcome], *, folder: str | Path = results.FOLDER) -> list[Path]:
     """Gather outcomes that differ only in their setting into one pair of files.
-
-    Args:
-        outcomes: finished runs.
-        folder: of all results.
 
     Returns:
         The files written; see :func:`swaa.evaluation.gathered.gather`.
@@ -190,7 +181,9 @@ def execute(
     path = results.result_path(KIND, run.name, run.identity, folder=folder)
     started = time.perf_counter()
     with SamplesFile(path.with_suffix(".jsonl")) as file:
-        _clear_away(path)
+        # What a process left that was killed while writing the result.
+        for unfinished in path.parent.glob(f".{path.stem}.json*"):
+            unfinished.unlink()
         resumed = len(file.samples)
         if is_likelihood(run):
             likelihood.measure(run.prompt, samples, engine, file, progress)
@@ -216,12 +209,6 @@ def execute(
         )
         results.save(result, folder=folder, samples=records)
     return Outcome(run=run, result=result, samples=tuple(records), path=path, resumed=resumed)
-
-
-def _clear_away(path: Path) -> None:
-    """Remove what a process left that was killed while writing the result; needs the run's lock."""
-    for unfinished in path.parent.glob(f".{path.stem}.json*"):
-        unfinished.unlink()
 
 
 def is_likelihood(run: Run) -> bool:
@@ -269,17 +256,15 @@ def fingerprint(ids: Sequence[int]) -> str:
 
 def make_requests(prompt: Prompt, samples: Iterable[Sample]) -> list[Request]:
     """The encoded prompts of samples: the same for every setting."""
-    return [_request(prompt, sample) for sample in samples]
-
-
-def _request(prompt: Prompt, sample: Sample) -> Request:
-    text = prompt.text(sample.context, sample.question, sample.answer_prefix)
-    return Request(
-        id=sample.id,
-        ids=tuple(prompt.encode(text)),
-        content=prompt.content(sample.context, sample.question),
-        max_new_tokens=prompt.max_new_tokens(sample),
-    )
+    return [
+        Request(
+            id=sample.id,
+            ids=tuple(prompt.ids(sample)),
+            content=prompt.content(sample.context, sample.question),
+            max_new_tokens=prompt.max_new_tokens(sample),
+        )
+        for sample in samples
+    ]
 
 
 def _done(file: SamplesFile, prints: Mapping[str, str]) -> set[str]:

@@ -30,7 +30,7 @@ class Sample:
     Attributes:
         id: names the prompt within its task; the same prompt always has the same id.
         task: name of the task.
-        length: tokens of the whole prompt, chat template included.
+        length: tokens of the whole prompt, chat template included; 0: not counted yet.
         context: the long text, with the instructions before it.
         question: asked after it.
         answer_prefix: words that begin the answer, where the prompt allows it.
@@ -42,10 +42,10 @@ class Sample:
 
     id: str
     task: str
-    length: int
+    length: int = 0
     context: str
-    question: str
-    answer_prefix: str
+    question: str = ""
+    answer_prefix: str = ""
     answers: tuple[str, ...]
     max_new_tokens: int
     needles: tuple[Needle, ...] = ()
@@ -60,8 +60,8 @@ class Sample:
         """Where the needles lie: within the sinks, within the window, or (one of them) beyond.
 
         >>> sample = Sample(
-        ...     id="a", task="needle", length=100, context="", question="", answer_prefix="",
-        ...     answers=(), max_new_tokens=1, needles=(Needle(distance=30, tokens=5),))
+        ...     id="a", task="needle", length=100, context="", answers=(),
+        ...     max_new_tokens=1, needles=(Needle(distance=30, tokens=5),))
         >>> sample.place(window=32, sink_tokens=4), sample.place(window=16, sink_tokens=4)
         ('window', 'beyond')
 

@@ -138,7 +138,7 @@ def resolve(
     """The configuration for anything that names one; every front end calls this.
 
     >>> resolve("naive", window=512).describe()
-    'window 512'
+    'window 512, 0 sinks'
 
     Args:
         recipe: a configuration, a recipe, a mapping in either JSON form (such as the ``swaa`` of

@@ -62,11 +62,7 @@ class Conclusion:
 
 
 def conclude(figures: Sequence[Figures]) -> Conclusion:
-    """Find the recipe to start with, its measured quality and its cost.
-
-    Args:
-        figures: of all runs, in order.
-    """
+    """Find the recipe to start with, its measured quality and its cost."""
     recipes = [recipe for recipe in list_recipes() if recipe.config.window is not None]
     kept = {recipe.name: found for recipe in recipes if (found := _kept(figures, recipe.name))}
     recipe = _recommended(recipes, kept)

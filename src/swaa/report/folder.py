@@ -65,9 +65,6 @@ class Folder:
 def read_folder(path: str | Path) -> Folder:
     """Read all result files in a folder and its subfolders.
 
-    Args:
-        path: of the folder.
-
     Raises:
         FileNotFoundError: when there is no such folder.
     """

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from swaa.config import SWAAConfig
-from swaa.evaluation.engines import Engine, Reply, Request, make_batches
-from swaa.evaluation.prompt import Prompt
+from swaa.evaluation.engines import Engine, Reply, make_batches
+from swaa.evaluation.prompt import Prompt, plain_ids
+from swaa.evaluation.run import make_requests
 from swaa.evaluation.sample import Sample, Score
 from swaa.evaluation.tasks import Task
 from swaa.selection.batches import TeacherForced
@@ -193,12 +194,11 @@ def gold(prompt: Prompt, samples: Sequence[Sample]) -> list[TeacherForced]:
     """Samples with the tokens of their given answers."""
     made = []
     for sample in samples:
-        ids = _prompt_ids(prompt, sample)
         # After its given first words, an answer needs a space; after a chat template it needs none.
         space = " " if prompt.begun(sample.answer_prefix) else ""
-        text = f"{space}{', '.join(sample.answers)}"
-        tokens: Any = prompt.tokenizer(text, add_special_tokens=False, verbose=False)
-        made.append(TeacherForced(sample.id, ids, tuple(tokens["input_ids"][:ANSWER_TOKENS])))
+        tokens = plain_ids(prompt.tokenizer, f"{space}{', '.join(sample.answers)}")
+        answer = tuple(tokens[:ANSWER_TOKENS])
+        made.append(TeacherForced(sample.id, tuple(prompt.ids(sample)), answer))
     return made
 
 
@@ -219,15 +219,7 @@ def own_answers(
     Raises:
         ValueError: when the model's answer to a prompt is empty.
     """
-    requests = [
-        Request(
-            id=sample.id,
-            ids=_prompt_ids(prompt, sample),
-            content="",
-            max_new_tokens=prompt.max_new_tokens(sample),
-        )
-        for sample in samples
-    ]
+    requests = make_requests(prompt, samples)
     replies = {r.id: r for r in engine.answer(make_batches(requests, batch_size))}
     answered, forced = [], []
     for sample, request in zip(samples, requests, strict=True):
@@ -245,11 +237,6 @@ def _said(sample: Sample, reply: Reply) -> str:
             " give it an 'answer', or take it out"
         )
     return reply.output
-
-
-def _prompt_ids(prompt: Prompt, sample: Sample) -> tuple[int, ...]:
-    text = prompt.text(sample.context, sample.question, sample.answer_prefix)
-    return tuple(prompt.encode(text))
 
 
 FULL_ATTENTION = SWAAConfig(window=None)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from swaa.evaluation.prompt import Prompt
+from swaa.evaluation.prompt import Prompt, plain_ids
 from swaa.evaluation.tasks.haystack import read_filler
 from swaa.selection.batches import TeacherForced
 
@@ -64,7 +64,7 @@ def make_texts(prompt: Prompt, *, length: int, calibration: int, held_out: int, 
         ValueError: for lengths that the novel cannot give without repeating itself, and for more
             texts than there are places.
     """
-    ids = _novel(prompt)
+    ids = plain_ids(prompt.tokenizer, read_filler())
     count = calibration + held_out
     step = len(ids) // count
     if not SHORTEST <= length <= len(ids) or step < CONTINUED:
@@ -101,8 +101,3 @@ def _text(ids: Sequence[int], end: int, length: int) -> TeacherForced:
         tuple(tokens[-CONTINUED:]),
         far=True,
     )
-
-
-def _novel(prompt: Prompt) -> list[int]:
-    ids: Any = prompt.tokenizer(read_filler(), add_special_tokens=False, verbose=False)
-    return ids["input_ids"]

@@ -9,15 +9,11 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
 
 from swaa.evaluation.prompt import Prompt
 from swaa.evaluation.sample import Sample, Score
-from swaa.evaluation.tasks.rows import DataFile, Row, take
+from swaa.evaluation.tasks.rows import FileTask, Row
 from swaa.evaluation.words import normalise, says
-
-VERSION = 2
-"""Version of the scorer. Version 1 also found answers inside words; its results are kept apart."""
 
 MAX_NEW_TOKENS = 64
 """Longest answer where a line does not say (tokens)."""
@@ -27,21 +23,11 @@ SAME = 0.9
 
 
 @dataclass(frozen=True)
-class OwnPrompts:
+class OwnPrompts(FileTask):
     """Prompts whose answers are found by their words, or compared with full attention's."""
 
-    file: DataFile
-    needs_length = False
-    needs_judge = False
-
-    @property
-    def name(self) -> str:
-        """The file's name."""
-        return f"prompts:{self.file.path.name}"
-
-    def describe(self) -> dict[str, Any]:
-        """What distinguishes runs of the task."""
-        return {"task": "prompts", "version": VERSION, **self.file.describe()}
+    kind = "prompts"
+    version = 2  # the first scorer also found answers inside words
 
     def samples(
         self, prompt: Prompt, *, length: int | None, count: int | None, seed: int
@@ -51,17 +37,41 @@ class OwnPrompts:
         Raises:
             ValueError: for a line that is not a prompt, and where only some lines have answers.
         """
-        del seed
-        rows = list(self.file.rows())
-        made = take(iter(rows), _sample, prompt, length=length, count=count)
+        made = super().samples(prompt, length=length, count=count, seed=seed)
         if any(sample.answers for sample in made):
-            for row in rows:
+            for row in self.file.rows():
                 if _answers(row) == ():
                     raise row.error(
                         "there is no 'answer', and other lines have one; give every line its"
                         " answer, or none (then full attention's own answers are used)"
                     )
         return made
+
+    def sample(self, row: Row, seed: int) -> Sample:
+        """The prompt of a line."""
+        if "prompt" not in row.values and "context" in row.values:
+            raise row.error(
+                "there is no column 'prompt' but a 'context', as 'swaa eval' reads it; give"
+                f" --data jsonl:{row.file}, or one 'prompt' a line"
+            )
+        if row.values.get("prompt") is None:
+            there = ", ".join(map(str, row.values)) or "none"
+            raise row.error(
+                "there is no column 'prompt'; expected 'prompt' and, if known, 'answer'; the"
+                f" columns are {there}"
+            )
+        answers = _answers(row)
+        text = row.text("prompt")
+        if not text.strip():
+            raise row.error("'prompt' is empty")
+        return Sample(
+            id=f"{row.file}:{row.number}",
+            task="prompts",
+            context=text,
+            answers=answers,
+            max_new_tokens=row.max_new_tokens(MAX_NEW_TOKENS),
+            tags={"gold": "yes" if answers else "no"},
+        )
 
     def score(self, sample: Sample, answer: str | None) -> Score:
         """The share of the answers that are found, or 1 where it matches full attention's own."""
@@ -94,35 +104,3 @@ def _answers(row: Row) -> tuple[str, ...]:
     if not (right and all(isinstance(a, str) and normalise(a) for a in answers)):
         raise row.error("'answer' must be a text or a list of texts, none of them empty")
     return tuple(answers)
-
-
-def _sample(row: Row) -> Sample:
-    if "prompt" not in row.values and "context" in row.values:
-        raise row.error(
-            "there is no column 'prompt' but a 'context', as 'swaa eval' reads it; give"
-            f" --data jsonl:{row.file}, or one 'prompt' a line"
-        )
-    if row.values.get("prompt") is None:
-        there = ", ".join(map(str, row.values)) or "none"
-        raise row.error(
-            f"there is no column 'prompt'; expected 'prompt' and, if known, 'answer'; the columns"
-            f" are {there}"
-        )
-    answers = _answers(row)
-    text = row.text("prompt")
-    if not text.strip():
-        raise row.error("'prompt' is empty")
-    most = row.values.get("max_new_tokens", MAX_NEW_TOKENS)
-    if isinstance(most, bool) or not isinstance(most, int) or most < 1:
-        raise row.error(f"'max_new_tokens' is {most!r}; expected a whole number of at least 1")
-    return Sample(
-        id=f"{row.file}:{row.number}",
-        task="prompts",
-        length=0,
-        context=text,
-        question="",
-        answer_prefix="",
-        answers=answers,
-        max_new_tokens=most,
-        tags={"gold": "yes" if answers else "no"},
-    )

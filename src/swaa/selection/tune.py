@@ -48,6 +48,9 @@ from swaa.selection.tuning import (
 from swaa.selection.verify import Verification
 from swaa.shapes import shape_of
 
+UNITS = {"layers": "layers", "heads": "KV heads", "both": "layers and KV heads"}
+"""What is chosen, in words."""
+
 
 def tune(
     loaded: LoadedModel,
@@ -266,8 +269,9 @@ class _Run:
         )
         shares = self._shares(data)
         with SamplesFile(self._scores_file(data)) as opened, passes:
-            objective: Objective = tuning.objective or self._objective(data)
-            board = Board(passes, opened, objective)
+            # Likelihoods of different kinds of answers differ in scale more than divergences do.
+            alike: Objective = "nll" if data.gold and len(tuning.kinds) == 1 else "kl"
+            board = Board(passes, opened, tuning.objective or alike)
             groups = [self._searches(board, prices, budget, shares) for _, budget in self.budgets]
             watched = self._announce(data, groups, sum(s["id"] != FULL for s in opened.samples))
             full = board.full_scores()
@@ -335,13 +339,9 @@ class _Run:
         self.say(
             f"{len(data.forced)} samples to tune on, {others} others held out,"
             f" {min(lengths):,} to {max(lengths):,} tokens; budgets: {len(groups)},"
-            f" {how_many(amounts, method)} sets of {self._units()} to measure{found}"
+            f" {how_many(amounts, method)} sets of {UNITS[self.tuning.units]} to measure{found}"
         )
         return watch(amounts, method, lambda share, label: self.progress(0.6 * share, label))
-
-    def _units(self) -> str:
-        words = {"layers": "layers", "heads": "KV heads", "both": "layers and KV heads"}
-        return words[self.tuning.units]
 
     def _best(self, searches: Sequence[Search], shares: Shares) -> Candidate:
         """The best candidate over all spaces of a budget."""
@@ -354,10 +354,6 @@ class _Run:
             chosen = search.knobs.with_layers(search.role, top(ranked, search.capacity()))
             best += board.ask([chosen], near=search.knobs)
         return min(best, key=board.value)
-
-    def _objective(self, data: Data) -> Objective:
-        """Likelihoods of different kinds of answers differ in scale more than divergences do."""
-        return "nll" if data.gold and len(self.tuning.kinds) == 1 else "kl"
 
     def _shares(self, data: Data) -> Shares:
         """The results of those signals from attention that are asked for."""

@@ -79,7 +79,9 @@ class Verification:
         tasks = [task for task in self.tuning.report_on or self.tuning.tasks if task.needs_length]
         if length is None or not (tasks or data.texts):
             return Further(list(points), 0, [])
-        longer = min(LONGER * length, self._most(tasks, length))
+        longer, context = LONGER * length, self.source.context
+        if context is not None:  # the answer needs room too
+            longer = min(longer, context - self._room(tasks, length))
         if longer < LEAST_LONGER * length:
             note = f"not measured at longer prompts: {self.source.model} sees {self.source.context}"
             return Further(list(points), 0, [f"{note} tokens at once"])
@@ -195,11 +197,6 @@ class Verification:
         if context is not None and length + room > context:
             return f"{self.source.model} sees {context} tokens at once"
         return None
-
-    def _most(self, tasks: Iterable[Task], length: int) -> int:
-        """The longest prompts that leave room for the answer."""
-        context = self.source.context
-        return LONGER * length if context is None else context - self._room(tasks, length)
 
     def _room(self, tasks: Iterable[Task], length: int) -> int:
         """Tokens of the longest answer."""

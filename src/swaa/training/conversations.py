@@ -99,13 +99,9 @@ def load_conversations(
 def check_conversations(path: str | Path, *, skip_bad: bool = False) -> None:
     """Find mistakes in a file before the model and its tokenizer are loaded.
 
-    Args:
-        path: as for :func:`load_conversations`.
-        skip_bad: likewise.
-
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: likewise, for all that can be checked without tokens.
+        ValueError: for all mistakes that can be checked without tokens.
     """
     _read(path, lambda messages, _line: _turns(messages), skip_bad=skip_bad)
 

@@ -61,11 +61,6 @@ def student_losses(
 
     Prompt rows slide, answer rows (labels other than -100) follow the recipe's full decode, and the
     dense tail lies before each answer.
-
-    Args:
-        model: the model given to :func:`attach_losses`, wrapped or not.
-        inputs: of a batch, labels included.
-        teacher: from :func:`teacher_states`.
     """
     with attention_rows(inputs["labels"] != IGNORED):
         return model(**inputs, answers="losses", teacher=teacher)
@@ -75,10 +70,6 @@ def teacher_states(model: Any, inputs: dict[str, Any]) -> Tensor:
     """Hidden states of the teacher: full attention with the weights before training, same tokens.
 
     The teacher is the model itself with its adapter off and a full mask: no second model in memory.
-
-    Args:
-        model: as for :func:`student_losses`.
-        inputs: likewise.
 
     Returns:
         ``[answer tokens, hidden]``, without gradient.

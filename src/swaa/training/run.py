@@ -141,7 +141,10 @@ def train(
             seconds = _do_steps(trainer, last_checkpoint(out) if resume else None)
         rows = curve(trainer.state.log_history)
         if trainer.is_world_process_zero():
-            _save_curve(rows, out, f"{loaded.name}: {settings.objective}, {config.describe()}")
+            save_curve(rows, out / CURVE)
+            if can_draw():
+                title = f"{loaded.name}: {settings.objective}, {config.describe()}"
+                draw_curve(rows, out / PLOT, title=title)
         adapter = AdapterSettings(
             base=_base(name), off_within=None if adapter_always else fits(config)
         )
@@ -281,12 +284,6 @@ def _advice(settings: TrainingSettings) -> str:
             " is more memory; with others name another folder by --out"
         )
     return f"{', or '.join(ways)}; {kept}"
-
-
-def _save_curve(rows: list[dict[str, Any]], out: Path, title: str) -> None:
-    save_curve(rows, out / CURVE)
-    if can_draw():
-        draw_curve(rows, out / PLOT, title=title)
 
 
 def _merge(

@@ -31,7 +31,8 @@ def main(setting: dict[str, Any], folder: Path) -> None:
     served = importlib.import_module(ENGINES[setting["engine"]])
     llm = served.start(setting)
     report("ready", seconds=time.perf_counter() - begin, **served.memory(llm))
-    _wait(folder / f"{setting['name']}.go")
+    while not (folder / f"{setting['name']}.go").exists():
+        time.sleep(WAIT_SECONDS)
     prompt = setting["prompt_tokens"]
     # The first pass compiles and loads what only long prompts need, and is not timed.
     report("warm", **served.answer(llm, 0, prompt, setting["answer_tokens"], watch_memory=True))
@@ -49,11 +50,6 @@ class _Report:
     def __call__(self, event: str, **values: Any) -> None:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"event": event, **values}) + "\n")
-
-
-def _wait(turn: Path) -> None:
-    while not turn.exists():
-        time.sleep(WAIT_SECONDS)
 
 
 if __name__ == "__main__":

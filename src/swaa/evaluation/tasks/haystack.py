@@ -108,7 +108,9 @@ def hide(
     while letters and missing(text.build(letters)) < 0:
         letters = max(0, letters - 16)
     context = grow(text.build(letters), text.after(letters), missing)
-    return Haystack(context=context, needles=_find(prompt, context, question, sentences, length))
+    words = (sentence for _, sentence in sentences)
+    needles = tuple(locate(prompt, context, question, found, length) for found in words)
+    return Haystack(context=context, needles=needles)
 
 
 class _Text:
@@ -183,16 +185,6 @@ def grow(context: str, more: str, missing: Callable[[str], int]) -> str:
     raise ValueError("no text of exactly that many tokens; ask for one token more or less")
 
 
-def _find(
-    prompt: Prompt,
-    context: str,
-    question: str,
-    sentences: Sequence[tuple[float, str]],
-    length: int,
-) -> tuple[Needle, ...]:
-    return tuple(locate(prompt, context, question, sentence, length) for _, sentence in sentences)
-
-
 def locate(prompt: Prompt, context: str, question: str, words: str, length: int) -> Needle:
     """Where ``words`` lie in a prompt of ``length`` tokens."""
     text = prompt.text(context, question)
@@ -200,3 +192,20 @@ def locate(prompt: Prompt, context: str, question: str, words: str, length: int)
     before = len(prompt.encode(text[:start].rstrip(" ")))
     until = len(prompt.encode(text[: start + len(words)]))
     return Needle(distance=length - before, tokens=until - before)
+
+
+def most_that_fit(count: int, missing: Callable[[int], int]) -> int:
+    """How many of ``count`` parts fit, by bisection.
+
+    Args:
+        count: of all parts.
+        missing: the tokens that a prompt with so many parts lacks; negative: it is too long.
+    """
+    least, most = 0, count
+    while least < most:
+        middle = (least + most + 1) // 2
+        if missing(middle) >= 0:
+            least = middle
+        else:
+            most = middle - 1
+    return least

@@ -11,46 +11,53 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 from swaa.evaluation.prompt import Prompt
 from swaa.evaluation.sample import Sample, Score
 from swaa.evaluation.tasks.haystack import locate
-from swaa.evaluation.tasks.rows import DataFile, Row, take
+from swaa.evaluation.tasks.rows import DataFile, FileTask, Row
 from swaa.evaluation.words import normalise, says
-
-VERSION = 2
-"""Version of the scorer. Version 1 also found answers inside words; its results are kept apart."""
 
 MAX_NEW_TOKENS = 128
 """Longest answer where a line does not say (tokens)."""
 
 
 @dataclass(frozen=True)
-class OwnQuestions:
+class OwnQuestions(FileTask):
     """Questions whose answers are found by whole words and numbers, however written."""
 
-    file: DataFile
-    needs_length = False
-    needs_judge = False
-
-    @property
-    def name(self) -> str:
-        """The file's name."""
-        return f"jsonl:{self.file.path.name}"
-
-    def describe(self) -> dict[str, Any]:
-        """What distinguishes runs of the task."""
-        return {"task": "jsonl", "version": VERSION, **self.file.describe()}
+    kind = "jsonl"
+    version = 2  # the first scorer also found answers inside words
 
     def samples(
         self, prompt: Prompt, *, length: int | None, count: int | None, seed: int
     ) -> list[Sample]:
-        """The first ``count`` lines whose prompts have at most ``length`` tokens."""
-        del seed
+        """The first ``count`` lines that are short enough, and where their needles lie."""
         rows = {f"{row.file}:{row.number}": row for row in self.file.rows()}
-        samples = take(iter(rows.values()), _sample, prompt, length=length, count=count)
+        samples = super().samples(prompt, length=length, count=count, seed=seed)
         return [_located(prompt, sample, rows[sample.id]) for sample in samples]
+
+    def sample(self, row: Row, seed: int) -> Sample:
+        """The question of a line."""
+        answers = row.values.get("answers", row.values.get("answer"))
+        answers = [answers] if isinstance(answers, str) else answers
+        if not (isinstance(answers, list) and answers and all(isinstance(a, str) for a in answers)):
+            raise row.error("'answers' must be a text or a list of texts")
+        if not all(map(normalise, answers)):
+            raise row.error("'answers' holds an empty text, which every answer would contain")
+        match = row.text("match", default="all")
+        if match not in ("all", "any"):
+            raise row.error(f"'match' is {match!r}; expected 'all' or 'any'")
+        return Sample(
+            id=f"{row.file}:{row.number}",
+            task="jsonl",
+            context=row.text("context"),
+            question=row.text("question"),
+            answer_prefix=row.text("answer_prefix", default=""),
+            answers=tuple(answers),
+            max_new_tokens=row.max_new_tokens(MAX_NEW_TOKENS),
+            tags={"match": match},
+        )
 
     def score(self, sample: Sample, answer: str | None) -> Score:
         """The share of the answers found, or whether any is."""
@@ -60,32 +67,6 @@ class OwnQuestions:
         if sample.tags["match"] == "any":
             return Score(float(found > 0))
         return Score(found / len(sample.answers))
-
-
-def _sample(row: Row) -> Sample:
-    answers = row.values.get("answers", row.values.get("answer"))
-    answers = [answers] if isinstance(answers, str) else answers
-    if not (isinstance(answers, list) and answers and all(isinstance(a, str) for a in answers)):
-        raise row.error("'answers' must be a text or a list of texts")
-    if not all(map(normalise, answers)):
-        raise row.error("'answers' holds an empty text, which every answer would contain")
-    match = row.text("match", default="all")
-    if match not in ("all", "any"):
-        raise row.error(f"'match' is {match!r}; expected 'all' or 'any'")
-    most = row.values.get("max_new_tokens", MAX_NEW_TOKENS)
-    if isinstance(most, bool) or not isinstance(most, int) or most < 1:
-        raise row.error(f"'max_new_tokens' is {most!r}; expected a whole number of at least 1")
-    return Sample(
-        id=f"{row.file}:{row.number}",
-        task="jsonl",
-        length=0,
-        context=row.text("context"),
-        question=row.text("question"),
-        answer_prefix=row.text("answer_prefix", default=""),
-        answers=tuple(answers),
-        max_new_tokens=most,
-        tags={"match": match},
-    )
 
 
 def _located(prompt: Prompt, sample: Sample, row: Row) -> Sample:

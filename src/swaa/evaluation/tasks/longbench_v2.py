@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
 
-from swaa.evaluation.prompt import Prompt
 from swaa.evaluation.sample import Sample, Score
-from swaa.evaluation.tasks.rows import DataFile, Row, take
+from swaa.evaluation.tasks.rows import DataFile, FileTask, Row
 
 LETTERS = "ABCD"
 
@@ -27,28 +25,35 @@ _FORM = 'End your reply with the sentence "The correct answer is (X)", X being t
 
 
 @dataclass(frozen=True)
-class LongBenchV2:
+class LongBenchV2(FileTask):
     """Multiple choice over long documents."""
 
-    file: DataFile
-    needs_length = False
-    needs_judge = False
+    kind = "longbench_v2"
 
-    @property
-    def name(self) -> str:
-        """The task and its file."""
-        return f"longbench_v2:{self.file.path.name}"
-
-    def describe(self) -> dict[str, Any]:
-        """What distinguishes runs of the task."""
-        return {"task": "longbench_v2", "version": 1, **self.file.describe()}
-
-    def samples(
-        self, prompt: Prompt, *, length: int | None, count: int | None, seed: int
-    ) -> list[Sample]:
-        """The first ``count`` rows whose prompts have at most ``length`` tokens."""
-        del seed
-        return take(self.file.rows(), _sample, prompt, length=length, count=count)
+    def sample(self, row: Row, seed: int) -> Sample:
+        """The question of a row."""
+        answer = row.text("answer").strip()
+        if len(answer) != 1 or answer not in LETTERS:
+            raise row.error(f"'answer' is {answer!r}; expected one of {', '.join(LETTERS)}")
+        if "prompt" in row.values:
+            context, question = row.text("prompt"), ""
+            if "The correct answer is" not in context:
+                question = _FORM
+        else:
+            text = row.text("context")
+            context = f"Read the following text and answer the question below.\n\n{text}"
+            choices = [f"({letter}) {row.text(f'choice_{letter}').strip()}" for letter in LETTERS]
+            question = "\n".join([f"Question: {row.text('question').strip()}", *choices, "", _FORM])
+        names = ("domain", "difficulty", "length")
+        return Sample(
+            id=row.text("_id", default=f"{row.file}:{row.number}"),
+            task="longbench_v2",
+            context=context,
+            question=question,
+            answers=(answer,),
+            max_new_tokens=MAX_NEW_TOKENS,
+            tags={name: row.text(name) for name in names if isinstance(row.values.get(name), str)},
+        )
 
     def score(self, sample: Sample, answer: str | None) -> Score:
         """Whether the letter is right."""
@@ -70,32 +75,6 @@ def find_letter(answer: str) -> str | None:
         if found:
             return found[-1]
     return None
-
-
-def _sample(row: Row) -> Sample:
-    answer = row.text("answer").strip()
-    if len(answer) != 1 or answer not in LETTERS:
-        raise row.error(f"'answer' is {answer!r}; expected one of {', '.join(LETTERS)}")
-    if "prompt" in row.values:
-        context, question = row.text("prompt"), ""
-        if "The correct answer is" not in context:
-            question = _FORM
-    else:
-        context = f"Read the following text and answer the question below.\n\n{row.text('context')}"
-        choices = [f"({letter}) {row.text(f'choice_{letter}').strip()}" for letter in LETTERS]
-        question = "\n".join([f"Question: {row.text('question').strip()}", *choices, "", _FORM])
-    names = ("domain", "difficulty", "length")
-    return Sample(
-        id=row.text("_id", default=f"{row.file}:{row.number}"),
-        task="longbench_v2",
-        length=0,
-        context=context,
-        question=question,
-        answer_prefix="",
-        answers=(answer,),
-        max_new_tokens=MAX_NEW_TOKENS,
-        tags={name: row.text(name) for name in names if isinstance(row.values.get(name), str)},
-    )
 
 
 def make(argument: str | None) -> list[LongBenchV2]:

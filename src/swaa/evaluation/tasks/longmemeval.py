@@ -17,22 +17,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from swaa.evaluation.prompt import Prompt
 from swaa.evaluation.sample import Sample, Score
 from swaa.evaluation.tasks.haystack import random_for
-from swaa.evaluation.tasks.rows import DataFile, Row, take
+from swaa.evaluation.tasks.rows import DataFile, FileTask, Row
 
 MAX_NEW_TOKENS = 2_000
 """Longest answer of a model that does not think first (arXiv 2512.10411, evaluation code)."""
 
 
 @dataclass(frozen=True)
-class LongMemEval:
+class LongMemEval(FileTask):
     """Free answers about past conversations."""
 
-    file: DataFile
     sessions: int | None = None
-    needs_length = False
+    kind = "longmemeval"
     needs_judge = True
 
     @property
@@ -46,53 +44,40 @@ class LongMemEval:
         described = self.file.describe()
         return {"task": "longmemeval", "version": 1, "sessions": self.sessions, **described}
 
-    def samples(
-        self, prompt: Prompt, *, length: int | None, count: int | None, seed: int
-    ) -> list[Sample]:
-        """The first ``count`` rows whose prompts have at most ``length`` tokens."""
-
-        def sample(row: Row) -> Sample:
-            return _sample(row, self.sessions, seed)
-
-        return take(self.file.rows(), sample, prompt, length=length, count=count)
+    def sample(self, row: Row, seed: int) -> Sample:
+        """The question of a row."""
+        question = row.text("question")
+        asked = question
+        if "haystack_sessions" in row.values:
+            history = _history(row, self.sessions, seed)
+            context = f"Below are past conversations of yours with a user.\n\n{history}"
+            date = row.text("question_date", default="")
+            asked = "\n".join(
+                [
+                    "Answer the user's question from the conversations above.",
+                    *([f"Today is {date}."] if date else []),
+                    f"Question: {question}",
+                ]
+            )
+        elif "prompt" in row.values:
+            context, asked = row.text("prompt"), ""
+        else:
+            context, asked = f"Context: {row.text('context')}", f"Question: {question}"
+        kind = row.text("question_type", default="")
+        return Sample(
+            id=row.text("question_id", default=f"{row.file}:{row.number}"),
+            task="longmemeval",
+            context=context,
+            question=asked,
+            answers=(row.text("answer"),),
+            max_new_tokens=MAX_NEW_TOKENS,
+            tags={"asked": question, **({"type": kind} if kind else {})},
+        )
 
     def score(self, sample: Sample, answer: str | None) -> Score:
         """Leave the score to a judge, unless there is no answer."""
         del sample
         return Score(None, extracted=answer) if answer else Score(0.0, answered=False)
-
-
-def _sample(row: Row, sessions: int | None, seed: int) -> Sample:
-    question = row.text("question")
-    asked = question
-    if "haystack_sessions" in row.values:
-        context = (
-            f"Below are past conversations of yours with a user.\n\n{_history(row, sessions, seed)}"
-        )
-        date = row.text("question_date", default="")
-        asked = "\n".join(
-            [
-                "Answer the user's question from the conversations above.",
-                *([f"Today is {date}."] if date else []),
-                f"Question: {question}",
-            ]
-        )
-    elif "prompt" in row.values:
-        context, asked = row.text("prompt"), ""
-    else:
-        context, asked = f"Context: {row.text('context')}", f"Question: {question}"
-    kind = row.text("question_type", default="")
-    return Sample(
-        id=row.text("question_id", default=f"{row.file}:{row.number}"),
-        task="longmemeval",
-        length=0,
-        context=context,
-        question=asked,
-        answer_prefix="",
-        answers=(row.text("answer"),),
-        max_new_tokens=MAX_NEW_TOKENS,
-        tags={"asked": question, **({"type": kind} if kind else {})},
-    )
 
 
 def _history(row: Row, sessions: int | None, seed: int) -> str:

@@ -8,14 +8,14 @@ prompt. No chat template, no question.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from swaa.evaluation.prompt import Prompt
+from swaa.evaluation.prompt import Prompt, plain_ids
 from swaa.evaluation.sample import Sample
 from swaa.evaluation.tasks.generated import GeneratedTask, no_argument
-from swaa.evaluation.tasks.haystack import grow, read_filler
+from swaa.evaluation.tasks.haystack import grow, most_that_fit, read_filler
 
 BLOCK = 64
 """Tokens per block; a sample's record holds each block's summed likelihoods."""
@@ -42,7 +42,10 @@ class Perplexity(GeneratedTask):
         if length < 2 * BLOCK:
             raise ValueError(f"perplexity of {length} tokens; expected at least {2 * BLOCK}")
         text = read_filler()
-        missing = _missing(prompt, length)
+
+        def missing(text: str) -> int:
+            return length - len(encode(prompt, text))
+
         if (lacking := missing(text)) > 0:
             raise ValueError(
                 f"perplexity of {length} tokens would repeat the text that ships with swaa, which"
@@ -51,15 +54,13 @@ class Perplexity(GeneratedTask):
         start = text.index(". ", chance.randrange(len(text) // 2)) + 2
         # No tokenizer needs more than ten letters per token.
         rest = (text[start:] + text)[: 10 * length]
-        letters = _most_letters(rest, missing)
+        letters = most_that_fit(len(rest), lambda fit: missing(rest[:fit]))
         context = grow(rest[:letters], rest[letters : letters + 2000], missing)
         return Sample(
             id=name,
             task=self.name,
             length=length,
             context=context,
-            question="",
-            answer_prefix="",
             answers=(),
             max_new_tokens=0,
         )
@@ -72,8 +73,7 @@ def answer_from(length: int) -> int:
 
 def encode(prompt: Prompt, text: str) -> list[int]:
     """Token ids of the text alone."""
-    ids: Any = prompt.tokenizer(text, add_special_tokens=False, verbose=False)
-    return ids["input_ids"]
+    return plain_ids(prompt.tokenizer, text)
 
 
 def split(
@@ -106,22 +106,6 @@ def split(
             sums[name][0] += total
             sums[name][1] += count
     return {name: total / count if count else None for name, (total, count) in sums.items()}
-
-
-def _most_letters(text: str, missing: Callable[[str], int]) -> int:
-    """How many letters of the text fit, by bisection."""
-    least, most = 0, len(text)
-    while least < most:
-        middle = (least + most + 1) // 2
-        if missing(text[:middle]) >= 0:
-            least = middle
-        else:
-            most = middle - 1
-    return least
-
-
-def _missing(prompt: Prompt, length: int) -> Callable[[str], int]:
-    return lambda text: length - len(encode(prompt, text))
 
 
 def make(argument: str | None) -> list[Perplexity]:

@@ -9,7 +9,13 @@ from dataclasses import dataclass
 from swaa.evaluation.prompt import Prompt
 from swaa.evaluation.sample import Sample
 from swaa.evaluation.tasks.generated import GeneratedTask, no_argument
-from swaa.evaluation.tasks.haystack import grow, locate, read_filler, spread
+from swaa.evaluation.tasks.haystack import (
+    grow,
+    locate,
+    most_that_fit,
+    read_filler,
+    spread,
+)
 
 INTRO = "The following list gives a number for each key. Remember them for a question."
 
@@ -28,7 +34,8 @@ class Recall(GeneratedTask):
         keys = chance.sample(range(10_000, 100_000), min(90_000, length))
         lines = [f"key {key}: {chance.randint(100_000, 999_999)}" for key in keys]
         # The question has the same length for every key, up to a token or two.
-        count = _most(lines, _missing(prompt, length, *_asked(lines[0])))
+        missing = _missing(prompt, length, *_asked(lines[0]))
+        count = most_that_fit(len(lines), lambda fit: missing(_list(lines[:fit])))
         if count < 1:
             raise ValueError(f"a prompt of {length} tokens has no room for a list of pairs")
         # The last two lines may have to be removed again.
@@ -63,18 +70,6 @@ def _missing(prompt: Prompt, length: int, question: str, prefix: str) -> Callabl
 
 def _list(lines: list[str]) -> str:
     return "\n".join([INTRO, "", *lines])
-
-
-def _most(lines: list[str], missing: Callable[[str], int]) -> int:
-    """How many lines fit, by bisection."""
-    least, most = 0, len(lines)
-    while least < most:
-        middle = (least + most + 1) // 2
-        if missing(_list(lines[:middle])) >= 0:
-            least = middle
-        else:
-            most = middle - 1
-    return least
 
 
 def make(argument: str | None) -> list[Recall]:

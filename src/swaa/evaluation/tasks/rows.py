@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -41,6 +42,13 @@ class Row:
         """An error that names file and line."""
         what = "line" if self.file.endswith(".jsonl") else "row"
         return ValueError(f"{self.file}, {what} {self.number}: {reason}")
+
+    def max_new_tokens(self, default: int) -> int:
+        """The longest answer that the row allows (tokens); ``ValueError`` for no such number."""
+        most = self.values.get("max_new_tokens", default)
+        if isinstance(most, bool) or not isinstance(most, int) or most < 1:
+            raise self.error(f"'max_new_tokens' is {most!r}; expected a whole number of at least 1")
+        return most
 
     def text(self, *names: str, default: str | None = None) -> str:
         """The text in the first of these columns that exists; numbers as text.
@@ -111,39 +119,56 @@ class DataFile:
             yield row
 
 
-def take(
-    rows: Iterator[Row],
-    make: Callable[[Row], Sample],
-    prompt: Prompt,
-    *,
-    length: int | None,
-    count: int | None,
-) -> list[Sample]:
-    """Samples from rows, in order, with their lengths; those longer than ``length`` are left out.
+@dataclass(frozen=True)
+class FileTask(ABC):
+    """A task whose questions are the rows of a file.
 
-    Args:
-        rows: of a file.
-        make: makes a sample from a row, without its length.
-        prompt: counts tokens.
-        length: the most tokens of a prompt; ``None``: no limit.
-        count: the most samples; ``None``: all.
-
-    Raises:
-        ValueError: naming file and line, for a row that is not a sample, or repeats an id.
+    Attributes:
+        file: what is read.
+        kind: the task's name, before its file's.
+        version: of questions and scorer; another one keeps results apart.
     """
-    samples: list[Sample] = []
-    seen: set[str] = set()
-    for row in rows:
-        if count is not None and len(samples) >= count:
-            break
-        sample = make(row)
-        if sample.id in seen:
-            raise row.error(f"a row before it has the same id, {sample.id!r}")
-        seen.add(sample.id)
-        tokens = prompt.count(sample.context, sample.question, sample.answer_prefix)
-        if length is None or tokens <= length:
-            samples.append(dataclasses.replace(sample, length=tokens))
-    return samples
+
+    file: DataFile
+    kind: ClassVar[str]
+    version: ClassVar[int] = 1
+    needs_length = False
+    needs_judge = False
+
+    @property
+    def name(self) -> str:
+        """The task and its file."""
+        return f"{self.kind}:{self.file.path.name}"
+
+    def describe(self) -> dict[str, Any]:
+        """What distinguishes runs of the task."""
+        return {"task": self.kind, "version": self.version, **self.file.describe()}
+
+    def samples(
+        self, prompt: Prompt, *, length: int | None, count: int | None, seed: int
+    ) -> list[Sample]:
+        """The first ``count`` rows whose prompts have at most ``length`` tokens, in order.
+
+        Raises:
+            ValueError: naming file and line, for a row that is not a sample, or repeats an id.
+        """
+        samples: list[Sample] = []
+        seen: set[str] = set()
+        for row in self.file.rows():
+            if count is not None and len(samples) >= count:
+                break
+            sample = self.sample(row, seed)
+            if sample.id in seen:
+                raise row.error(f"a row before it has the same id, {sample.id!r}")
+            seen.add(sample.id)
+            tokens = prompt.count(sample.context, sample.question, sample.answer_prefix)
+            if length is None or tokens <= length:
+                samples.append(dataclasses.replace(sample, length=tokens))
+        return samples
+
+    @abstractmethod
+    def sample(self, row: Row, seed: int) -> Sample:
+        """The question of a row, without its length."""
 
 
 def _download(address: str) -> Path:

@@ -96,8 +96,10 @@ def check_draft(vllm_config: Any) -> None:
         UnsupportedError: when the draft's checkpoint carries a configuration.
     """
     draft = draft_model(vllm_config)
+    if draft is None:
+        return
     own = is_attached(vllm_config) and draft.model == served_model(vllm_config).model
-    if draft is not None and not own and carried_by(draft) is not None:
+    if not own and carried_by(draft) is not None:
         raise UnsupportedError(
             f"swaa: the config.json of the draft model {draft.model} asks for swaa, but drafts run"
             f" with full attention; remove {KEY!r} from it"

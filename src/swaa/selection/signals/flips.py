@@ -43,14 +43,7 @@ def importance(
 def flips(
     units: Sequence[Unit], knobs: Candidate, role: Role, direction: Direction
 ) -> tuple[Candidate, dict[Unit, Candidate]]:
-    """The set that flips begin with, and the sets with one unit flipped.
-
-    Args:
-        units: the layers that can slide, or their KV heads.
-        knobs: this and the others as for :func:`importance`.
-        role: what is given to a layer, or taken from it.
-        direction: add to no layers, or remove from all.
-    """
+    """The set that flips begin with, and the sets with one unit flipped."""
     adding = direction == "add-one"
     base = knobs.with_layers(role, () if adding else frozenset(units))
     flipped = {unit: base.with_layers(role, base.layers(role) ^ {unit}) for unit in units}

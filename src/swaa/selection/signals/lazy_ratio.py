@@ -9,8 +9,8 @@ of all queries by all keys is made.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ from swaa.adaptation import adapt, restore
 from swaa.attention.call import AttentionCall
 from swaa.config import LayerPlan, SWAAConfig
 from swaa.integrations.transformers.attention import Backends, LayerAttention, attach, attached
-from swaa.integrations.transformers.support import find_layers
+from swaa.integrations.transformers.support import find_layers, kv_heads_of
 from swaa.models import LoadedModel
 from swaa.selection.batches import TeacherForced
 from swaa.selection.candidate import Head
@@ -54,18 +54,9 @@ def lazy_ratio(
     Returns:
         By layer, 0 to 1: the mean over samples, heads and rows. High is lazy: let the layer slide.
     """
-    model: Any = loaded.model
-    totals: dict[int, list[float]] = {}
-    with (
-        _measuring(loaded, window, sink_tokens, queries, backend) as meters,
-        torch.inference_mode(),
-    ):
-        for sample in samples:
-            ids = torch.tensor([sample.prompt], device=model.device)
-            model(input_ids=ids, use_cache=False, logits_to_keep=1)
-            for layer, meter in meters.items():
-                totals.setdefault(layer, []).append(float(meter.shares.pop().mean()))
-    return {layer: sum(values) / len(values) for layer, values in totals.items()}
+    texts = [(sample.prompt, queries) for sample in samples]
+    found = _measure(loaded, texts, window, sink_tokens, backend, torch.mean)
+    return {layer: sum(map(float, shares)) / len(shares) for layer, shares in found.items()}
 
 
 def far_attention(
@@ -78,29 +69,14 @@ def far_attention(
 ) -> dict[int, float]:
     """The share of attention beyond sinks and window, of the head that looks farthest.
 
-    Args:
-        loaded: model and tokenizer; not adapted.
-        samples: read one at a time, with their answers: the measured rows are those of the answer
-            and the :data:`LAST_QUERIES` before it.
-        window: keys before a row that count as recent, itself included.
-        sink_tokens: first tokens that count.
-        backend: attention backend of the pass.
+    The arguments are those of :func:`lazy_ratio`, but samples are read with their answers: the
+    measured rows are those of the answer and the :data:`LAST_QUERIES` before it.
 
     Returns:
         By layer, 0 to 1: the largest of the heads' means over samples and rows. Leave
         layers with high values full.
     """
-    model: Any = loaded.model
-    totals: dict[int, Tensor] = {}
-    with _measuring(loaded, window, sink_tokens, 0, backend) as meters, torch.inference_mode():
-        for sample in samples:
-            for meter in meters.values():
-                meter.queries = LAST_QUERIES + len(sample.answer)
-            ids = torch.tensor([sample.prompt + sample.answer], device=model.device)
-            model(input_ids=ids, use_cache=False, logits_to_keep=1)
-            for layer, meter in meters.items():
-                near = meter.shares.pop().mean(-1)[0]
-                totals[layer] = totals.get(layer, torch.zeros_like(near)) + (1 - near)
+    totals = _far(loaded, samples, LAST_QUERIES, window, sink_tokens, backend)
     return {layer: float(total.max()) / len(samples) for layer, total in totals.items()}
 
 
@@ -114,34 +90,19 @@ def head_attention(
 ) -> dict[Head, float]:
     """The share of attention beyond sinks and window, of each KV head.
 
-    Args:
-        loaded: model and tokenizer; not adapted.
-        samples: read one at a time, with their answers: the measured rows are those that predict
-            the answer's tokens, and the last one.
-        window: keys before a row that count as recent, itself included.
-        sink_tokens: first tokens that count.
-        backend: attention backend of the pass.
+    The arguments are those of :func:`lazy_ratio`, but samples are read with their answers: the
+    measured rows are those that predict the answer's tokens, and the last one.
 
     Returns:
         By layer and KV head, 0 to 1: the mean over rows, then samples, the largest of the query
         heads that share the KV head. Let heads with high values keep every key.
     """
-    model: Any = loaded.model
-    totals: dict[int, Tensor] = {}
-    with _measuring(loaded, window, sink_tokens, 0, backend) as meters, torch.inference_mode():
-        for sample in samples:
-            for meter in meters.values():
-                meter.queries = 1 + len(sample.answer)
-            ids = torch.tensor([sample.prompt + sample.answer], device=model.device)
-            model(input_ids=ids, use_cache=False, logits_to_keep=1)
-            for layer, meter in meters.items():
-                far = 1 - meter.shares.pop().mean(-1)[0]
-                by_kv_head = far.view(meter.kv_heads, -1)
-                totals[layer] = totals.get(layer, torch.zeros_like(by_kv_head)) + by_kv_head
+    totals = _far(loaded, samples, 1, window, sink_tokens, backend)
+    kv_heads = kv_heads_of(loaded.model, find_layers(loaded.model))
     return {
         (layer, head): share / len(samples)
         for layer, total in totals.items()
-        for head, share in enumerate(total.amax(1).tolist())
+        for head, share in enumerate(total.view(kv_heads[layer], -1).amax(1).tolist())
     }
 
 
@@ -185,48 +146,67 @@ def _masked_lse(scores: Tensor, mask: Tensor) -> Tensor:
 
 @dataclass
 class _Meter(Backends):
-    """Serves a layer's calls like its backends, and records the shares of each."""
+    """Serves a layer's calls like its backends, and keeps the shares of the last one."""
 
     window: int = 0
     sink_tokens: int = 0
     queries: int = 0
-    kv_heads: int = 0
-    shares: list[Tensor] = field(default_factory=list)
+    shares: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def run(self, call: AttentionCall) -> Tensor:
-        self.kv_heads = call.k.shape[2]
-        self.shares.append(
-            lazy_shares(
-                call.q,
-                call.k,
-                window=self.window,
-                sink_tokens=self.sink_tokens,
-                scale=call.scale,
-                queries=self.queries,
-            )
-        )
+        sizes = {"window": self.window, "sink_tokens": self.sink_tokens, "queries": self.queries}
+        self.shares = lazy_shares(call.q, call.k, scale=call.scale, **sizes)
         return super().run(call)
 
 
-@contextmanager
-def _measuring(
-    loaded: LoadedModel, window: int, sink_tokens: int, queries: int, backend: str
-) -> Iterator[dict[int, _Meter]]:
-    """Full attention whose layers are measured; the model is restored after the block."""
-    adapt(loaded.model, SWAAConfig(window=1), backend=backend, trial=False, quiet=True)
+def _far(
+    loaded: LoadedModel,
+    samples: Sequence[TeacherForced],
+    before: int,
+    window: int,
+    sink_tokens: int,
+    backend: str,
+) -> dict[int, Tensor]:
+    """By layer, each head's mean share beyond sinks and window, summed over samples: ``[heads]``.
+
+    The rows are those of the answers and as many ``before`` them.
+    """
+    texts = [(sample.prompt + sample.answer, before + len(sample.answer)) for sample in samples]
+    found = _measure(loaded, texts, window, sink_tokens, backend, lambda near: 1 - near.mean(-1))
+    return {layer: functools.reduce(torch.add, shares) for layer, shares in found.items()}
+
+
+def _measure(
+    loaded: LoadedModel,
+    texts: Sequence[tuple[tuple[int, ...], int]],
+    window: int,
+    sink_tokens: int,
+    backend: str,
+    reduce: Callable[[Tensor], Tensor],
+) -> dict[int, list[Tensor]]:
+    """By layer, the shares ``[heads, rows]`` of the last rows of each text, reduced.
+
+    Attention is full in the passes; afterwards the model is as it was before.
+    """
+    model: Any = loaded.model
+    adapt(model, SWAAConfig(window=1), backend=backend, trial=False, quiet=True)
     meters: dict[int, _Meter] = {}
+    found: dict[int, list[Tensor]] = {}
     try:
-        for layer, module in find_layers(loaded.model).full.items():
+        for layer, module in find_layers(model).full.items():
             own = attached(module).backends
             meters[layer] = _Meter(
-                own.requested,
-                own.decode,
-                own.traced,
-                window=window,
-                sink_tokens=sink_tokens,
-                queries=queries,
+                own.requested, own.decode, own.traced, window=window, sink_tokens=sink_tokens
             )
             attach(module, LayerAttention(LayerPlan(window=None), meters[layer]))
-        yield meters
+        for ids, rows in texts:
+            for meter in meters.values():
+                meter.queries = rows
+            with torch.inference_mode():
+                tokens = torch.tensor([ids], device=model.device)
+                model(input_ids=tokens, use_cache=False, logits_to_keep=1)
+                for layer, meter in meters.items():
+                    found.setdefault(layer, []).append(reduce(meter.shares[0]))
     finally:
-        restore(loaded.model)
+        restore(model)
+    return found
