@@ -1,43 +1,21 @@
 """Keys out of pages, in any order, whatever the strides of the cache."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
-CHECK = """
-import torch
-from swaa.attention.triton.gather import gather
-for heads, page, width, heads_first in ((2, 16, 64, True), (3, 8, 160, False), (1, 32, 256, True)):
-    cache = torch.randn(7, page, heads, width, device={device!r}).transpose(1, 2)
-    cache = cache.contiguous() if heads_first else cache
-    for keys in (1, 16, 37):
-        slots = torch.randint(7 * page, (keys,), device={device!r})
-        expected = cache.transpose(1, 2)[slots // page, slots % page]
-        assert torch.equal(gather(cache, slots), expected), (heads, page, width, keys)
-print("equal")
-"""
+from tests.attention.judge import DEVICE
+
+gather = pytest.importorskip("swaa.attention.triton.gather").gather
 
 
+@pytest.mark.parametrize("keys", [1, 16, 37])
 @pytest.mark.parametrize(
-    "device",
-    [
-        "cpu",
-        pytest.param(
-            "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-        ),
-    ],
+    ("heads", "page", "width", "heads_first"),
+    [(2, 16, 64, True), (3, 8, 160, False), (1, 32, 256, True)],
 )
-def test_rows_are_those_of_the_slots(device):
-    pytest.importorskip("triton")
-    environment = os.environ | ({"TRITON_INTERPRET": "1"} if device == "cpu" else {})
-    ran = subprocess.run(
-        [sys.executable, "-c", CHECK.format(device=device)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ran.stdout.strip() == "equal", ran.stderr[-2000:]
+def test_rows_are_those_of_the_slots(heads, page, width, heads_first, keys):
+    cache = torch.randn(7, page, heads, width, device=DEVICE).transpose(1, 2)
+    cache = cache.contiguous() if heads_first else cache
+    slots = torch.randint(7 * page, (keys,), device=DEVICE)
+    expected = cache.transpose(1, 2)[slots // page, slots % page]
+    assert torch.equal(gather(cache, slots), expected)

@@ -1,7 +1,5 @@
 """Pages chosen in decoding: the rule against plain loops, every backend against the rule."""
 
-import importlib.util
-
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -10,12 +8,7 @@ from swaa.attention import swaa_attention
 from swaa.attention.api import make_call
 from swaa.attention.pages import PAGE, choosing, page_mask, page_statistics
 from swaa.testing import Case, assert_close_to_oracle, make_inputs
-
-GPU = torch.cuda.is_available()
-DEVICE = "cuda" if GPU else "cpu"
-BACKENDS = ["reference", "sdpa"]
-if importlib.util.find_spec("triton"):
-    BACKENDS.append("triton")
+from tests.attention.judge import BACKENDS, DEVICE
 
 SHAPES = (
     Case(queries=1, keys=250, window=40, sink_tokens=5, heads=4, kv_heads=2),
