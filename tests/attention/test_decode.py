@@ -13,8 +13,11 @@ from tests.attention.judge import DEVICE, GPU, HALF_DTYPES
 
 decode = pytest.importorskip("swaa.attention.triton.decode")
 
+LONG = Case(queries=1, keys=3000, window=2048, sink_tokens=100, heads=16, kv_heads=8)
+if not GPU:  # minutes in the interpreter; as many splits
+    LONG = replace(LONG, keys=1100, window=700, heads=2, kv_heads=1, head_dim=256)
 CASES = (
-    Case(queries=1, keys=3000, window=2048, sink_tokens=100, heads=16, kv_heads=8),
+    LONG,
     Case(queries=16, keys=70, window=1, sink_tokens=0, heads=4, kv_heads=1),
     Case(queries=3, keys=200, window=40, sink_tokens=60, heads=7, kv_heads=1, head_dim=80),
     Case(queries=4, keys=300, window=20, sink_tokens=130, starts=(0, 70), head_dim=96),
@@ -43,8 +46,6 @@ def assert_equals_reference(q, k, v, **arguments: Any) -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_rows_see_exactly_the_keys_of_the_rule(case):
     """Those of the table of shapes: see test_exact_mask.py."""
-    if case.key_count > 1000 and not GPU:  # a minute in the interpreter; as many splits
-        case = replace(case, keys=1100, window=700, heads=2, kv_heads=1, head_dim=256)
     assert_sees_the_rule(case, backend="triton", device=DEVICE)
 
 

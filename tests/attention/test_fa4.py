@@ -78,42 +78,33 @@ def kinds_of_lists(lists: block_lists.BlockLists, width: int) -> torch.Tensor:
     return kinds
 
 
-def assert_lists_are_exact(rows: Rows, keys: int, sink_tokens: int, blocks, most=None) -> None:
-    block_q, block_k = blocks
-    expected = kinds_of_blocks(seen_by(rows, keys, sink_tokens), block_q, block_k)
-    ranges = block_lists.block_ranges(
-        rows, sink_tokens=sink_tokens, block_q=block_q, block_k=block_k
-    )
-    lists = block_lists.key_lists(ranges, most=most or expected.shape[1])
-    assert torch.equal(kinds_of_lists(lists, expected.shape[1]), expected)
-    lists = block_lists.query_lists(ranges, key_blocks=expected.shape[1])
-    assert torch.equal(kinds_of_lists(lists, expected.shape[0]), expected.T)
+def assert_lists_are_exact(rows: Rows, keys: int, sink_tokens: int, window=None) -> None:
+    """For every size of blocks; of the length that ``window`` allows, where one is given."""
+    seen = seen_by(rows, keys, sink_tokens)
+    for block_q, block_k in BLOCKS:
+        sizes = {"sink_tokens": sink_tokens, "block_q": block_q, "block_k": block_k}
+        expected = kinds_of_blocks(seen, block_q, block_k)
+        most = expected.shape[1]
+        if window is not None:
+            most = block_lists.most_key_blocks(keys, window=window, **sizes)
+        ranges = block_lists.block_ranges(rows, **sizes)
+        lists = block_lists.key_lists(ranges, most=most)
+        assert torch.equal(kinds_of_lists(lists, expected.shape[1]), expected), sizes
+        lists = block_lists.query_lists(ranges, key_blocks=expected.shape[1])
+        assert torch.equal(kinds_of_lists(lists, expected.shape[0]), expected.T), sizes
 
 
-@pytest.mark.parametrize("blocks", BLOCKS, ids=str)
 @pytest.mark.parametrize("case", MASKS, ids=lambda case: case.id)
-def test_lists_hold_exactly_the_visible_blocks(case, blocks):
-    most = None
-    if case.full_from is None:
-        most = block_lists.most_key_blocks(
-            case.key_count,
-            window=case.window,
-            sink_tokens=case.sink_tokens,
-            block_q=blocks[0],
-            block_k=blocks[1],
-        )
-    assert_lists_are_exact(rows_of(case), case.key_count, case.sink_tokens, blocks, most)
+def test_lists_hold_exactly_the_visible_blocks(case):
+    window = case.window if case.full_from is None else None
+    assert_lists_are_exact(rows_of(case), case.key_count, case.sink_tokens, window)
 
 
-@pytest.mark.parametrize("blocks", BLOCKS, ids=str)
 @pytest.mark.parametrize("lengths", [[300, 1, 200, 77], [64, 64], [500]], ids=str)
 @pytest.mark.parametrize("sink_tokens", [0, 3, 70])
-def test_lists_stop_at_the_bounds_of_packed_sequences(lengths, sink_tokens, blocks):
+def test_lists_stop_at_the_bounds_of_packed_sequences(lengths, sink_tokens):
     rows = packed_rows(lengths, window=90)
-    most = block_lists.most_key_blocks(
-        sum(lengths), window=90, sink_tokens=sink_tokens, block_q=blocks[0], block_k=blocks[1]
-    )
-    assert_lists_are_exact(rows, sum(lengths), sink_tokens, blocks, most)
+    assert_lists_are_exact(rows, sum(lengths), sink_tokens, window=90)
 
 
 def test_lists_of_a_batch_differ_where_full_rows_do():
