@@ -1,19 +1,12 @@
 """KV heads of one layer that see different keys: exact per head, in every phase and layout."""
 
-import importlib.util
-
 import pytest
 import torch
 
 from swaa.attention import swaa_attention
 from swaa.attention.heads import join_heads, take_heads
 from swaa.testing import keys_seen_by_head
-
-GPU = torch.cuda.is_available()
-DEVICE = "cuda" if GPU else "cpu"
-BACKENDS = ["reference", "sdpa"]
-if importlib.util.find_spec("triton"):
-    BACKENDS.append("triton")
+from tests.attention.judge import BACKENDS, DEVICE, paged
 
 WINDOW, SINKS, TAIL, KEYS, PAGE = 20, 3, 2, 90, 16
 GROUP, KV_HEADS = 2, 4
@@ -52,27 +45,13 @@ def expected(kept, prompt, queries):
     return seen
 
 
-def paged(k, v):
-    """The same keys in pages, in another order, between pages of NaN."""
-    pages = -(-KEYS // PAGE)
-    order = torch.randperm(pages)
-    pools = []
-    for x in (k, v):
-        pool = torch.full((pages + 2, PAGE, *x.shape[2:]), float("nan"), dtype=x.dtype)
-        for n, page in enumerate(order):
-            rows = x[0, n * PAGE : (n + 1) * PAGE]
-            pool[page, : len(rows)] = rows.cpu()
-        pools.append(pool.to(DEVICE))
-    table = order[None].to(DEVICE, torch.int32)
-    return *pools, {
-        "block_table": table,
-        "kv_lens": torch.tensor([KEYS], dtype=torch.int32, device=DEVICE),
-    }
-
-
-@pytest.mark.parametrize("layout", ["dense", "paged"])
+@pytest.mark.parametrize(
+    ("kept", "layout"),
+    # Of a cache's pages: heads that are copied, and heads that lie in one run.
+    [*((kept, "dense") for kept in KEPT), ((1, 3), "paged"), ((2, 3), "paged")],
+    ids=str,
+)
 @pytest.mark.parametrize("rows", ROWS)
-@pytest.mark.parametrize("kept", KEPT, ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_each_head_sees_its_keys(backend, kept, rows, layout):
     queries, prompt = ROWS[rows]
@@ -80,7 +59,9 @@ def test_each_head_sees_its_keys(backend, kept, rows, layout):
     def attend(q, k, v):
         more = {}
         if layout == "paged":
-            k, v, more = paged(k, v)
+            (k, table), (v, _) = paged(k, PAGE), paged(v, PAGE)
+            lens = torch.tensor([KEYS], dtype=torch.int32, device=DEVICE)
+            more = {"block_table": table, "kv_lens": lens}
         return by_heads(backend, kept, prompt, q, k, v, **more)
 
     seen = keys_seen_by_head(

@@ -5,10 +5,10 @@ import torch
 
 from swaa.attention.api import make_call
 from swaa.attention.pages import PAGE
+from tests.attention.judge import DEVICE
 
 pages = pytest.importorskip("swaa.attention.triton.pages")
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FIRST, LAST = 1, 128
 """Pages of the sinks at the start and of the window at the end, which are not chosen."""
 

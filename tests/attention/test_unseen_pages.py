@@ -6,6 +6,7 @@ import torch
 from swaa.attention import swaa_attention
 from swaa.attention.api import make_call
 from swaa.testing import Case, keys_seen
+from tests.attention.judge import paged
 
 PAGE = 8
 # Sinks and windows that end within a page, at its end, and one key behind it.
@@ -24,16 +25,6 @@ CASES = (
 )
 
 
-def paged(x):
-    """Pages in another order, and the table that names them; unwritten slots are NaN."""
-    count = -(-x.shape[1] // PAGE)
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
-    pages = torch.full((count, PAGE, *x.shape[2:]), float("nan"))
-    filled = torch.nn.functional.pad(x[0], (0, 0, 0, 0, 0, count * PAGE - x.shape[1]))
-    pages[order] = filled.unflatten(0, (count, PAGE))
-    return pages, order.int()[None]
-
-
 def arguments_of(case, table, **more):
     numbers = {"window": case.window, "sink_tokens": case.sink_tokens}
     for name in ("full_from", "full_until"):
@@ -50,7 +41,7 @@ def arguments_of(case, table, **more):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_rows_see_exactly_the_keys_of_the_rule(case):
     def attend(q, k, v):
-        (k, table), (v, _) = paged(k), paged(v)
+        (k, table), (v, _) = paged(k, PAGE), paged(v, PAGE)
         return swaa_attention(q, k, v, backend="sdpa", **arguments_of(case, table))
 
     seen = keys_seen(attend, batch=1, queries=case.queries, keys=case.key_count, head_dim=128)
@@ -60,7 +51,7 @@ def test_rows_see_exactly_the_keys_of_the_rule(case):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_what_no_row_sees_is_left_where_it_is(case):
     q, k = torch.zeros(1, case.queries, 1, 64), torch.zeros(1, case.key_count, 1, 64)
-    pages, table = paged(k)
+    pages, table = paged(k, PAGE)
     call = make_call(q, pages, pages, **arguments_of(case, table))
     (one,) = call.sequences(unseen=False)
     seen = case.expected()[0].any(0)
@@ -76,7 +67,7 @@ def test_sequences_of_a_batch_leave_out_their_own():
     for case in cases:
         q = torch.randn(1, case.queries, 2, 64)
         k, v = torch.randn(2, 1, case.key_count, 1, 64)
-        (k, table), (v, _) = paged(k), paged(v)
+        (k, table), (v, _) = paged(k, PAGE), paged(v, PAGE)
         tables.append(torch.nn.functional.pad(table + sum(map(len, pools)), (0, width)))
         pools.append(torch.stack([k, v], 1))
         calls.append(q)

@@ -6,6 +6,8 @@ import functools
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+import swaa
+
 COMMON = {
     "vocab_size": 97,
     "hidden_size": 64,
@@ -59,6 +61,13 @@ def _built(family, **options):
 def tiny_model(family, **options):
     """A fresh copy of the family's tiny model, float32, on the CPU."""
     return copy.deepcopy(_built(family, **options))
+
+
+def adapted(family, config, **options):
+    """The same, adapted."""
+    model = tiny_model(family, **options)
+    swaa.adapt(model, config, quiet=True)
+    return model
 
 
 def layer_types(model):

@@ -4,16 +4,18 @@ import copy
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, CompileConfig, DynamicCache
 
 import swaa
 from swaa import SWAAConfig
 from swaa.integrations.transformers.cache import SWAACache
 from swaa.integrations.transformers.cache_name import cache_argument, cache_of
 from swaa.integrations.transformers.warm_up import ROOM, warm_up
-from tests.integrations.families import COMMON, FAMILIES, tiny_model
+from tests.integrations.families import FAMILIES, adapted, tiny_model
+from tests.integrations.tiny_types import build, tiny_config
 
 CONFIG = SWAAConfig(window=8, sink_tokens=3, full_layers=[1], full_decode=True, dense_tail=4)
+WINDOW = SWAAConfig(window=8)
 IDS = torch.randint(2, 97, (1, 40), generator=torch.Generator().manual_seed(3))
 
 
@@ -41,8 +43,7 @@ def test_restore_leaves_no_trace(family):
 
 
 def test_the_recipe_travels_with_the_checkpoint(tmp_path):
-    model = tiny_model("qwen3")
-    swaa.adapt(model, CONFIG, quiet=True)
+    model = adapted("qwen3", CONFIG)
     expected = logits(model)
     model.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
@@ -125,8 +126,7 @@ def test_adapting_again_replaces_the_configuration():
 
 
 def test_a_copy_of_an_adapted_model_generates_by_itself():
-    model = tiny_model("llama")
-    swaa.adapt(model, CONFIG, quiet=True)
+    model = adapted("llama", CONFIG)
     other = copy.deepcopy(model)
     with torch.no_grad():
         other.lm_head.weight.mul_(-1)
@@ -137,11 +137,7 @@ def test_a_copy_of_an_adapted_model_generates_by_itself():
 
 
 def test_generate_without_a_cache_and_with_the_stock_cache():
-    from transformers import DynamicCache
-
-    config = SWAAConfig(window=8, sink_tokens=3, full_decode=[2], dense_tail=4)
-    model = tiny_model("llama")
-    swaa.adapt(model, config, quiet=True)
+    model = adapted("llama", SWAAConfig(window=8, sink_tokens=3, full_decode=[2], dense_tail=4))
     options = {"max_new_tokens": 6, "do_sample": False}
     own = model.generate(IDS, **options)
     assert torch.equal(model.generate(IDS, use_cache=False, **options), own)
@@ -150,11 +146,9 @@ def test_generate_without_a_cache_and_with_the_stock_cache():
 
 
 def test_a_cache_of_ours_in_direct_calls():
-    config = SWAAConfig(window=8, sink_tokens=3, dense_tail=4)
-    model = tiny_model("llama")
-    plans = swaa.adapt(model, config, quiet=True).plans
+    model = adapted("llama", SWAAConfig(window=8, sink_tokens=3, dense_tail=4))
     whole = logits(model, prompt=30)
-    cache = SWAACache(model.config, plans)
+    cache = SWAACache(model.config, model.generate.plans)
     with torch.no_grad(), swaa.prompt_length(30):
         chunks = IDS.split([20, 10, 1, 1, 8], dim=1)
         parts = [model(chunk, **cache_argument(cache)).logits for chunk in chunks]
@@ -163,9 +157,7 @@ def test_a_cache_of_ours_in_direct_calls():
 
 
 def test_a_later_turn_without_the_whole_conversation_is_refused():
-    config = SWAAConfig(window=8, sink_tokens=3, dense_tail=4)
-    model = tiny_model("llama")
-    swaa.adapt(model, config, quiet=True)
+    model = adapted("llama", SWAAConfig(window=8, sink_tokens=3, dense_tail=4))
     first = model.generate(IDS, max_new_tokens=3, return_dict_in_generate=True)
     with pytest.raises(ValueError, match="pass the whole conversation"):
         model.generate(
@@ -183,8 +175,7 @@ def test_a_configuration_that_changes_nothing_is_refused():
 
 
 def test_an_undeclared_prompt_length_is_refused():
-    model = tiny_model("llama")
-    swaa.adapt(model, CONFIG, quiet=True)
+    model = adapted("llama", CONFIG)
     with pytest.raises(ValueError, match="prompt length is not declared"):
         model(IDS)
     swaa.adapt(model, SWAAConfig(window=8, sink_tokens=3), quiet=True)
@@ -192,87 +183,52 @@ def test_an_undeclared_prompt_length_is_refused():
 
 
 def test_compiled_model_with_declared_prompt():
-    model = tiny_model("llama")
-    swaa.adapt(model, SWAAConfig(window=8, sink_tokens=3), quiet=True)
+    model = adapted("llama", SWAAConfig(window=8, sink_tokens=3))
     with torch.no_grad():
         expected = model(IDS, use_cache=False).logits
         compiled = torch.compile(model, backend="eager", fullgraph=True)
         torch.testing.assert_close(compiled(IDS, use_cache=False).logits, expected)
 
 
-def refused(family, match, **options):
-    config = AutoConfig.for_model(family, **{**COMMON, **options})
-    model = AutoModelForCausalLM.from_config(config)
-    with pytest.raises(ValueError, match=match):
+@pytest.mark.parametrize(
+    ("name", "options", "reason"),
+    [
+        ("gpt_oss", {}, "learned sink logits"),
+        ("gemma2", {}, "soft-caps"),
+        ("deepseek_v3", {}, "multi-head latent attention"),
+        ("bloom", {}, "AttentionInterface"),
+        ("mistral", {"sliding_window": 24}, "no full-attention layer"),
+        ("gemma3", {}, "composite"),
+    ],
+)
+def test_models_that_would_be_answered_wrongly_are_refused(name, options, reason):
+    config = tiny_config(name)
+    config.update(options)
+    model = build(config)
+    with pytest.raises(ValueError, match=reason):
         swaa.adapt(model, CONFIG)
     assert model.config._attn_implementation != "swaa"
 
 
-def test_learned_sink_logits_are_refused():
-    refused("gpt_oss", "learned sink logits", num_local_experts=4, num_experts_per_tok=2)
-
-
-def test_soft_capping_is_refused():
-    refused("gemma2", "soft-caps")
-
-
-def test_latent_attention_is_refused():
-    refused(
-        "deepseek_v3",
-        "multi-head latent attention",
-        kv_lora_rank=16,
-        q_lora_rank=16,
-        qk_rope_head_dim=8,
-        qk_nope_head_dim=8,
-        v_head_dim=16,
-        n_routed_experts=4,
-        num_experts_per_tok=2,
-        moe_intermediate_size=32,
-        n_group=1,
-        topk_group=1,
-    )
-
-
-def test_models_without_the_attention_interface_are_refused():
-    refused("bloom", "AttentionInterface", n_layer=2, n_head=4)
-
-
-def test_models_that_slide_everywhere_are_refused():
-    refused("mistral", "no full-attention layer", sliding_window=24)
-
-
-def test_composite_models_are_refused():
-    config = AutoConfig.for_model("gemma3")
-    config.text_config.update({**COMMON, "num_hidden_layers": 1})
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    with pytest.raises(ValueError, match="composite"):
-        swaa.adapt(model, CONFIG)
-
-
-def test_what_is_no_model_is_refused():
-    with pytest.raises(TypeError, match="expected a loaded Transformers model"):
-        swaa.adapt(torch.nn.Linear(2, 2), CONFIG)
-
-
-def test_a_model_without_configuration_says_so():
-    with pytest.raises(ValueError, match="carries no 'swaa'"):
-        swaa.adapt(tiny_model("llama"))
-
-
-def test_restoring_twice_is_an_error():
-    with pytest.raises(ValueError, match="nothing to restore"):
-        swaa.restore(tiny_model("llama"))
-
-
-def test_an_unknown_backend_is_an_error():
-    with pytest.raises(ValueError, match="no attention backend 'fast'"):
-        swaa.adapt(tiny_model("llama"), CONFIG, backend="fast")
+@pytest.mark.parametrize(
+    ("action", "error", "match"),
+    [
+        (lambda _: swaa.adapt(torch.nn.Linear(2, 2), CONFIG), TypeError, "model, got Linear"),
+        (lambda _: swaa.adapt("gpt2", CONFIG), TypeError, "a loaded Transformers model, got str"),
+        (lambda _: swaa.restore("gpt2"), TypeError, "a loaded Transformers model, got str"),
+        (swaa.restore, ValueError, "nothing to restore"),
+        (swaa.adapt, ValueError, "carries no 'swaa'"),
+        (lambda m: swaa.adapt(m, ["fast"]), TypeError, r"a recipe or a path, got \['fast'\]"),
+        (lambda m: swaa.adapt(m, CONFIG, backend="fast"), ValueError, "no .* backend 'fast'"),
+    ],
+)
+def test_mistakes_are_named(action, error, match):
+    with pytest.raises(error, match=f"expected.*{match}" if error is TypeError else match):
+        action(tiny_model("llama"))
 
 
 def test_dropout_is_refused():
-    model = tiny_model("llama")
-    swaa.adapt(model, SWAAConfig(window=8), quiet=True)
+    model = adapted("llama", WINDOW)
     model.train()
     for layer in model.model.layers:
         layer.self_attn.attention_dropout = 0.1
@@ -280,34 +236,37 @@ def test_dropout_is_refused():
         model(IDS)
 
 
-def test_masks_with_holes_are_refused():
-    model = tiny_model("llama")
-    swaa.adapt(model, SWAAConfig(window=8), quiet=True)
-    mask = torch.ones_like(IDS)
-    mask[0, 10:12] = 0
-    with pytest.raises(ValueError, match="holes"):
-        model(IDS, attention_mask=mask)
+def mask_without(*slots, batch=1):
+    mask = torch.ones(batch, 40, dtype=torch.long)
+    mask[(-1, slice(*slots))] = 0
+    return mask
 
 
-def test_dense_masks_are_refused():
-    model = tiny_model("llama")
-    swaa.adapt(model, SWAAConfig(window=8), quiet=True)
-    with pytest.raises(ValueError, match="makes its own mask"):
-        model(IDS, attention_mask=torch.ones(1, 1, 40, 40))
-
-
-def test_continuous_batching_is_refused():
-    model = tiny_model("llama")
-    swaa.adapt(model, SWAAConfig(window=8), quiet=True)
-    with pytest.raises(ValueError, match="continuous batching"):
-        model.generate_batch([[1, 2, 3]])
-    with pytest.raises(ValueError, match="continuous batching"):
-        model.generate(IDS, cache_implementation="paged")
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        (lambda m: m(IDS, attention_mask=mask_without(10, 12)), "holes"),
+        (lambda m: m(IDS, attention_mask=torch.ones(1, 1, 40, 40)), "makes its own mask"),
+        (lambda m: m.generate_batch([[1, 2, 3]]), "continuous batching"),
+        (lambda m: m.generate(IDS, cache_implementation="paged"), "continuous batching"),
+        (
+            lambda m: m.generate(IDS, attention_mask=mask_without(12, 14), prefill_chunk_size=8),
+            "holes",
+        ),
+        (lambda m: m.generate(IDS, attention_mask=mask_without(38, 40)), "padded on the right"),
+        (
+            lambda m: m.generate(IDS.repeat(3, 1), attention_mask=mask_without(0, 40, batch=3)),
+            r"prompt 2 of 3 \(from 0\) is empty",
+        ),
+    ],
+)
+def test_calls_that_would_be_answered_wrongly_are_refused(call, reason):
+    with pytest.raises(ValueError, match=reason):
+        call(adapted("llama", WINDOW))
 
 
 def test_a_model_loaded_with_our_implementation_but_not_adapted_says_so():
-    model = tiny_model("llama")
-    swaa.adapt(model, SWAAConfig(window=8), quiet=True)
+    model = adapted("llama", WINDOW)
     for layer in model.model.layers:
         del layer.self_attn.swaa_layer
     with pytest.raises(ValueError, match="not adapted"):
@@ -318,81 +277,41 @@ def test_a_model_loaded_with_our_implementation_but_not_adapted_says_so():
 @pytest.mark.filterwarnings("ignore:You are calling .generate:UserWarning")
 def test_layers_spread_by_accelerate():
     accelerate = pytest.importorskip("accelerate", reason="accelerate is an optional extra")
-    model = tiny_model("llama")
-    swaa.adapt(model, CONFIG, quiet=True)
+    model = adapted("llama", CONFIG)
     expected = model.generate(IDS, max_new_tokens=5, do_sample=False)
     accelerate.cpu_offload(model)  # a hook on every module moves its arguments
     assert torch.equal(model.generate(IDS, max_new_tokens=5, do_sample=False), expected)
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_compiled_decoding_calls_one_operator(backend):
-    from transformers import CompileConfig
-
-    model = tiny_model("llama")
-    swaa.adapt(model, CONFIG, quiet=True)
+def test_compiled_decoding_calls_one_operator():
+    """Under aot_eager; under eager see test_static_cache_compiled_without_graph_breaks."""
+    model = adapted("llama", CONFIG)
     options = {"max_new_tokens": 6, "do_sample": False, "cache_implementation": "static"}
     expected = model.generate(IDS, disable_compile=True, **options)
-    compiled = CompileConfig(backend=backend, fullgraph=True)
+    compiled = CompileConfig(backend="aot_eager", fullgraph=True)
     compiled._compile_all_devices = True
     assert torch.equal(model.generate(IDS, compile_config=compiled, **options), expected)
 
 
 def test_holes_are_noticed_in_short_passes_too():
-    model = tiny_model("llama")
-    swaa.adapt(model, SWAAConfig(window=8), quiet=True)
-    mask = torch.ones(1, 48, dtype=torch.long)
-    mask[0, 20:22] = 0
+    model = adapted("llama", WINDOW)
+    mask = torch.nn.functional.pad(mask_without(20, 22), (0, 8), value=1)
     first = model(IDS, use_cache=True)
     with pytest.raises(ValueError, match="holes"):
         model(IDS[:, :8], attention_mask=mask, **cache_argument(cache_of(first)))
-    with pytest.raises(ValueError, match="holes"):
-        model.generate(IDS, attention_mask=mask[:, 8:], prefill_chunk_size=8)
-
-
-def test_prompts_padded_on_the_right_are_refused():
-    model = tiny_model("llama")
-    swaa.adapt(model, SWAAConfig(window=8), quiet=True)
-    mask = torch.ones_like(IDS)
-    mask[0, 38:] = 0
-    with pytest.raises(ValueError, match="padded on the right"):
-        model.generate(IDS, attention_mask=mask, max_new_tokens=2)
-
-
-def test_an_empty_prompt_in_a_batch_is_named():
-    model = tiny_model("llama")
-    swaa.adapt(model, SWAAConfig(window=8), quiet=True)
-    mask = torch.ones(3, 40, dtype=torch.long)
-    mask[1] = 0
-    with pytest.raises(ValueError, match=r"prompt 1 of 3 \(from 0\) is empty"):
-        model.generate(IDS.repeat(3, 1), attention_mask=mask, max_new_tokens=2)
 
 
 def test_a_failed_adaptation_leaves_the_earlier_one_in_force():
-    model = tiny_model("llama")
-    swaa.adapt(model, CONFIG, quiet=True)
+    model = adapted("llama", CONFIG)
     before = logits(model)
     with pytest.raises(ValueError, match="no layer would slide"):
         swaa.adapt(model, SWAAConfig(window=8, full_layers="first:1"))
     assert torch.equal(logits(model), before)
 
 
-@pytest.mark.parametrize("action", [lambda m: swaa.adapt(m, CONFIG), swaa.restore])
-def test_a_name_is_no_model(action):
-    with pytest.raises(TypeError, match="expected a loaded Transformers model, got str"):
-        action("gpt2")
-
-
-def test_a_list_is_no_configuration():
-    with pytest.raises(TypeError, match=r"expected the name of a recipe or a path, got \['fast'\]"):
-        swaa.adapt(tiny_model("llama"), ["fast"])
-
-
 def test_a_reset_cache_starts_afresh():
-    config = SWAAConfig(window=8, sink_tokens=3, full_decode=[2])
-    model = tiny_model("llama")
-    plans = swaa.adapt(model, config, quiet=True).plans
-    cache = SWAACache(model.config, plans)
+    model = adapted("llama", SWAAConfig(window=8, sink_tokens=3, full_decode=[2]))
+    cache = SWAACache(model.config, model.generate.plans)
     with torch.no_grad(), swaa.prompt_length(40):
         first = model(IDS, **cache_argument(cache)).logits
         cache.reset()

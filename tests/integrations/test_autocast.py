@@ -11,7 +11,7 @@ from trl import SFTConfig, SFTTrainer
 import swaa
 from swaa import SWAAConfig
 from tests.checkpoint import save_checkpoint
-from tests.integrations.families import tiny_model
+from tests.integrations.families import adapted, tiny_model
 from tests.training.conftest import UPSTREAM
 
 CONFIG = SWAAConfig(window=8, sink_tokens=3)
@@ -79,17 +79,22 @@ def test_backends_compute_outside_autocast():
     assert set(seen) == {(False, torch.bfloat16, torch.bfloat16)}
 
 
-def test_the_trainer_of_transformers_in_bfloat16(tmp_path):
-    model = tiny_model("llama")
-    swaa.adapt(model, CONFIG, quiet=True)
-    rows = Dataset.from_dict({"input_ids": IDS.tolist(), "labels": IDS.tolist()})
-    arguments = TrainingArguments(
-        output_dir=str(tmp_path), bf16=True, use_cpu=True, max_steps=8, learning_rate=1e-2,
-        report_to="none", disable_tqdm=True, logging_steps=1, save_strategy="no",
-    )  # fmt: skip
-    trainer = Trainer(model=model, args=arguments, train_dataset=rows)
+SETTINGS = {
+    "bf16": True, "use_cpu": True, "max_steps": 8, "learning_rate": 1e-2, "report_to": "none",
+    "disable_tqdm": True, "logging_steps": 1, "save_strategy": "no",
+}  # fmt: skip
+
+
+def losses_of(trainer):
     trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def test_the_trainer_of_transformers_in_bfloat16(tmp_path):
+    model = adapted("llama", CONFIG)
+    rows = Dataset.from_dict({"input_ids": IDS.tolist(), "labels": IDS.tolist()})
+    arguments = TrainingArguments(output_dir=str(tmp_path), **SETTINGS)
+    losses = losses_of(Trainer(model=model, args=arguments, train_dataset=rows))
     assert losses[-1] < 0.9 * losses[0]
 
 
@@ -98,16 +103,12 @@ def test_trl_in_its_default_precision(tmp_path):
 
     loaded = load_model(str(save_checkpoint(tmp_path)), dtype="float32", device="cpu")
     swaa.adapt(loaded.model, CONFIG, quiet=True)
-    arguments = SFTConfig(
-        output_dir=str(tmp_path), bf16=True, use_cpu=True, max_steps=8, learning_rate=1e-2,
-        report_to="none", disable_tqdm=True, logging_steps=1, save_strategy="no",
-    )  # fmt: skip
+    arguments = SFTConfig(output_dir=str(tmp_path), **SETTINGS)
     trainer = SFTTrainer(
         model=loaded.model,
         args=arguments,
         train_dataset=Dataset.from_dict({"text": ["one two three four " * 4, "five six " * 6]}),
         processing_class=loaded.tokenizer,
     )
-    trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    losses = losses_of(trainer)
     assert losses[-1] < losses[0]

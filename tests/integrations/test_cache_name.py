@@ -3,21 +3,14 @@
 import pytest
 import torch
 
-import swaa
 from swaa.integrations.transformers.cache_name import CACHE, NAMES, cache_in, cache_of
-from tests.integrations.families import tiny_model
+from tests.integrations.families import adapted
 from tests.integrations.test_generate_modes import MIXED, generate, prompt
-
-
-def adapted():
-    model = tiny_model("llama")
-    swaa.adapt(model, MIXED, quiet=True)
-    return model
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_generate_takes_a_kept_cache_by_either_name(name):
-    model = adapted()
+    model = adapted("llama", MIXED)
     first = generate(model, *prompt(batch=1))
     ids = torch.cat([first.sequences, prompt(batch=1, tokens=6)[0]], dim=1)
     kept = cache_of(first)
@@ -27,7 +20,7 @@ def test_generate_takes_a_kept_cache_by_either_name(name):
 
 
 def test_both_names_at_once_are_refused():
-    model = adapted()
+    model = adapted("llama", MIXED)
     kept = cache_of(generate(model, *prompt(batch=1)))
     with pytest.raises(ValueError, match=f"cache and past_key_values are given.*pass {CACHE}"):
         generate(model, *prompt(batch=1), **dict.fromkeys(NAMES, kept))

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import swaa
 from swaa.attention import api
 from swaa.integrations.transformers.cache import SWAACache
-from swaa.integrations.transformers.cache_name import cache_argument, cache_in, cache_of
+from swaa.integrations.transformers.cache_name import cache_argument, cache_of
 from swaa.integrations.transformers.compiled_layers import compiled_layers, decoder_layers
 from swaa.integrations.transformers.decode_step import DecodeStep
 from swaa.integrations.transformers.fast import graph_sample, plans_of, prefill
@@ -19,9 +19,10 @@ from swaa.integrations.transformers.static_cache import StaticSWAACache
 from swaa.integrations.transformers.support import UnsupportedModelError, find_layers
 from swaa.phase import Phase
 from swaa.plan import price
-from tests.integrations.families import FAMILIES, tiny_model
+from tests.integrations.families import adapted, tiny_model
 from tests.integrations.test_generate_modes import (
     CONFIGS,
+    FAMILIES_AND_CONFIGS,
     FULL_DECODE,
     MIXED_TAIL,
     PAD,
@@ -32,21 +33,24 @@ from tests.integrations.test_generate_modes import (
     prompt,
 )
 
-SERVED = [family for family in FAMILIES if family not in ("gemma3_text", "qwen3_next")]
+OTHER_LAYERS = ("gemma3_text", "qwen3_next")
 NEW = 25
 """New tokens: a ring of 8 is overwritten three times."""
 
 
-def adapted(family, config):
-    model = tiny_model(family)
-    swaa.adapt(model, config, quiet=True)
-    return model
+@pytest.mark.parametrize(("family", "config"), FAMILIES_AND_CONFIGS)
+def test_every_family_decodes_exactly(family, config):
+    if family in OTHER_LAYERS:
+        pytest.skip("has layers that a static cache does not serve")
+    decodes_exactly(family, config, chunk=10)
 
 
-@pytest.mark.parametrize("chunk", [None, 10], ids=["whole", "chunks"])
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-@pytest.mark.parametrize("family", SERVED)
-def test_every_family_decodes_exactly(family, config, chunk):
+def test_a_prompt_in_one_pass_decodes_exactly(config):
+    decodes_exactly("llama", config, chunk=None)
+
+
+def decodes_exactly(family, config, *, chunk):
     model = adapted(family, config)
     options = {"prefill_chunk_size": chunk, "max_new_tokens": NEW}
     output = generate(model, *prompt(), custom_generate=graph_sample, **options)
@@ -187,8 +191,13 @@ def without_attention(model):
 
 
 @pytest.mark.parametrize("padding", [0, PAD], ids=["even", "padded"])
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-@pytest.mark.parametrize("family", ["qwen3", "qwen3_moe"])
+@pytest.mark.parametrize(
+    ("family", "config"),
+    [
+        *(pytest.param("qwen3", config, id=name) for name, config in CONFIGS.items()),
+        pytest.param("qwen3_moe", CONFIGS["heads and tail"], id="experts"),
+    ],
+)
 def test_the_host_waits_for_nothing(family, config, padding, reads):
     model = adapted(family, config)
     without_attention(model)
@@ -201,7 +210,7 @@ def test_the_host_waits_for_nothing(family, config, padding, reads):
         cache = static_cache(model)
         logits = prefill(model, ids, cache, chunk=None, starts=starts)
         step = DecodeStep(model, cache, logits.argmax(-1), starts=starts)
-        for _ in range(NEW - 1):
+        for _ in range(SLIDING.window + 2):  # until a ring is overwritten
             step()
         assert reads.count == 0
         bool(logits.isnan().any())
@@ -212,8 +221,7 @@ def test_the_host_waits_for_nothing(family, config, padding, reads):
 def test_the_ordinary_path_reads_nothing_per_layer(declared, reads):
     counts = []
     for layers in (2, 4):
-        model = tiny_model("qwen3", num_hidden_layers=layers)
-        swaa.adapt(model, replace(MIXED_TAIL, full_decode=[1]), quiet=True)
+        model = adapted("qwen3", replace(MIXED_TAIL, full_decode=[1]), num_hidden_layers=layers)
         without_attention(model)
         end = PROMPT if declared == "int" else torch.tensor([PROMPT, PROMPT])
         cache = SWAACache(model.config, plans_of(model))
@@ -245,18 +253,12 @@ def test_compiled_layers_change_nothing_and_compile_once_for_all_layers(family):
     for a, b in zip(actual.logits, expected.logits, strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
     assert len(graphs) == made  # a second run compiles nothing
-    deep = adapted_deep(family)
+    deep = adapted(family, MIXED_TAIL, num_hidden_layers=6)
     torch._dynamo.reset()
     graphs.clear()
     with compiled_layers(deep, backend=backend):
         generate(deep, ids, mask, **options)
     assert len(graphs) == made  # nor do more layers
-
-
-def adapted_deep(family):
-    model = tiny_model(family, num_hidden_layers=6)
-    swaa.adapt(model, MIXED_TAIL, quiet=True)
-    return model
 
 
 def test_compiled_layers_leave_no_trace():
@@ -278,7 +280,7 @@ def test_layers_that_cannot_be_found_are_refused():
 
 
 def test_models_of_other_layers_are_refused():
-    for family in ("gemma3_text", "qwen3_next"):
+    for family in OTHER_LAYERS:
         model = adapted(family, SLIDING)
         with pytest.raises(UnsupportedModelError, match=r"layer 0 of .* use the ordinary generate"):
             generate(model, *prompt(), custom_generate=graph_sample)
@@ -291,28 +293,28 @@ def test_a_sliding_layer_of_the_models_own_has_no_static_form():
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("given", "message"),
     [
-        ({"num_beams": 2}, "no beams"),
-        (cache_argument("kept"), "pass no cache"),
+        (lambda ids, model: {"input_ids": ids, "num_beams": 2}, "no beams"),
+        (lambda ids, model: second_turn(model, ids), "pass no cache"),
+        (
+            lambda ids, model: {"inputs_embeds": model.get_input_embeddings()(ids)},
+            "takes input_ids",
+        ),
     ],
-    ids=["beams", "kept"],
+    ids=["beams", "kept", "embeddings"],
 )
-def test_what_the_fast_path_cannot_do_is_refused(options, message):
+def test_what_the_fast_path_cannot_do_is_refused(given, message):
     model = adapted("llama", FULL_DECODE)
-    ids = prompt(batch=1)[0]
-    if cache_in(options):
-        first = generate(model, ids, torch.ones_like(ids))
-        ids, options = first.sequences, cache_argument(cache_of(first))
+    options = given(prompt(batch=1)[0], model)
     with pytest.raises(ValueError, match=message):
-        generate(model, ids, torch.ones_like(ids), custom_generate=graph_sample, **options)
+        model.generate(custom_generate=graph_sample, max_new_tokens=2, **options)
 
 
-def test_embeddings_instead_of_ids_are_refused():
-    model = adapted("llama", FULL_DECODE)
-    embeds = model.get_input_embeddings()(prompt(batch=1)[0])
-    with pytest.raises(ValueError, match="takes input_ids"):
-        model.generate(inputs_embeds=embeds, custom_generate=graph_sample, max_new_tokens=2)
+def second_turn(model, ids, **options):
+    first = generate(model, ids, torch.ones_like(ids), **options)
+    asked = torch.cat([first.sequences, ids[:, :3]], dim=1)
+    return {"input_ids": asked, **cache_argument(cache_of(first))}
 
 
 def test_a_model_that_is_not_adapted_has_no_plans():
@@ -333,11 +335,9 @@ def test_more_tokens_than_the_cache_holds_are_refused():
 def test_a_static_cache_serves_no_second_turn(config):
     model = adapted("llama", config)
     ids = prompt(batch=1)[0]
-    first = generate(model, ids, torch.ones_like(ids), custom_generate=graph_sample)
-    longer = torch.cat([first.sequences, ids[:, :3]], dim=1)
-    kept = cache_argument(cache_of(first))
+    asked = second_turn(model, ids, custom_generate=graph_sample)
     with pytest.raises(ValueError, match="serves one prompt and its answer"):
-        generate(model, longer, torch.ones_like(longer), **kept)
+        model.generate(max_new_tokens=2, **asked)
 
 
 def test_rows_of_a_step_stay_on_their_device():
@@ -355,16 +355,7 @@ def test_a_rolling_layer_needs_to_know_its_rows():
     model = adapted("llama", SLIDING)
     layer = static_cache(model).layers[0]
     states = torch.zeros(1, 2, 4, 16)
-    rows = RowInfo(
-        batch=1,
-        queries=4,
-        q_offset=7,
-        starts=None,
-        native_window=None,
-        kv_offset=0,
-        phase=Phase(prompt_length=4),
-        device=torch.device("cpu"),
-    )
-    announce(rows)
+    phase = Phase(prompt_length=4)
+    announce(RowInfo(batch=1, queries=4, q_offset=7, phase=phase, device=torch.device("cpu")))
     with pytest.raises(ValueError, match="adapted models only"):
         layer.update(states, states)

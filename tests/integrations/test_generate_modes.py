@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import CompileConfig
 
-import swaa
 from swaa import SWAAConfig
 from swaa.integrations.transformers.cache import RollingLayer, SWAACache
 from swaa.integrations.transformers.cache_name import cache_argument, cache_of
-from tests.integrations.families import FAMILIES, NATIVE_WINDOW, layer_types, tiny_model
+from tests.integrations.families import FAMILIES, NATIVE_WINDOW, adapted, layer_types
 from tests.integrations.loop_model import build_masks, loop_logits, positions, rows_of
 
 PROMPT, NEW, PAD = 41, 8, 7
@@ -30,6 +30,18 @@ CONFIGS = {
     "heads and tail": HEADS_TAIL,
 }
 LINEAR = ["qwen3_next"]
+ALL_KINDS = ("llama", "gemma3_text", "qwen3_next")
+"""Families that differ in their kinds of layers, with every configuration.
+
+The others meet every kind of row in two: "mixed" has full and sliding layers and full decode,
+"heads and tail" a full layer, KV heads that differ, and a dense tail.
+"""
+FAMILIES_AND_CONFIGS = [
+    pytest.param(family, config, id=f"{family}-{name}")
+    for family in FAMILIES
+    for name, config in CONFIGS.items()
+    if family in ALL_KINDS or name in ("mixed", "heads and tail")
+]
 
 
 def prompt(batch=2, tokens=PROMPT):
@@ -74,26 +86,23 @@ def family(request):
     return request.param
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize(("family", "config"), FAMILIES_AND_CONFIGS)
 def test_left_padded_batch(family, config):
-    model = tiny_model(family)
-    swaa.adapt(model, config, quiet=True)
+    model = adapted(family, config)
     check(model, config, generate(model, *prompt()), [0, PAD])
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize(("family", "config"), FAMILIES_AND_CONFIGS)
 def test_chunked_prefill_with_a_last_chunk_of_one_token(family, config):
-    model = tiny_model(family)
-    swaa.adapt(model, config, quiet=True)
+    model = adapted(family, config)
     check(model, config, generate(model, *prompt(), prefill_chunk_size=10), [0, PAD])
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize(("family", "config"), FAMILIES_AND_CONFIGS)
 def test_prompt_lookup_decoding(family, config):
     if family in LINEAR:
         pytest.skip("Transformers has no assisted decoding for models with linear layers")
-    model = tiny_model(family)
-    swaa.adapt(model, config, quiet=True)
+    model = adapted(family, config)
     ids, mask = prompt(batch=1)
     ids[0, 20:40] = ids[0, :20]  # so that there is something to look up
     check(model, config, generate(model, ids, mask, prompt_lookup_num_tokens=4), [0])
@@ -101,8 +110,7 @@ def test_prompt_lookup_decoding(family, config):
 
 @pytest.mark.parametrize("config", [MIXED_TAIL, HEADS, HEADS_TAIL])
 def test_beam_search(family, config):
-    model = tiny_model(family)
-    swaa.adapt(model, config, quiet=True)
+    model = adapted(family, config)
     ids, mask = prompt()
     output = generate(model, ids, mask, num_beams=3)
     rows = rows_of(PROMPT, config.dense_tail, PROMPT + NEW)
@@ -114,8 +122,7 @@ def test_beam_search(family, config):
 
 @pytest.mark.parametrize("config", [MIXED_TAIL, HEADS_TAIL])
 def test_several_sequences_per_prompt(family, config):
-    model = tiny_model(family)
-    swaa.adapt(model, config, quiet=True)
+    model = adapted(family, config)
     output = generate(model, *prompt(), num_return_sequences=2, do_sample=True, top_k=0)
     check(model, config, output, [0, 0, PAD, PAD])
 
@@ -124,24 +131,21 @@ def test_several_sequences_per_prompt(family, config):
     "config", [FULL_DECODE, SLIDING, HEADS_TAIL], ids=["full", "sliding", "heads"]
 )
 def test_static_cache(family, config):
-    model = tiny_model(family)
-    swaa.adapt(model, config, quiet=True)
+    model = adapted(family, config)
     output = generate(model, *prompt(), cache_implementation="static", disable_compile=True)
     check(model, config, output, [0, PAD])
 
 
 def test_prompt_shorter_than_the_window(family):
     config = SWAAConfig(window=64, sink_tokens=3, full_decode=[2], dense_tail=4)
-    model = tiny_model(family)
-    swaa.adapt(model, config, quiet=True)
+    model = adapted(family, config)
     ids, mask = prompt(batch=1, tokens=5)
     check(model, config, generate(model, ids, mask), [0], prompt_length=5)
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize(("family", "config"), FAMILIES_AND_CONFIGS)
 def test_second_turn_with_the_kept_cache(family, config):
-    model = tiny_model(family)
-    swaa.adapt(model, config, quiet=True)
+    model = adapted(family, config)
     ids, mask = prompt(batch=1)
     first = generate(model, ids, mask)
     cached = first.sequences.shape[1] - 1  # the last token's keys come with the next turn
@@ -160,30 +164,24 @@ def test_second_turn_with_the_kept_cache(family, config):
 
 
 def test_an_assistant_model_drafts():
-    model, assistant = tiny_model("llama"), tiny_model("llama")
+    model, assistant = adapted("llama", MIXED_TAIL), adapted("llama", MIXED_TAIL)
     with torch.no_grad():  # nearly the same model: some drafts are taken, some are not
         assistant.lm_head.weight += 0.02 * torch.randn_like(assistant.lm_head.weight)
-    for one in (model, assistant):
-        swaa.adapt(one, MIXED_TAIL, quiet=True)
     check(model, MIXED_TAIL, generate(model, *prompt(batch=1), assistant_model=assistant), [0])
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_static_cache_compiled_without_graph_breaks(family):
-    from transformers import CompileConfig
-
     compiled = CompileConfig(backend="eager", fullgraph=True)
     compiled._compile_all_devices = True
-    model = tiny_model(family)
-    swaa.adapt(model, FULL_DECODE, quiet=True)
+    model = adapted(family, FULL_DECODE)
     output = generate(model, *prompt(), cache_implementation="static", compile_config=compiled)
     check(model, FULL_DECODE, output, [0, PAD])
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen3_next"])
 def test_layers_that_slide_in_decoding_keep_sinks_and_window(family):
-    model = tiny_model(family)
-    swaa.adapt(model, MIXED_TAIL, quiet=True)
+    model = adapted(family, MIXED_TAIL)
     cache = cache_of(generate(model, *prompt()))
     assert isinstance(cache, SWAACache)
     types = layer_types(model)

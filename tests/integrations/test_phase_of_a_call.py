@@ -6,6 +6,7 @@ import threading
 import pytest
 import torch
 from transformers import (
+    CompileConfig,
     LogitsProcessorList,
     StoppingCriteriaList,
     UnbatchedClassifierFreeGuidanceLogitsProcessor,
@@ -266,8 +267,6 @@ def switched():
 
 
 def test_the_adapter_is_switched_in_compiled_code(switched):
-    from transformers import CompileConfig
-
     model, short, long = switched
     compiled = CompileConfig(backend="eager", fullgraph=True)
     compiled._compile_all_devices = True

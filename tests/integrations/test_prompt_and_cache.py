@@ -159,27 +159,26 @@ def test_only_new_tokens_with_a_mask_of_all_are_the_second_turn(config):
     assert torch.equal(new[:, -6:], whole[:, -6:])
 
 
+@pytest.mark.parametrize(
+    ("new", "options", "reason"),
+    [
+        (
+            6,
+            {"attention_mask": torch.ones(1, 50, dtype=torch.long)},
+            "got 6 tokens and a mask of 50 for a cache that holds 46",
+        ),
+        (90, {}, "do not begin with the text that the cache holds"),
+    ],
+    ids=["a mask of something else", "a long message alone"],
+)
 @pytest.mark.parametrize("cache", ["ours", "stock"])
-def test_a_mask_that_spans_something_else_is_refused(cache):
+def test_what_does_not_continue_a_kept_cache_is_refused(cache, new, options, reason):
     model = sharp_model(SLIDING)
     kept = {} if cache == "ours" else cache_argument(DynamicCache(config=model.config))
     first = model.generate(tokens(41), return_dict_in_generate=True, **GREEDY, **kept)
-    with pytest.raises(ValueError, match="got 6 tokens and a mask of 50 for a cache that holds 46"):
-        model.generate(
-            tokens(6, seed=9),
-            attention_mask=torch.ones(1, 50, dtype=torch.long),
-            **cache_argument(cache_of(first)),
-            **GREEDY,
-        )
-
-
-@pytest.mark.parametrize("cache", ["ours", "stock"])
-def test_a_long_message_alone_is_not_taken_for_the_conversation(cache):
-    model = sharp_model(SLIDING)
-    kept = {} if cache == "ours" else cache_argument(DynamicCache(config=model.config))
-    first = model.generate(tokens(41), return_dict_in_generate=True, **GREEDY, **kept)
-    with pytest.raises(ValueError, match="do not begin with the text that the cache holds"):
-        model.generate(tokens(90, seed=9), **cache_argument(cache_of(first)), **GREEDY)
+    options = {**options, **cache_argument(cache_of(first)), **GREEDY}
+    with pytest.raises(ValueError, match=reason):
+        model.generate(tokens(new, seed=9), **options)
 
 
 def test_another_question_behind_a_kept_prefix_is_served():

@@ -10,8 +10,9 @@ from swaa.integrations.transformers.cache_name import cache_of
 from swaa.integrations.transformers.fast import graph_sample
 from tests.integrations.families import tiny_model
 from tests.integrations.loop_model import positions, rows_of
+from tests.integrations.test_generate_modes import PAD, generate, prompt
 
-PROMPT, NEW, PAD = 330, 6, 21
+PROMPT, NEW = 330, 6
 CONFIG = SWAAConfig(
     window=64,
     sink_tokens=5,
@@ -43,12 +44,13 @@ def sequence_mask(layer, query, key, start, scaling):
     """bool ``[heads, rows, keys]`` of one sequence whose text begins at slot ``start``."""
     heads, total = query.shape[:2]
     of = rows_of(STATE["prompt"], CONFIG.dense_tail, total)
-    mask = torch.zeros(heads, total, total, dtype=torch.bool)
+    # Lists: single elements of a tensor take far longer to write.
+    sliding = [[False] * total for _ in range(total)]
     for t in range(start, total):
         full = layer in CONFIG.full_layers or t in of.tail or t in of.answers
         for u in range(start, t + 1):
-            near = t - u < CONFIG.window or u - start < CONFIG.sink_tokens
-            mask[:, t, u] = full or near
+            sliding[t][u] = full or t - u < CONFIG.window or u - start < CONFIG.sink_tokens
+    mask = torch.tensor(sliding).repeat(heads, 1, 1)
     if layer not in (1, 2):
         return mask
     groups = heads // key.shape[0]
@@ -58,11 +60,11 @@ def sequence_mask(layer, query, key, start, scaling):
         asking = [t for t in rows if t - start >= CONFIG.window]  # the others see every key
         if not blocks or not asking:
             continue
+        fours = [[t for t in asking if (t - start) // 4 == n] for n in range(total)]
         for kv_head in range(key.shape[0]):
             best = {}
             for head in range(kv_head * groups, (kv_head + 1) * groups):
                 bounds = []
-                fours = [[t for t in asking if (t - start) // 4 == n] for n in range(total)]
                 q = torch.stack([query[head, four].mean(0) for four in fours if four])
                 for u in blocks:
                     keys = key[kv_head, u : u + 64]
@@ -86,63 +88,36 @@ def model():
     return tiny_model("llama")
 
 
-def prompt(batch=2):
-    generator = torch.Generator().manual_seed(4)
-    ids = torch.randint(2, 97, (batch, PROMPT), generator=generator)
-    mask = torch.ones_like(ids)
-    if batch > 1:
-        mask[1, :PAD] = 0
-        ids[1, :PAD] = 0
-    return ids, mask
-
-
-def check(model, batch=2, **options):
-    """Logits of every generated token equal those of the loops over the whole sequence."""
+@pytest.mark.parametrize(
+    ("batch", "options"),
+    [
+        (2, {}),
+        (1, {"prefill_chunk_size": 128}),  # whole blocks of rows
+        (1, {"cache_implementation": "static"}),
+        (1, {"prompt_lookup_num_tokens": 4}),
+        (1, {"custom_generate": graph_sample, "prefill_chunk_size": 128}),
+    ],
+    ids=["left-padded batch", "chunks", "static cache", "prompt lookup", "fast path"],
+)
+def test_every_mode_gives_the_logits_of_the_loops(model, batch, options):
     swaa.adapt(model, CONFIG, quiet=True)
-    ids, mask = prompt(batch)
-    output = model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        max_new_tokens=NEW,
-        do_sample=False,
-        output_logits=True,
-        return_dict_in_generate=True,
-        **options,
-    )
+    output = generate(model, *prompt(batch, PROMPT), max_new_tokens=NEW, **options)
     swaa.restore(model)
     starts = [0, PAD][:batch]
     total = output.sequences.shape[1]
     STATE.update(starts=starts, prompt=PROMPT)
-    before = model.config._attn_implementation
     model.set_attn_implementation("swaa_selected_loop")
     with torch.no_grad():
         wanted = model(
             input_ids=output.sequences, position_ids=positions(starts, total), use_cache=False
         ).logits[:, PROMPT - 1 : -1]
-    model.set_attn_implementation(before)
     actual = torch.stack(output.logits, dim=1)
     torch.testing.assert_close(actual, wanted[:, : actual.shape[1]], atol=1e-5, rtol=1e-5)
 
 
-def test_left_padded_batch(model):
-    check(model)
-
-
-def test_chunks_of_whole_row_blocks(model):
-    check(model, batch=1, prefill_chunk_size=128)
-
-
-def test_static_cache(model):
-    check(model, batch=1, cache_implementation="static")
-
-
-def test_prompt_lookup_decoding(model):
-    check(model, batch=1, prompt_lookup_num_tokens=4)
-
-
 def test_keys_are_chosen(model):
     """The tests above would pass without any choice if choosing made no difference."""
-    ids, mask = prompt(batch=1)
+    ids, mask = prompt(1, PROMPT)
     logits = {}
     for keys in (64, 128):
         config = SWAAConfig(**{**vars(CONFIG), "selected_keys": keys})
@@ -155,10 +130,7 @@ def test_keys_are_chosen(model):
 def test_a_cache_keeps_every_key_of_a_selected_layer(model):
     config = SWAAConfig(window=64, sink_tokens=5, selected_layers=[1], selected_keys=64)
     swaa.adapt(model, config, quiet=True)
-    ids, mask = prompt(batch=1)
-    output = model.generate(
-        input_ids=ids, attention_mask=mask, max_new_tokens=2, return_dict_in_generate=True
-    )
+    output = generate(model, *prompt(1, PROMPT), max_new_tokens=2)
     kept = [layer.keys.shape[2] for layer in cache_of(output).layers]
     assert kept == [69, PROMPT + 1, *[69] * (len(kept) - 2)]
 
@@ -166,7 +138,3 @@ def test_a_cache_keeps_every_key_of_a_selected_layer(model):
 def test_the_summary_names_selected_layers(model):
     summary = swaa.adapt(model, CONFIG, quiet=True).summary
     assert "64 selected keys in layers 1,2" in summary
-
-
-def test_the_fast_path(model):
-    check(model, batch=1, custom_generate=graph_sample, prefill_chunk_size=128)

@@ -6,7 +6,7 @@ import torch
 import swaa
 from swaa import SWAAConfig
 from swaa.phase import full_attention
-from tests.integrations.families import NATIVE_WINDOW, layer_types, tiny_model
+from tests.integrations.families import NATIVE_WINDOW, adapted, layer_types, tiny_model
 from tests.integrations.loop_model import Rows, build_masks, loop_logits
 
 CONFIG = SWAAConfig(window=8, sink_tokens=3, full_layers=[1], full_decode=[0, 2], dense_tail=4)
@@ -45,9 +45,8 @@ def expected(model, ids, answers, documents=None, position_ids=None):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_answer_rows_of_several_turns(family):
-    model, ids = tiny_model(family), tokens()
+    model, ids = adapted(family, CONFIG), tokens()
     answers = [[(14, 20), (30, 44)], [(2, 9), (12, 15), (40, 44)]]
-    swaa.adapt(model, CONFIG, quiet=True)
     with torch.no_grad(), swaa.attention_rows(spans(*answers)):
         actual = model(ids).logits
     torch.testing.assert_close(actual, expected(model, ids, answers), atol=1e-5, rtol=1e-5)
@@ -55,11 +54,10 @@ def test_answer_rows_of_several_turns(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_right_padding_does_not_reach_real_rows(family):
-    model, ids = tiny_model(family), tokens()
+    model, ids = adapted(family, CONFIG), tokens()
     answers = [[(14, 44)], [(10, 30)]]
     mask = torch.ones_like(ids)
     mask[1, 30:] = 0
-    swaa.adapt(model, CONFIG, quiet=True)
     with torch.no_grad(), swaa.attention_rows(spans(*answers)):
         actual = model(ids, attention_mask=mask).logits
     wanted = expected(model, ids, answers)
@@ -68,11 +66,10 @@ def test_right_padding_does_not_reach_real_rows(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_sequences_stay_apart(family):
-    model, ids = tiny_model(family), tokens(batch=1)
+    model, ids = adapted(family, CONFIG), tokens(batch=1)
     documents = [[0] * 20 + [1] * 2 + [2] * 22]
     position_ids = torch.cat([torch.arange(n) for n in (20, 2, 22)])[None]
     answers = [[(16, 20), (23, 26), (40, 44)]]  # the second answer's tail starts its document
-    swaa.adapt(model, CONFIG, quiet=True)
     with torch.no_grad(), swaa.attention_rows(spans(*answers)):
         actual = model(ids, position_ids=position_ids, use_cache=False).logits
     wanted = expected(model, ids, answers, documents, position_ids)
@@ -80,16 +77,14 @@ def test_packed_sequences_stay_apart(family):
 
 
 def test_packed_sequences_need_rows():
-    model, ids = tiny_model("llama"), tokens(batch=1)
+    model, ids = adapted("llama", CONFIG), tokens(batch=1)
     position_ids = torch.cat([torch.arange(20), torch.arange(24)])[None]
-    swaa.adapt(model, CONFIG, quiet=True)
     with pytest.raises(ValueError, match="attention_rows"), swaa.prompt_length(20):
         model(ids, position_ids=position_ids, use_cache=False)
 
 
 def test_prompt_lengths_may_differ_between_sequences():
-    model, ids = tiny_model("llama"), tokens()
-    swaa.adapt(model, CONFIG, quiet=True)
+    model, ids = adapted("llama", CONFIG), tokens()
     with torch.no_grad(), swaa.prompt_length(torch.tensor([20, 31])):
         actual = model(ids).logits
     wanted = expected(model, ids, [[(20, TOKENS)], [(31, TOKENS)]])
@@ -97,8 +92,7 @@ def test_prompt_lengths_may_differ_between_sequences():
 
 
 def test_gradient_checkpointing_changes_nothing():
-    model, ids = tiny_model("llama"), tokens()
-    swaa.adapt(model, CONFIG, quiet=True)
+    model, ids = adapted("llama", CONFIG), tokens()
     model.train()
     labels = torch.where(spans([(14, 44)], [(30, 44)]), ids, -100)
     gradients = []
@@ -127,8 +121,7 @@ def test_full_attention_is_the_model_before_it_was_adapted(family):
 
 
 def test_rows_of_another_shape_are_refused():
-    model, ids = tiny_model("llama"), tokens()
-    swaa.adapt(model, CONFIG, quiet=True)
+    model, ids = adapted("llama", CONFIG), tokens()
     rows = torch.ones(2, 3, dtype=torch.bool)
     with pytest.raises(ValueError, match="attention_rows got shape"), swaa.attention_rows(rows):
         model(ids)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from swaa.attention import swaa_attention
 from swaa.config import LayerPlan
-from swaa.integrations.chunks import Chunks, FullRows
+from swaa.integrations.chunks import FullRows
 from swaa.integrations.refusal import UnsupportedError
 from swaa.integrations.sglang import settings
 from swaa.integrations.sglang.metadata import Batch, Pages, Run, Table, runs, stage
@@ -202,9 +202,10 @@ class SlidingAttention(AttentionBackend):
         self, rows: Tensor, layer: Any, pages: Pages, run: Run, one: FullRows, output: Tensor
     ) -> None:
         """Attention of the rows of one request that see everything."""
-        batch = self._batch()
-        start = run.rows.start - _first_row(run.chunks)
-        request = run.requests.start + one.request - _first_request(run.chunks)
+        batch, chunks = self._batch(), run.chunks
+        assert chunks is not None
+        start = run.rows.start - chunks.layout.row
+        request = run.requests.start + one.request - chunks.layout.first
         keys, values = self._pools(layer)
         picked = slice(start + one.first, start + one.end)
         output[picked] = self._attend(
@@ -268,16 +269,6 @@ class SlidingAttention(AttentionBackend):
 
 def _by_head(q: Tensor, layer: Any) -> Tensor:
     return q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
-
-
-def _first_row(chunks: Chunks | None) -> int:
-    assert chunks is not None
-    return chunks.layout.row
-
-
-def _first_request(chunks: Chunks | None) -> int:
-    assert chunks is not None
-    return chunks.layout.first
 
 
 def _most_gathered(longest: int, kept: int) -> int:

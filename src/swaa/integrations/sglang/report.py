@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from sglang.srt.layers.radix_attention import RadixAttention
-from sglang.srt.runtime_context import get_memory, get_parallel
+from sglang.srt.runtime_context import get_memory, get_parallel, get_server_args
 
 from swaa.config import LayerPlan
 from swaa.integrations.launch import write_report
@@ -38,7 +38,8 @@ def verify(runner: Any) -> None:
     _check_backends(runner, plans)
     if get_memory().radix_cache_backend != support.CACHE:
         raise NotActiveError("swaa is not active: its radix cache is not in use")
-    layers = _attention_layers(runner)
+    modules = runner.model.named_modules()
+    layers = {name: module for name, module in modules if isinstance(module, RadixAttention)}
     for name, layer in layers.items():
         support.check_layer(name, layer)
     _check_count(runner, layers)
@@ -47,7 +48,7 @@ def verify(runner: Any) -> None:
     rank = parallel.pp_rank * parallel.tp_size + parallel.tp_rank
     logging.getLogger("sglang.srt.swaa").info("rank %d: %s", rank, line)
     if os.environ.get(REPORTS):
-        ranks = parallel.tp_size * parallel.pp_size // max(1, _nodes())
+        ranks = parallel.tp_size * parallel.pp_size // max(1, int(get_server_args().nnodes))
         write_report(os.environ[REPORTS], rank, ranks, line)
 
 
@@ -85,14 +86,6 @@ def _check_backends(runner: Any, plans: tuple[LayerPlan, ...]) -> None:
             raise NotActiveError(f"swaa is not active: {phase} follows other plans")
 
 
-def _attention_layers(runner: Any) -> dict[str, Any]:
-    return {
-        name: module
-        for name, module in runner.model.named_modules()
-        if isinstance(module, RadixAttention)
-    }
-
-
 def _check_count(runner: Any, layers: dict[str, Any]) -> None:
     expected = runner.layer_info.end_layer - runner.layer_info.start_layer
     if len({layer.layer_id for layer in layers.values()}) != expected or len(layers) != expected:
@@ -100,9 +93,3 @@ def _check_count(runner: Any, layers: dict[str, Any]) -> None:
             f"swaa is not active: {len(layers)} attention layers were found for {expected} decoder"
             " layers"
         )
-
-
-def _nodes() -> int:
-    from sglang.srt.runtime_context import get_server_args
-
-    return int(get_server_args().nnodes)

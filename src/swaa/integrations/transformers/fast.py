@@ -86,8 +86,6 @@ def prefill(
             queries=ids.shape[1],
             q_offset=first,
             starts=starts,
-            native_window=None,
-            kv_offset=0,
             phase=phase,
             device=device,
         )

@@ -54,11 +54,11 @@ class RowInfo:
         batch: int,
         queries: int,
         q_offset: Position,
-        starts: Tensor | None,
-        native_window: int | None,
-        kv_offset: int,
         phase: Phase,
         device: torch.device,
+        starts: Tensor | None = None,
+        native_window: int | None = None,
+        kv_offset: int = 0,
         may_pack: bool = False,
     ) -> None:
         self.batch = batch

@@ -265,16 +265,8 @@ class DecodeRows(RowInfo):
     """
 
     def __init__(self, kinds: dict[Kind, Filled], *, batch: int, device: torch.device) -> None:
-        super().__init__(
-            batch=batch,
-            queries=1,
-            q_offset=0,
-            starts=None,
-            native_window=None,
-            kv_offset=0,
-            phase=Phase(generating=True),
-            device=device,
-        )
+        phase = Phase(generating=True)
+        super().__init__(batch=batch, queries=1, q_offset=0, phase=phase, device=device)
         self.kinds = kinds
         self._arguments_of = {kind: filled.arguments() for kind, filled in kinds.items()}
 
