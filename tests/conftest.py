@@ -4,6 +4,12 @@ import importlib.util
 import pytest
 import torch
 
+from tests.interpreter import interpret
+
+if not torch.cuda.is_available() and not any(map(importlib.util.find_spec, ("vllm", "sglang"))):
+    # Now, because Transformers imports triton. The servers have venvs and kernels of their own.
+    interpret()
+
 
 @pytest.fixture(autouse=True)
 def _poisoned_memory(monkeypatch):

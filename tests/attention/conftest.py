@@ -3,12 +3,6 @@
 import importlib.util
 
 import pytest
-import torch
-
-from tests.interpreter import interpret
-
-if not torch.cuda.is_available():
-    interpret()
 
 
 @pytest.fixture(autouse=True)

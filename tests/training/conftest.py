@@ -4,13 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from swaa.config import SWAAConfig
-from tests.interpreter import interpret
-
-if not torch.cuda.is_available():
-    interpret()  # Transformers imports triton: what does so is imported later
 
 CHAT = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<end>\n{% endfor %}"
