@@ -35,7 +35,7 @@ test: lint  ## set up, then lint, types and every test that needs neither a GPU 
 	@echo "== tests"
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
-test-vllm:  ## vLLM on the CPU in a venv of its own (built once), then its tests (about 30 minutes)
+test-vllm:  ## vLLM on the CPU in a venv of its own (built once), then its tests (about 40 minutes)
 	PYTHON=$(PYTHON) VLLM_VENV=$(VENV)/vllm tests/vllm/lane.sh
 
 test-sglang:  ## SGLang on the CPU in a venv of its own (built once), then its tests (about 8 minutes)
