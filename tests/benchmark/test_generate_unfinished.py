@@ -7,7 +7,7 @@ import pytest
 
 from swaa import cli, results
 from swaa.benchmark.generate import measure as generate
-from swaa.benchmark.generate.unfinished import not_begun, rows_to_keep
+from swaa.benchmark.unfinished import not_begun, rows_to_keep
 
 ROWS = 3  # of a size: no attention, stock and one recipe
 

@@ -79,7 +79,7 @@ def _measure(args: argparse.Namespace) -> Result:
     from swaa import results
     from swaa.benchmark.generate.measure import measure
     from swaa.benchmark.generate.options import seen_whole
-    from swaa.benchmark.generate.unfinished import not_begun
+    from swaa.benchmark.unfinished import not_begun
 
     name, config = options.file_name(), options.config()
     path = results.result_path("generate", name, config, folder=args.results)

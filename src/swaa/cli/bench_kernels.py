@@ -67,9 +67,9 @@ def _measure(args: argparse.Namespace) -> Result:
     import torch
 
     from swaa import results
-    from swaa.benchmark.generate.unfinished import not_begun
     from swaa.benchmark.kernels import measure as kernels
     from swaa.benchmark.kernels.plot import plot_kernels
+    from swaa.benchmark.unfinished import not_begun
 
     found = None
     if torch.cuda.is_available():

@@ -32,8 +32,8 @@ from swaa.benchmark.generate.stock import (
     prefill_stocks,
 )
 from swaa.benchmark.generate.table import describe
-from swaa.benchmark.generate.unfinished import NOT_BEGUN, rows_to_keep, size_of
 from swaa.benchmark.timing import copy_rate, matmul_rate
+from swaa.benchmark.unfinished import NOT_BEGUN, rows_to_keep, size_of
 from swaa.config import SWAAConfig
 from swaa.integrations.transformers.attention import attached
 from swaa.integrations.transformers.compiled_layers import compiled_layers

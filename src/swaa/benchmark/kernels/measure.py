@@ -17,10 +17,10 @@ from torch import Tensor
 
 from swaa import results
 from swaa.attention import AttentionOutput, swaa_attention
-from swaa.benchmark.generate.unfinished import NOT_BEGUN
 from swaa.benchmark.kernels.candidates import Attention, Candidate, candidates
 from swaa.benchmark.kernels.work import PHASES, Mask, Shape
 from swaa.benchmark.timing import copy_rate, matmul_rate, time_graph, time_work
+from swaa.benchmark.unfinished import NOT_BEGUN
 from swaa.statistics import Percentiles
 from swaa.testing import keys_seen
 
