@@ -117,7 +117,7 @@ def test_the_command_answers_each_line_of_a_pipe(talk):
     code, out, err = talk("Who signed?\n\n/reset\nWho signed?\n", "--window", "64")
     assert code == 0
     lines = out.splitlines()
-    assert lines[0].startswith("adapted 3 of 4 layers: window 64, 128 sinks, full layers")
+    assert lines[0].startswith("adapted 4 of 4 layers: window 64, 128 sinks, full decode")
     first, second = [part for part in out[len(lines[0]) + 1 :].split("\n\n") if part]
     assert first == second
     assert "> " not in lines[0]

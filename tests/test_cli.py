@@ -173,11 +173,11 @@ def test_no_window_is_full_attention_whatever_the_recipe():
 
 
 def test_default_recipe_and_default_configuration():
-    assert config_from(_options()) == load_recipe("balanced")
+    assert config_from(_options()) == load_recipe("selected")
     carried = SWAAConfig(window=7)
     assert config_from(_options("--dense-tail", "3"), default=carried).window == 7
     assert config_from(_options("--recipe", "fast"), default=carried) == load_recipe("fast")
-    assert name_from(_options()) == "balanced"
+    assert name_from(_options()) == "selected"
     words = ("--recipe", "fast", "--window", "512")
     assert name_from(_options(*words)) == "fast window=512"
 
@@ -216,7 +216,7 @@ def test_plan_prints_layers_totals_and_notes(tiny, prints):
 def test_plan_prints_json(tiny, prints):
     values = json.loads(prints("plan", tiny, "--json"))
     assert (values["model"], values["prompt_length"]) == ("tiny", 4096)
-    assert values["config"] == load_recipe("balanced").to_dict()
+    assert values["config"] == load_recipe("selected").to_dict()
     assert values["ratios"]["kv_steady_bytes"] == 1
     assert len(values["cost"]["layers"]) == 4
 

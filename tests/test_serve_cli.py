@@ -141,7 +141,7 @@ OWN = {"window": 24, "sink_tokens": 4, "dense_tail": 8}
         (OWN, [], SWAAConfig(**OWN)),
         (OWN, ["--window", "32"], SWAAConfig(**{**OWN, "window": 32})),
         (OWN, ["--recipe", "fast"], load_recipe("fast")),
-        (None, [], load_recipe("balanced")),
+        (None, [], load_recipe("selected")),
     ],
     ids=["own", "own_and_a_knob", "recipe", "none"],
 )
@@ -152,10 +152,20 @@ def test_the_recipe_of_the_checkpoint_comes_first(handed, tmp_path, carried, wor
     assert handed[0][1] == Settings(config=expected)
 
 
+def test_sglang_has_a_default_that_it_serves(monkeypatch, tmp_path, capsys):
+    calls = []
+    monkeypatch.setattr(sglang_launch, "check_installed", lambda: None)
+    monkeypatch.setattr(sglang_launch, "serve", lambda *given: calls.append(given) or 0)
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
+    assert main(["serve", str(tmp_path), "--engine", "sglang"]) == 0
+    assert calls == [([str(tmp_path)], Settings(config=load_recipe("balanced")))]
+    assert "recipe: balanced, the default" in capsys.readouterr().err
+
+
 def test_a_config_file_that_says_null_asks_for_nothing(handed, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3", "swaa": None}))
     assert main(["serve", str(tmp_path)]) == 0
-    assert handed[0][1] == Settings(config=load_recipe("balanced"))
+    assert handed[0][1] == Settings(config=load_recipe("selected"))
 
 
 def test_a_wrapper_whose_text_model_carries_a_recipe(handed, tmp_path):

@@ -1,6 +1,7 @@
 """Answers that the pages of measurements tell are those of the result files."""
 
 import dataclasses
+import math
 import re
 import statistics
 
@@ -11,6 +12,7 @@ from swaa.benchmark.overview import OWN
 from swaa.config import SWAAConfig
 from swaa.evaluation import gathered
 from swaa.evaluation.summary import is_right
+from swaa.evaluation.tasks.perplexity import split
 from swaa.evaluation.tasks.ruler import NAMES
 from swaa.recipes import find_recipe
 from swaa.statistics import mcnemar
@@ -18,14 +20,14 @@ from tests.documents import ROOT
 
 PAGES = ROOT / "docs/measurements"
 MODEL = "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf"
-COLUMNS = ("full", "selected", "balanced", "fast")
+COLUMNS = ("full", "selected", "quality", "balanced", "fast")
 
 
-def runs_of(task, length=16_384):
-    """The runs of the model on a task, by setting; of settings run twice, any."""
+def runs_of(task, length=16_384, folder="eval"):
+    """The runs of the model on a task, by setting; of settings run twice, the newest."""
+    loaded = [(results.load(path), path) for path in (ROOT / "results" / folder).glob("*.json")]
     found = {}
-    for path in sorted((ROOT / "results/eval").glob("*.json")):
-        result = results.load(path)
+    for result, path in sorted(loaded, key=lambda pair: pair[0].provenance.created):
         asked = result.config["model"], result.config["task"]["task"], result.config["length"]
         if asked == (MODEL, task, length):
             found |= {run.setting: run for run in gathered.read(path)}
@@ -65,15 +67,92 @@ def test_rulers_scores(ruler):
         " ".join(page.split())
     )
     assert f"`balanced` in {complete['balanced']}." in page
-    assert [run.result.rows[0]["right"] for run in ruler["cwe"].values()] == [0] * 4
+    assert [run.result.rows[0]["right"] for run in ruler["cwe"].values()] == [0] * 5
     assert round(mcnemar(right["selected"], right["full"]), 2) == 0.29
+    assert mcnemar(right["quality"], right["full"]) == 1
     assert round(mcnemar(right["balanced"], right["full"]), 4) == 0.0005
     readme = " ".join((ROOT / "README.md").read_text("utf-8").split())
     assert f"full attention scores {means['full']} %, `selected` {means['selected']}," in readme
-    assert f"`balanced` {means['balanced']}, `fast` {means['fast']}." in readme
-    for setting in ("selected", "balanced", "fast"):
+    told = ", ".join(f"`{name}` {means[name]}" for name in COLUMNS[2:])
+    assert f"{told}." in readme
+    for setting in COLUMNS[1:]:
         told = f"mean score {means[setting]} % (full attention {means['full']} %;"
         assert any(told in line for line in find_recipe(setting).measured_on)
+
+
+SETTINGS = {
+    "full attention": "full",
+    "`selected`": "selected",
+    "the same with 2,048": "selected-2048",
+    "`quality`": "quality",
+    "`balanced`": "balanced",
+    "`fast`": "fast",
+    "even layers full, no tail": "sinks-full-decode-even",
+    "odd layers full, no tail": "sinks-full-decode-odd",
+    "no full layer, no tail": "sinks-full-decode",
+    "`fast`, full decode in the last half of the layers only": "fast-decode-last-half",
+    "`lean`": "lean",
+    "`naive`": "naive",
+}
+EXPLAINED = {
+    "`selected`": "`selected`: tail, 4,096 selected keys in all layers",
+    "`quality`": "`quality`: tail, half of the layers full",
+    "`balanced`": "`balanced`: tail, a quarter of the layers full",
+    "`fast`": "`fast`: tail, no full layer",
+    "`lean`": "`fast`, full decode in the middle half only (`lean`)",
+    "`naive`": "`naive`: the window alone",
+}
+"""Settings in the first of the two tables."""
+
+
+def perplexities(run):
+    """Of the tokens beyond window and sinks, and of the answer; also where all layers are full."""
+    means = split(run.samples, window=2048, sink_tokens=128)
+    return f"{math.exp(means['beyond']):.2f}, {math.exp(means['answer']):.2f}"
+
+
+def test_twelve_settings():
+    page = (PAGES / "accuracy.md").read_text("utf-8")
+    before, long = page.split("| setting, 30,000 tokens |")
+    long, _ = long.split("## SmolLM2")
+    for length, count, part in ((16_384, 100, before), (30_000, 50, long)):
+        runs = [
+            runs_of(task, length)
+            for task in ("multikey", "multiquery:2", "variable_tracking", "needle")
+        ]
+        for told, setting in SETTINGS.items():
+            rows = [one[setting].result.rows[0] for one in runs]
+            assert {row["samples"] for row in rows} == {count}
+            name = EXPLAINED.get(told, told) if part is before else told
+            shown = cells(part, name)
+            assert shown[:4] == [str(row["right"]) for row in rows], (told, length)
+            if part is before:
+                assert shown[4] == perplexities(runs_of("perplexity")[setting])
+    for name in set(re.findall(r"results/eval/(qwen[^)]*)", before + long)):
+        assert (ROOT / "results/eval" / name).exists()
+
+
+def test_tuned_layers_against_the_middle():
+    page = (PAGES / "tuning.md").read_text("utf-8")
+    _, page = page.split("| full layers, 16,384 tokens |")
+    told = {
+        "all: full attention": "full",
+        "**tuned**: 2, 6, 8, 10, 12 to 14": "tuned",
+        "`middle:1/4`: 10 to 16 (`balanced`)": "balanced",
+        "none: `fast`": "fast",
+    }
+    right = {}
+    for column, task in enumerate(("multikey", "multiquery:2", "variable_tracking")):
+        runs = runs_of(task, folder="tune/eval")
+        for name, setting in told.items():
+            assert cells(page, name)[column] == str(runs[setting].result.rows[0]["right"])
+            right[setting] = [is_right(sample) for sample in runs[setting].samples]
+    assert SWAAConfig.from_dict(runs["tuned"].result.config["swaa"]).full_layers == (
+        *(2, 6, 8, 10),
+        *(12, 13, 14),
+    )
+    assert f"p {mcnemar(right['tuned'], right['balanced']):.3f})" in page
+    assert f"p {mcnemar(right['tuned'], right['full']):.2f} on chains" in page
 
 
 @pytest.mark.parametrize("prompt", ["full", "selected"])

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from swaa.evaluation.judge import Judge
     from swaa.evaluation.tasks import Task
 
-DEFAULT_RECIPES = "full,balanced"
+DEFAULT_RECIPES = "full,selected"
 DEFAULT_TASKS = "needle,multikey"
 DEFAULT_LENGTHS = "4096"
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 Made = TypeVar("Made")
 
-DEFAULT_RECIPE = "balanced"
-"""The recipe of a command without ``--recipe``."""
+DEFAULT_RECIPE = "selected"
+"""The recipe of a command without ``--recipe``: the one that keeps most."""
 
 OUTPUT = ("-o", "--output")
 """Names of the flag for where a verb writes."""

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 ENGINES = {"vllm": "vllm serve", "sglang": "sglang serve"}
 """Serving engines, and the command that each is started by."""
 
+DEFAULT_RECIPES = {"vllm": DEFAULT_RECIPE, "sglang": "balanced"}
+"""The recipe of each without ``--recipe``: SGLang serves no selected layers."""
+
 
 def register(subparsers: Any) -> None:
     """Add the verb to the command line."""
@@ -50,11 +53,15 @@ def run(args: argparse.Namespace) -> int:
         raise FileNotFoundError(f"no such file or folder: {own.model}")
     carried = _carried(own.model, engine, rest) if own.recipe is None else None
     publish = own.publish_generated or (carried is not None and carried.publish_generated)
-    config = config_from(own, default=DEFAULT_RECIPE if carried is None else carried.config)
+    config = config_from(
+        own, default=DEFAULT_RECIPES[engine] if carried is None else carried.config
+    )
     if config.window is None:
         raise ValueError(f"the recipe leaves every layer full; run '{ENGINES[engine]}' for that")
     if own.recipe is None:
-        source = f"{DEFAULT_RECIPE}, the default" if carried is None else "the checkpoint's own"
+        source = (
+            f"{DEFAULT_RECIPES[engine]}, the default" if carried is None else "the checkpoint's own"
+        )
         print(f"swaa serve: recipe: {source}", file=sys.stderr, flush=True)
     arguments = rest if engine == "sglang" else _kept_to_this_machine(rest)
     settings = Settings(config=config, publish_generated=publish)
@@ -93,9 +100,9 @@ def _carried(model: str, engine: str, arguments: Sequence[str]) -> Settings | No
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    carried = f"what the model's config.json carries, or {DEFAULT_RECIPE}"
+    carried = "what the model's config.json carries, or {vllm}, in SGLang {sglang}"
     add_flags(parser, f"--engine {'|'.join(ENGINES)}=vllm  that serves")
-    add_config_options(parser, default=carried)
+    add_config_options(parser, default=carried.format(**DEFAULT_RECIPES))
     add_flags(
         parser,
         """

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from swaa.training.run import Training
     from swaa.training.settings import TrainingSettings
 
+DEFAULT_RECIPE = "balanced"
+"""The recipe to train under: `selected` has little to repair, and takes longer."""
+
 _EPILOG = """\
 DATA is chat-format JSONL, as `swaa distill` writes it. On several GPUs:
 `accelerate launch --num_processes 8 -m swaa train ...` (DDP), and with `--use_fsdp --fsdp_version 2
@@ -57,7 +60,7 @@ def register(subparsers: Any) -> None:
         --resume  go on from OUT's last checkpoint, or merge what is trained but not merged
         """,
     )
-    add_config_options(parser)
+    add_config_options(parser, default=DEFAULT_RECIPE)
     _add_training_options(parser)
     add_model_options(parser, auto="float32 on a CPU and bfloat16 elsewhere")
     add_backend_option(parser, names="triton, sdpa or reference")
@@ -109,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
     renamed = "`(is_)?gradient_checkpointing` is deprecated"
     warnings.filterwarnings("ignore", message=renamed, category=FutureWarning)
     # What needs no model is checked before minutes are spent on loading one.
-    config, settings = config_from(args), _settings(args)
+    config, settings = config_from(args, default=DEFAULT_RECIPE), _settings(args)
     _require_packages(settings.tracker)
 
     from swaa.models import load_model

@@ -67,7 +67,7 @@ class AdaptedModel(Base):
     def __init__(
         self,
         pretrained: str,
-        recipe: str = "balanced",
+        recipe: str = "selected",
         attention: str = "auto",
         device: str | None = None,
         dtype: str = "auto",

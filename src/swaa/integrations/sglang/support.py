@@ -79,7 +79,10 @@ def _recipe_reasons(config: SWAAConfig) -> Iterator[str]:
     if config.decode_keys:
         yield "decode_keys is not served by SGLang yet; use vLLM, or a recipe without it"
     if config.selected_layers:
-        yield "selected_layers is not served by SGLang yet; use vLLM, or a recipe without it"
+        yield (
+            "selected_layers is not served by SGLang yet; use vLLM, or a recipe without it, such as"
+            " balanced"
+        )
 
 
 def _model_reasons(model: Any) -> Iterator[str]:

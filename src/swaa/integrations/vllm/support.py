@@ -173,7 +173,7 @@ def check_states(vllm_config: Any, settings: Settings) -> None:
     for name in (name for name in knobs if model.is_hybrid and knobs[name]):
         raise UnsupportedError(
             f"swaa: {', '.join(model.architectures)} has linear layers, next to whose states {name}"
-            " was not tried; serve a recipe without"
+            " was not tried; serve a recipe without, such as balanced"
         )
 
 
