@@ -25,17 +25,24 @@ class Completions(ThreadingHTTPServer):
         dies_after: so many requests.
         together: nothing but the first request is answered before so many were under way at once.
         pace: acquired before each further piece.
+        metrics: texts that ``/metrics`` answers with, one after another and then the last again;
+            without any it is not found.
+        other: a token that answers under way together have in the place of the third.
     """
 
     daemon_threads = True
     request_queue_size = 256
 
-    def __init__(self, port=0, script=(), dies_after=None, together=0, pace=None):
+    def __init__(
+        self, port=0, script=(), dies_after=None, together=0, pace=None, metrics=(), other=None
+    ):
         super().__init__(("127.0.0.1", port), Handler)
         self.script = list(script)
         self.dies_after = dies_after
         self.together = together
         self.pace = pace
+        self.metrics = list(metrics)
+        self.other = other
         self.bodies, self.written = [], []
         self.under_way = self.most_under_way = 0
         self.lock = threading.Condition()
@@ -53,7 +60,12 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self):  # the name is the library's
-        self.say(200, b"{}")
+        if self.path != "/metrics":
+            self.say(200, b"{}")
+        elif not (left := self.server.metrics):
+            self.say(404, b"{}")
+        else:
+            self.say(200, (left.pop(0) if len(left) > 1 else left[0]).encode())
 
     def do_POST(self):
         server = self.server
@@ -70,6 +82,7 @@ class Handler(BaseHTTPRequestHandler):
             server.lock.notify_all()
             if len(server.bodies) > 1 and server.together:
                 server.lock.wait_for(lambda: server.most_under_way >= server.together, PATIENCE_S)
+            self.alone = server.under_way == 1
         self.counted = True
         try:
             self.answer(fault, body)
@@ -124,7 +137,7 @@ class Handler(BaseHTTPRequestHandler):
             if end:
                 self.leave()
             times.append(time.perf_counter())
-            self.chunk(self.piece(number, end))
+            self.chunk(self.piece(number, end, body))
         if fault == "broken off":
             return None  # the connection closes without the last chunk
         self.server.written.append(times)
@@ -136,10 +149,17 @@ class Handler(BaseHTTPRequestHandler):
         self.chunk(b"")
         return None
 
-    @staticmethod
-    def piece(number, end):
+    def piece(self, number, end, body):
         # Tokens that are a part of a character have no text.
         choice = {"index": 0, "text": "" if number % 3 == 1 else "a", "finish_reason": end}
+        token = body["prompt"][0] + number
+        if number == 2 and not self.alone and self.server.other is not None:
+            token = self.server.other
+        if body.get("return_token_ids"):
+            choice["token_ids"] = [token]
+        if body.get("logprobs"):
+            likely = {f"token_id:{token}": -0.5, "token_id:7": -0.55, "token_id:8": -2.0}
+            choice["logprobs"] = {"top_logprobs": [likely]}
         return f"data: {json.dumps({'choices': [choice]})}\n\n".encode()
 
     def chunk(self, data):

@@ -1,5 +1,6 @@
 """The load generator against a real server: lengths, times, faults, counts."""
 
+import dataclasses
 import itertools
 import socket
 import statistics
@@ -11,8 +12,10 @@ import torch
 
 from swaa.benchmark.serve import client as serve_client
 from swaa.benchmark.serve import load as serve_load
+from swaa.benchmark.serve.alone import ask_alone
 from swaa.benchmark.serve.client import encode_request, request
 from swaa.benchmark.serve.load import run_load, samples, summarize
+from swaa.benchmark.serve.watch import watching
 from swaa.benchmark.serve.workload import PRESETS, Workload
 from swaa.http.address import Address
 from tests.benchmark.completions import FIRST_S, NEXT_S, completions
@@ -43,6 +46,90 @@ def test_prompts_have_exactly_the_length_and_never_repeat():
     assert prompts[0] != next(workload.prompts("other"))
 
 
+def test_lengths_are_spread_by_ratio():
+    workload = Workload(input_tokens=64_000, shortest_tokens=1_000, output_tokens=1, requests=2000)
+    lengths = torch.tensor(workload.lengths(), dtype=torch.float64)
+    assert 1_000 <= lengths.min() < 1_050
+    assert 61_000 < lengths.max() <= 64_000
+    # As many between 1,000 and 8,000 as between 8,000 and 64,000.
+    assert (lengths < 8_000).double().mean().item() == pytest.approx(0.5, abs=0.04)
+    few = Workload(input_tokens=9, shortest_tokens=3, output_tokens=1, requests=30)
+    warm, *prompts = few.prompts()
+    assert len(warm) == 9
+    assert [len(prompt) for prompt in prompts] == few.lengths()
+    assert set(few.lengths()) > {3, 9}
+
+
+def test_prompts_of_several_lengths_are_counted_as_they_are():
+    workload = Workload(input_tokens=40, shortest_tokens=4, output_tokens=2, requests=6)
+    with completions(script=[None, None, "500"]) as server:
+        load = run_load(_address(server), workload)
+    kept = samples(load)
+    assert [sample["input_tokens"] for sample in kept] == workload.lengths()
+    read = sum(sample["input_tokens"] for sample in kept if sample["error"] is None)
+    whole = summarize(load)[0]
+    assert whole["finished"] == 5
+    assert whole["total_tokens_per_s"] == pytest.approx((read + 10) / whole["seconds"])
+
+
+@pytest.mark.parametrize(
+    ("other", "expected"),
+    [
+        (None, {"equal": 3, "tied": 0, "different": 0, "largest_gap": 0.0}),
+        (7, {"equal": 0, "tied": 3, "different": 0, "largest_gap": pytest.approx(0.05)}),
+        (8, {"equal": 0, "tied": 0, "different": 3, "largest_gap": pytest.approx(1.5)}),
+        (9, {"equal": 0, "tied": 0, "different": 3, "largest_gap": float("inf")}),
+    ],
+    ids=["equal", "tie", "unlikely", "unheard_of"],
+)
+def test_answers_under_a_load_are_compared_with_the_same_alone(other, expected):
+    workload = dataclasses.replace(SMALL, requests=7, checked=3)
+    with completions(together=7, other=other) as server:
+        load = run_load(_address(server), workload)
+        row = ask_alone(load, _address(server))
+    assert row == {"metric": "alone", "checked": 3, "failed": 0} | expected
+    loaded = [body["prompt"] for body in server.bodies[1:8]]
+    alone = [body["prompt"] for body in server.bodies[8:]]
+    assert len(alone) == 3
+    assert all(prompt in loaded for prompt in alone)
+    assert not any("logprobs" in body for body in server.bodies[:8])
+
+
+def test_what_cannot_be_compared_is_counted():
+    workload = dataclasses.replace(SMALL, requests=2, checked=2)
+    with completions(script=[None, "500", None, None, "500"]) as server:
+        load = run_load(_address(server), dataclasses.replace(workload, concurrency=1))
+        row = ask_alone(load, _address(server))
+    assert (row["checked"], row["failed"], row["largest_gap"]) == (2, 2, None)
+
+
+def test_the_engine_is_watched():
+    def metrics(used, preempted):
+        labels = '{engine="0",model_name="m"}'
+        return (
+            "# HELP vllm:kv_cache_usage_perc KV-cache usage\n"
+            f"vllm:kv_cache_usage_perc{labels} {used}\n"
+            f"vllm:num_preemptions_total{labels} {preempted}\n"
+            f"vllm:num_requests_running{labels} 3.0\n"
+            "process_open_fds 9.0\n"
+        )
+
+    with completions(metrics=[metrics(0.1, 4.0), metrics(0.9, 6.0)]) as server:
+        with watching(_address(server)) as watch:
+            pass
+        assert watch.row() == {
+            "metric": "engine",
+            "kv_used_max": 0.9,
+            "kv_used_mean": pytest.approx(0.5),
+            "running_max": 3,
+            "waiting_max": 0,
+            "preemptions": 2,
+        }
+    with completions() as server, watching(_address(server)) as watch:
+        pass
+    assert watch.row() is None
+
+
 def test_arrivals_are_all_at_once_or_a_poisson_process():
     assert SMALL.arrivals() == [0.0] * 5
     times = Workload(input_tokens=1, output_tokens=1, requests=4000, rate=5.0).arrivals()
@@ -68,6 +155,9 @@ def test_the_papers_workload():
         ({"concurrency": 0}, "concurrency is 0; expected at least 1"),
         ({"rate": 0.0}, "rate is 0.0; expected requests a second, above 0"),
         ({"vocabulary": 3}, "vocabulary is 3; expected at least 10"),
+        ({"shortest_tokens": 0}, "shortest_tokens is 0; expected at least 1"),
+        ({"shortest_tokens": 2}, "shortest_tokens is 2; expected at most input_tokens, 1"),
+        ({"checked": 2}, "checked is 2; expected at most requests, 1"),
     ],
 )
 def test_a_workload_out_of_range(change, message):
@@ -165,6 +255,7 @@ def test_a_load_is_summed_up():
     firsts = torch.tensor([t.first_token_s for t in load.timings], dtype=torch.float64)
     for rank, name in ((0.2, "p20"), (0.5, "p50"), (0.8, "p80")):
         assert rows["ttft_s"][name] == pytest.approx(firsts.quantile(rank).item())
+    assert rows["ttft_s"]["p99"] == pytest.approx(firsts.quantile(0.99).item())
     assert rows["ttft_s"]["mean"] == pytest.approx(firsts.mean().item())
     per_token = [timing.token_s for timing in load.timings]
     assert rows["tpot_s"]["p50"] == statistics.median(per_token)

@@ -94,7 +94,7 @@ def test_the_server_gets_the_length_that_the_workload_needs():
 def test_a_recipe_is_served_measured_kept_and_skipped(stand_in, tmp_path):
     run = _run(arguments=("--chat-template", "/a/b.jinja"))
     assert find(run, folder=tmp_path) is None
-    result = execute(run, folder=tmp_path)
+    (result,) = execute(run, folder=tmp_path)
     assert result == find(run, folder=tmp_path)
     rows = {row["metric"]: row for row in result.rows}
     assert (rows["requests"]["finished"], rows["requests"]["failed"]) == (3, 0)
@@ -107,6 +107,30 @@ def test_a_recipe_is_served_measured_kept_and_skipped(stand_in, tmp_path):
     assert len(results.read_samples(path)) == 3
     assert sorted(file.suffix for file in path.parent.iterdir()) == [".json", ".jsonl"]
     assert len(stand_in) == 1
+
+
+def test_workloads_go_to_one_server_and_each_result_is_kept_as_it_ends(stand_in, tmp_path):
+    longer = Workload(input_tokens=30, output_tokens=3, requests=2, checked=1)
+    runs = [
+        dataclasses.replace(_run(workload=workload), longest=33) for workload in (SMALL, longer)
+    ]
+    assert all(arguments_of(run)[-1] == "33" for run in runs)
+    ended = []
+    first, second = execute(*runs, folder=tmp_path, progress=ended.append)
+    assert len(stand_in) == 1
+    assert ended == [1, 2, 3, 4, 5]
+    assert [find(run, folder=tmp_path) for run in runs] == [first, second]
+    rows = {row["metric"]: row for row in second.rows}
+    assert (rows["alone"]["checked"], rows["alone"]["equal"]) == (1, 1)
+
+    dies = [
+        dataclasses.replace(_run(workload=workload, arguments=("--dies-after", "5")), longest=33)
+        for workload in (SMALL, longer)
+    ]
+    with pytest.raises(ConnectionError, match="ended with code 17"):
+        execute(*dies, folder=tmp_path)
+    assert find(dies[0], folder=tmp_path) is not None
+    assert find(dies[1], folder=tmp_path) is None
 
 
 def test_a_server_that_dies_midway_leaves_no_result_but_its_log(stand_in, tmp_path):
@@ -268,6 +292,26 @@ def test_an_endpoint_is_measured_once_with_prompts_of_its_own(tmp_path, capsys, 
     assert "TTFT s" in first
 
 
+def test_several_workloads_with_numbers_of_their_own(tmp_path, prints):
+    with completions() as server:
+        shown = prints(
+            *("bench", "serve", "served", "--recipes", "fast", "--endpoint", server.url),
+            *("--workload", "smoke requests=3 checked=2,mixed rate=50 requests=2"),
+            *("--input-tokens", "20", "--output-tokens", "3", "--shortest-tokens", "5"),
+            *("--results", tmp_path),
+        )
+    lines = shown.splitlines()
+    assert "to 20" in lines[2]
+    assert "to 20" in lines[3]
+    assert "fast: of 2 answers, asked again alone: 2 equal, 0 tied, 0 different, 0 failed" in lines
+    made = [results.load(path) for path in sorted((tmp_path / "serve").glob("*.json"))]
+    asked = [result.config["workload"] for result in made]
+    assert sorted((one["requests"], one["rate"], one["checked"]) for one in asked) == [
+        (2, 50.0, 0),
+        (3, None, 2),
+    ]
+
+
 def test_an_endpoint_that_dies_midway_leaves_no_result(tmp_path):
     process = subprocess.Popen(
         [*STAND_IN, "--port", "0", "--dies-after", "2"],
@@ -299,6 +343,10 @@ def test_an_endpoint_that_answers_nothing(tmp_path):
     ("words", "message"),
     [
         (["--workload", "papr"], "unknown workload 'papr'; choose from paper, single, long"),
+        (["--workload", "paper rate"], "--workload 'paper rate': 'rate' is not understood; write"),
+        (["--workload", "long requests=few"], "--workload 'long requests=few': 'requests=few' is"),
+        (["--workload", "long size=3"], "--workload 'long size=3': 'size=3' is not understood"),
+        (["--checked", "33"], "checked is 33; expected at most requests, 32"),
         (["--recipes", "fast,fast"], "--recipes fast,fast names fast twice"),
         (["--recipes", "fst"], "unknown recipe 'fst'"),
         (["--device-name", "x"], "--device-name would do nothing without --endpoint"),

@@ -1,11 +1,13 @@
-"""`swaa bench serve`: serve several recipes under the same workload."""
+"""`swaa bench serve`: serve several recipes under the same workloads."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +25,17 @@ DEFAULT_RECIPES = "full,fast,balanced"
 _FLAGS = f"""
 --recipes R={DEFAULT_RECIPES}  to compare; 'full' is vLLM without swaa
 workload: a preset, and numbers on top of it
---workload W=short  paper (100 requests of 128,000 + 512 tokens), single (5 of those, one after
-    another), long (32 of 32,768 + 256), short (32 of 4,096 + 128) or smoke
+--workload W,W=short  paper (100 requests of 128,000 + 512 tokens), single (5 of those, one after
+    another), long (32 of 32,768 + 256), mixed (64 of 1,000 to 64,000 + 256, one a second), short
+    (32 of 4,096 + 128) or smoke; several go to the same server one after another; numbers may
+    follow a name: 'paper requests=12,mixed rate=0.5'
 --input-tokens N  tokens of each prompt, exactly (default: the workload's)
+--shortest-tokens N  of the shortest prompt; lengths are spread up to --input-tokens (default: the
+    workload's, all alike)
 --output-tokens N  tokens generated for each (default: the workload's)
 --requests N  requests (default: the workload's)
 --concurrency N  most requests under way (default: the workload's)
+--checked N  requests that are asked once more alone, whose answers must be the same (default: 0)
 --vocabulary N  token ids are drawn below this, the first tenth left out (default: the workload's)
 --seed N  of prompts and arrivals (default: the workload's)
 --rate X  requests a second, arriving at random (default: the workload's, all at once)
@@ -50,7 +57,7 @@ def register(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "serve",
         help="recipes on a server: time to first token, time per token, throughput",
-        description="Send one workload of random prompts to a server under each recipe. vLLM"
+        description="Send workloads of random prompts to a server under each recipe. vLLM"
         " starts the servers one after another, or you name one that is already running. When all"
         " requests arrive at once, time to first token is mostly time in the queue.",
     )
@@ -78,19 +85,19 @@ def run(args: argparse.Namespace) -> int:
 
     from swaa.benchmark.serve import measure as serve
 
-    found = []
-    for number, one in enumerate(runs, start=1):
-        result = None if args.again else serve.find(one, folder=args.results)
-        if result is None:
-            label = f"{one.setting} ({number} of {len(runs)})"
-            with ProgressBar(one.workload.requests, label) as bar:
+    found: list[Result] = []
+    for number, group in enumerate(runs, start=1):
+        done = [None if args.again else serve.find(one, folder=args.results) for one in group]
+        left = [one for one, result in zip(group, done, strict=True) if result is None]
+        made: list[Result] = []
+        if left:
+            label = f"{left[0].setting} ({number} of {len(runs)})"
+            with ProgressBar(sum(one.workload.requests for one in left), label) as bar:
                 bar.update(0, f"{label}: starting")
-                result = serve.execute(
-                    one,
-                    folder=args.results,
-                    progress=lambda done, bar=bar, label=label: bar.update(done, label),
-                )
-        found.append(result)
+                update = functools.partial(bar.update, label=label)
+                made = serve.execute(*left, folder=args.results, progress=update)
+        new = iter(made)
+        found += [next(new) if result is None else result for result in done]
     if args.json:
         print(json.dumps([result.to_dict() for result in found], indent=2))
     else:
@@ -98,37 +105,56 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _runs(args: argparse.Namespace) -> list[ServeRun]:
-    """The runs to do; mistakes in any of them are found here."""
+def _runs(args: argparse.Namespace) -> list[list[ServeRun]]:
+    """The runs of each recipe; mistakes in any of them are found here."""
     from swaa.benchmark.serve.measure import ServeRun
     from swaa.recipes import resolve
 
     names = words(args.recipes, "--recipes")
     settings = [(name, resolve(name)) for name in names]
-    workload = _workload(args)
-    _check_vocabulary(args.model, workload.vocabulary)
+    workloads = [_workload(args, spec) for spec in words(args.workload, "--workload")]
+    _check_vocabulary(args.model, max(workload.vocabulary for workload in workloads))
     source = _source(args, names)
     return [
-        ServeRun(
-            model=args.model,
-            setting=name,
-            config=config,
-            workload=workload,
-            source=source,
-            timeout_s=args.timeout,
-        )
+        [
+            ServeRun(
+                model=args.model,
+                setting=name,
+                config=config,
+                workload=workload,
+                source=source,
+                timeout_s=args.timeout,
+                longest=max(one.longest_request for one in workloads),
+            )
+            for workload in workloads
+        ]
         for name, config in settings
     ]
 
 
-def _workload(args: argparse.Namespace) -> Workload:
+def _workload(args: argparse.Namespace, spec: str) -> Workload:
+    """``paper requests=12``: a preset, the numbers after it, and those of flags."""
     from swaa.benchmark.serve.workload import PRESETS, Workload
 
-    if args.workload not in PRESETS:
-        raise ValueError(f"unknown workload {args.workload!r}; choose from {', '.join(PRESETS)}")
-    given = {field.name: getattr(args, field.name) for field in dataclasses.fields(Workload)}
-    changes = {name: value for name, value in given.items() if value is not None}
-    return dataclasses.replace(PRESETS[args.workload], **changes)
+    name, *changes = spec.split()
+    if name not in PRESETS:
+        raise ValueError(f"unknown workload {name!r}; choose from {', '.join(PRESETS)}")
+    fields = [field.name for field in dataclasses.fields(Workload)]
+    given = {field: getattr(args, field) for field in fields}
+    values = {field: value for field, value in given.items() if value is not None}
+    for change in changes:
+        field, _, value = change.partition("=")
+        read = float if field == "rate" else int
+        try:
+            values[field] = read(value) if field in fields else None
+        except ValueError:
+            values[field] = None
+        if values[field] is None:
+            raise ValueError(
+                f"--workload {spec!r}: {change!r} is not understood; write one of"
+                f" {', '.join(fields)} as name=number"
+            )
+    return dataclasses.replace(PRESETS[name], **values)
 
 
 def _check_vocabulary(model: str, tokens: int) -> None:
@@ -175,31 +201,51 @@ def _source(args: argparse.Namespace, names: tuple[str, ...]) -> Endpoint | Laun
 
 def _print(found: list[Result]) -> None:
     rows = [_line(result) for result in found]
-    headers = ("recipe", "TTFT s", "TPOT ms", "ITL ms", "tok/s", "req/s", "finished", "failed")
-    print(format_table(headers, rows))
+    headers = ("recipe", "prompt", "TTFT s", "p99", "TPOT ms", "p99", "ITL ms", "tok/s", "req/s")
+    print(format_table((*headers, "KV %", "preempted", "finished", "failed"), rows))
     print(
-        "medians; ITL is between pieces of the stream, tok/s counts prompt and output; p20, p80 and"
-        " means are in the result files"
+        "medians, unless p99; ITL is between pieces of the stream, tok/s counts prompt and output,"
+        " KV % is the most of the cache that was in use; p20, p80 and means are in the result files"
     )
     for result in found:
+        setting = result.config["setting"]
         for reason, count in result.rows[0]["failures"].items():
-            print(f"{result.config['setting']}: {count} x {reason}")
+            print(f"{setting}: {count} x {reason}")
+        for row in result.rows:
+            if row["metric"] == "alone":
+                print(f"{setting}: {_compared(row)}")
+
+
+def _compared(row: Mapping[str, Any]) -> str:
+    """What asking some requests again alone has shown."""
+    gap = row["largest_gap"]
+    parted = f"; where answers part, by {gap:.3f} nats at most" if gap else ""
+    counts = [f"{row[name]} {name}" for name in ("equal", "tied", "different", "failed")]
+    return f"of {row['checked']} answers, asked again alone: {', '.join(counts)}{parted}"
 
 
 def _line(result: Result) -> list[Cell]:
     rows = {row["metric"]: row for row in result.rows}
     whole = rows["requests"]
 
-    def median(name: str, unit: float, digits: int) -> str | None:
-        return f"{rows[name]['p50'] / unit:.{digits}f}" if name in rows else None
+    workload, engine = result.config["workload"], rows.get("engine", {})
+    shortest = workload["shortest_tokens"]
+
+    def time(name: str, unit: float, digits: int, rank: str = "p50") -> str | None:
+        return f"{rows[name][rank] / unit:.{digits}f}" if name in rows else None
 
     return [
         result.config["setting"],
-        median("ttft_s", 1, 3),
-        median("tpot_s", 1e-3, 2),
-        median("itl_s", 1e-3, 2),
+        f"{workload['input_tokens']:,}" if shortest is None else f"to {workload['input_tokens']:,}",
+        time("ttft_s", 1, 3),
+        time("ttft_s", 1, 3, "p99"),
+        time("tpot_s", 1e-3, 2),
+        time("tpot_s", 1e-3, 2, "p99"),
+        time("itl_s", 1e-3, 2),
         f"{whole['total_tokens_per_s']:.0f}",
         f"{whole['requests_per_s']:.3f}",
+        f"{100 * engine['kv_used_max']:.0f}" if engine else None,
+        engine.get("preemptions"),
         whole["finished"],
         whole["failed"],
     ]

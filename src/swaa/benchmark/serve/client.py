@@ -6,7 +6,7 @@ import http.client
 import json
 import time
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,12 +27,17 @@ class Timing:
         sent: when it was sent, by ``time.perf_counter`` (seconds).
         pieces: when each piece of the answer came.
         new_tokens: as the server counts them; where it does not, the number of pieces.
+        tokens: ids of the new tokens, where they were asked for.
+        likely: for each new token, where asked for, the log-probabilities of the likeliest ones;
+            their names are ``token_id:N``.
         error: what went wrong; ``None``: nothing did.
     """
 
     sent: float
     pieces: tuple[float, ...] = ()
     new_tokens: int = 0
+    tokens: tuple[int, ...] = ()
+    likely: tuple[Mapping[str, float], ...] = ()
     error: str | None = None
 
     @property
@@ -53,8 +58,24 @@ class Timing:
         return (self.pieces[-1] - self.pieces[0]) / (self.new_tokens - 1)
 
 
-def encode_request(address: Address, ids: Sequence[int], workload: Workload) -> bytes:
-    """The body of a request; made in advance, since encoding long prompts takes a while."""
+TOKENS: Mapping[str, Any] = {"return_token_ids": True}
+"""Asks vLLM for the ids of the new tokens."""
+
+LIKELY: Mapping[str, Any] = {**TOKENS, "logprobs": 20, "return_tokens_as_token_ids": True}
+"""Asks vLLM for the likeliest tokens at each place, too."""
+
+
+def encode_request(
+    address: Address, ids: Sequence[int], workload: Workload, extra: Mapping[str, Any] | None = None
+) -> bytes:
+    """The body of a request; made in advance, since encoding long prompts takes a while.
+
+    Args:
+        address: of the server, and how it calls the model.
+        ids: of the prompt.
+        workload: says how many tokens are generated.
+        extra: what else is asked for, such as :data:`TOKENS`.
+    """
     body = {
         "model": address.model,
         "prompt": ids,
@@ -64,6 +85,7 @@ def encode_request(address: Address, ids: Sequence[int], workload: Workload) -> 
         "stream_options": {"include_usage": True},
         # Otherwise a random prompt may be answered at once by an end-of-text token.
         "ignore_eos": True,
+        **(extra or {}),
     }
     return json.dumps(body, separators=(",", ":")).encode()
 
@@ -106,6 +128,8 @@ def _read(response: http.client.HTTPResponse, sent: float, input_tokens: int) ->
     if "text/event-stream" not in (response.getheader("Content-Type") or ""):
         raise _BrokenError("the server does not stream")
     pieces: list[float] = []
+    ids: list[int] = []
+    likely: list[Mapping[str, float]] = []
     usage: dict[str, Any] = {}
     finished = False
     for raw in response:
@@ -123,6 +147,8 @@ def _read(response: http.client.HTTPResponse, sent: float, input_tokens: int) ->
         if isinstance(choices, list) and choices:
             # Text may be empty: a token can be part of a character.
             pieces.append(now)
+            ids += _field(choices[0], "token_ids") or ()
+            likely += _field(_field(choices[0], "logprobs") or {}, "top_logprobs") or ()
             finished = finished or bool(_field(choices[0], "finish_reason"))
     if not finished:
         raise _BrokenError("the answer broke off")
@@ -132,7 +158,13 @@ def _read(response: http.client.HTTPResponse, sent: float, input_tokens: int) ->
     if counted != input_tokens:
         raise _BrokenError(f"the server counts {counted} prompt tokens, expected {input_tokens}")
     tokens = usage.get("completion_tokens") or len(pieces)
-    return Timing(sent=sent, pieces=tuple(pieces), new_tokens=tokens)
+    return Timing(
+        sent=sent,
+        pieces=tuple(pieces),
+        new_tokens=tokens,
+        tokens=tuple(ids),
+        likely=tuple(likely),
+    )
 
 
 def _object(data: bytes) -> dict[str, Any]:
@@ -158,7 +190,7 @@ def _counts(piece: dict[str, Any]) -> dict[str, Any] | None:
     raise _BrokenError(f"the usage is not an object of whole numbers: {shown(usage)}")
 
 
-def _field(choice: object, name: str) -> object:
+def _field(choice: object, name: str) -> Any:
     if not isinstance(choice, dict):
         raise _BrokenError(f"a choice is not a JSON object: {shown(choice)}")
     return choice.get(name)

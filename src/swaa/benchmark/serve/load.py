@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from swaa.benchmark.serve.client import Timing, encode_request, request
+from swaa.benchmark.serve.client import TOKENS, Timing, encode_request, request
 from swaa.benchmark.serve.workload import Workload
 from swaa.http.address import Address
 from swaa.statistics import percentiles
@@ -25,11 +25,13 @@ class Load:
         workload: what was sent.
         started: when the first request was due, by ``time.perf_counter`` (seconds).
         timings: of the requests, in their order.
+        nonce: of the prompts, see :meth:`Workload.prompts`.
     """
 
     workload: Workload
     started: float
     timings: tuple[Timing, ...]
+    nonce: str = ""
 
     @property
     def finished(self) -> list[Timing]:
@@ -61,7 +63,8 @@ def run_load(
     Raises:
         ConnectionError: when the warm-up request fails, with the reason.
     """
-    bodies = [encode_request(address, ids, workload) for ids in workload.prompts(nonce)]
+    extra = TOKENS if workload.checked else {}
+    bodies = [encode_request(address, ids, workload, extra) for ids in workload.prompts(nonce)]
     first = request(address, bodies.pop(0), input_tokens=workload.input_tokens)
     if first.error is not None:
         raise ConnectionError(f"{address.url}: the first request failed: {first.error}")
@@ -71,9 +74,9 @@ def run_load(
     # Daemon threads: whoever interrupts the load must not wait for answers that may never come.
     threads = [
         threading.Thread(
-            target=_send, args=(address, body, workload, index, timings, slots, ended), daemon=True
+            target=_send, args=(address, body, length, index, timings, slots, ended), daemon=True
         )
-        for index, body in enumerate(bodies)
+        for index, (body, length) in enumerate(zip(bodies, workload.lengths(), strict=True))
     ]
     started = time.perf_counter()
     watcher = threading.Thread(target=_start, args=(threads, workload.arrivals(), slots, started))
@@ -84,7 +87,7 @@ def run_load(
         if progress is not None:
             progress(done)
     sent = tuple(timing for timing in timings if timing is not None)
-    return Load(workload=workload, started=started, timings=sent)
+    return Load(workload=workload, started=started, timings=sent, nonce=nonce)
 
 
 def _start(
@@ -102,14 +105,14 @@ def _start(
 def _send(
     address: Address,
     body: bytes,
-    workload: Workload,
+    length: int,
     index: int,
     timings: list[Timing | None],
     slots: threading.Semaphore,
     ended: threading.Semaphore,
 ) -> None:
     try:
-        timings[index] = request(address, body, input_tokens=workload.input_tokens)
+        timings[index] = request(address, body, input_tokens=length)
     except BaseException as error:
         timings[index] = Timing(sent=time.perf_counter(), error=f"{type(error).__name__}: {error}")
         raise
@@ -128,6 +131,8 @@ def summarize(load: Load) -> list[dict[str, Any]]:
     ends = [timing.pieces[-1] for timing in finished]
     seconds = max(ends) - load.started
     new_tokens = sum(timing.new_tokens for timing in finished)
+    lengths = zip(load.timings, workload.lengths(), strict=True)
+    read_tokens = sum(length for timing, length in lengths if timing.error is None)
     whole = {
         "metric": "requests",
         "requests": workload.requests,
@@ -138,7 +143,7 @@ def summarize(load: Load) -> list[dict[str, Any]]:
         "seconds": seconds,
         "requests_per_s": len(finished) / seconds,
         "output_tokens_per_s": new_tokens / seconds,
-        "total_tokens_per_s": (new_tokens + len(finished) * workload.input_tokens) / seconds,
+        "total_tokens_per_s": (new_tokens + read_tokens) / seconds,
     }
     gaps = [b - a for t in finished for a, b in itertools.pairwise(t.pieces)]
     times = {
@@ -153,8 +158,10 @@ def summarize(load: Load) -> list[dict[str, Any]]:
 def samples(load: Load) -> list[dict[str, Any]]:
     """One JSON object per request: when it was sent, how long it took, why it failed."""
     found = []
-    for index, timing in enumerate(load.timings):
-        sample: dict[str, Any] = {"id": index, "sent_s": round(timing.sent - load.started, 6)}
+    sent = zip(load.timings, load.workload.lengths(), strict=True)
+    for index, (timing, length) in enumerate(sent):
+        sample: dict[str, Any] = {"id": index, "input_tokens": length}
+        sample["sent_s"] = round(timing.sent - load.started, 6)
         if timing.error is None:
             token_s = timing.token_s
             sample |= {
@@ -169,5 +176,13 @@ def samples(load: Load) -> list[dict[str, Any]]:
 
 
 def _row(metric: str, seconds: Sequence[float]) -> dict[str, Any]:
-    row = {"metric": metric, **percentiles(seconds)._asdict()}
+    row = {"metric": metric, **percentiles(seconds)._asdict(), "p99": _percentile_99(seconds)}
     return row | {"mean": statistics.fmean(seconds), "count": len(seconds)}
+
+
+def _percentile_99(values: Sequence[float]) -> float:
+    return (
+        statistics.quantiles(values, n=100, method="inclusive")[98]
+        if len(values) > 1
+        else values[0]
+    )

@@ -1,4 +1,4 @@
-"""Serve recipes under the same workload: one result per recipe, finished ones skipped."""
+"""Serve recipes under the same workloads: one result for each of both, finished ones skipped."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from swaa import results
+from swaa.benchmark.serve.alone import ask_alone
 from swaa.benchmark.serve.client import connection_to
 from swaa.benchmark.serve.load import Load, run_load, samples, summarize
 from swaa.benchmark.serve.process import Server, launch_command, running
+from swaa.benchmark.serve.watch import watching
 from swaa.benchmark.serve.workload import Workload
 from swaa.config import SWAAConfig
 from swaa.http.address import Address
@@ -65,6 +67,8 @@ class ServeRun:
         workload: what is sent.
         source: what provides the server.
         timeout_s: longest wait for a piece of an answer (seconds).
+        longest: tokens of the longest request of all workloads that the same server is sent;
+            ``None``: those of this one.
     """
 
     model: str
@@ -73,6 +77,7 @@ class ServeRun:
     workload: Workload
     source: Endpoint | Launcher
     timeout_s: float = 7200.0
+    longest: int | None = None
 
     @property
     def name(self) -> str:
@@ -103,46 +108,71 @@ def find(run: ServeRun, *, folder: str | Path = results.FOLDER) -> results.Resul
 
 
 def execute(
-    run: ServeRun,
-    *,
+    *runs: ServeRun,
     folder: str | Path = results.FOLDER,
     progress: Callable[[int], None] | None = None,
-) -> results.Result:
-    """Serve a recipe, send the workload, keep the result.
+) -> list[results.Result]:
+    """Serve a recipe, send one workload after another, keep each one's result as it ends.
 
     Args:
-        run: what to do.
+        runs: what to do; they differ in their workload alone.
         folder: of all results.
-        progress: called with the number of requests that have ended.
+        progress: called with the number of requests that have ended, of all runs together.
 
     Raises:
-        ConnectionError: when there is no server, it dies, or it answers nothing; no result is
-            kept.
+        ConnectionError: when there is no server, it dies, or it answers nothing; no result of that
+            workload is kept.
     """
+    first = runs[0]
+    log = results.result_path(KIND, first.name, first.identity, folder=folder).with_suffix(".log")
+    found, before = [], 0
+    with _served(first, log) as (address, server):
+        for number, run in enumerate(runs):
+            # A prefix cache may hold these very prompts: a running server's, or the beginnings of
+            # an earlier workload's.
+            nonce = f"{number or ''}" if server is not None else secrets.token_hex(8)
+            said = None if progress is None else _after(before, progress)
+            found.append(_measure(run, address, server, nonce, folder, said))
+            before += run.workload.requests
+    return found
+
+
+def _after(before: int, progress: Callable[[int], None]) -> Callable[[int], None]:
+    return lambda done: progress(before + done)
+
+
+def _measure(
+    run: ServeRun,
+    address: Address,
+    server: Server | None,
+    nonce: str,
+    folder: str | Path,
+    progress: Callable[[int], None] | None,
+) -> results.Result:
     began = time.perf_counter()
-    log = results.result_path(KIND, run.name, run.identity, folder=folder).with_suffix(".log")
-    with _served(run, log) as (address, server):
-        # An already running server may hold these very prompts in its prefix cache.
-        nonce = "" if server is not None else secrets.token_hex(8)
+    with watching(address) as watch:
         load = run_load(address, run.workload, nonce=nonce, progress=progress)
-        _check(load, address)
-        rows = summarize(load)
-        if server is not None:
-            rows.append(
-                {"metric": "server", "start_s": server.seconds, "kv_tokens": server.kv_tokens()}
-            )
+    _check(load, address)
+    rows = [*summarize(load), *filter(None, [watch.row()])]
+    if run.workload.checked:
+        rows.append(ask_alone(load, address))
+    if server is not None:
+        server.check()
+        rows.append(
+            {"metric": "server", "start_s": server.seconds, "kv_tokens": server.kv_tokens()}
+        )
     result = _result(run, rows, time.perf_counter() - began)
     results.save(result, samples=samples(load), folder=folder)
     return result
 
 
 def arguments_of(run: ServeRun) -> list[str]:
-    """Arguments for ``vllm serve``: those given, and the length that the workload needs."""
+    """Arguments for ``vllm serve``: those given, and the length that its workloads need."""
     assert isinstance(run.source, Launcher)
     given = list(run.source.arguments)
     if any(word.split("=")[0] == "--max-model-len" for word in given):
         return given
-    length = run.workload.input_tokens + run.workload.output_tokens
+    length = run.workload.longest_request if run.longest is None else run.longest
     return [*given, "--max-model-len", str(length)]
 
 
