@@ -158,7 +158,11 @@ def _print_counts(tuned: Tuned, chosen: Point) -> None:
 
 
 def _labels(tuned: Tuned) -> dict[Role, str]:
-    labels: dict[Role, str] = {"held out": "held out", "longer": "held out", "other": "beside"}
+    labels: dict[Role, str] = {
+        "held out": "held out",
+        "longer": "held out",
+        "other": "not tuned on",
+    }
     return {
         role: f"{labels[role]}{'' if role == 'held out' else f', {length:,} tokens'}, "
         for role, length in tuned.lengths.items()
