@@ -176,4 +176,4 @@ def test_command_writes_table_result_samples_and_picture(checkpoint, capsys, pri
 
 def test_matplotlib_absent_is_said_before_the_work(monkeypatch, refusal, checkpoint):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "pip install -e '.[plot]'" in refusal("demo", "--model", str(checkpoint))
+    assert "pip install '.[plot]'" in refusal("demo", "--model", str(checkpoint))

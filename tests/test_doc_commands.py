@@ -27,6 +27,7 @@ FOREIGN = {
         "--enable-dbo",
         "--ubatch-size",
         "--enforce-eager",
+        "--gpu-memory-utilization",
     ),
     *("--mamba-cache-mode", "--prefix-match-unit", "--compilation-config"),
     *("--prefix-cache-retention-interval", "--disable-hybrid-kv-cache-manager", "--port", "--host"),

@@ -152,6 +152,14 @@ def test_the_recipe_of_the_checkpoint_comes_first(handed, tmp_path, carried, wor
     assert handed[0][1] == Settings(config=expected)
 
 
+def test_the_embedded_model_is_not_served(handed, refusal):
+    assert refusal("serve", "smollm2") == (
+        "swaa serve: smollm2 is a GGUF file, which the engines do not load; serve a folder or a hub"
+        " name"
+    )
+    assert handed == []
+
+
 def test_sglang_has_a_default_that_it_serves(monkeypatch, tmp_path, capsys):
     calls = []
     monkeypatch.setattr(sglang_launch, "check_installed", lambda: None)
@@ -204,7 +212,7 @@ def test_mistakes_take_one_line(handed, refusal, words, reason):
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
 def test_without_vllm(refusal):
-    assert "pip install -e '.[vllm]'" in refusal("serve", "folder")
+    assert "pip install '.[vllm]'" in refusal("serve", "folder")
 
 
 @pytest.mark.parametrize(

@@ -42,8 +42,11 @@ def test_load_takes_the_recipe_that_the_checkpoint_carries(checkpoint, tmp_path)
     tokenizer.save_pretrained(tmp_path)
     again = swaa.load(str(tmp_path), device="cpu", quiet=True)
     assert adaptation_of(again.model).config == WIDE
+    other = swaa.load(checkpoint, device="cpu", quiet=True)
+    assert adaptation_of(other.model).config == swaa.load_recipe("selected")
+    swaa.restore(other.model)
     with pytest.raises(ValueError, match="no configuration: pass a SWAAConfig or a recipe name"):
-        swaa.load(checkpoint, device="cpu")
+        swaa.adapt(other.model)
 
 
 def test_a_wrong_recipe_shows_before_the_weights_are_loaded(monkeypatch):

@@ -222,13 +222,18 @@ def _resolve(
     model: PreTrainedModel, config: SWAAConfig | Mapping[str, Any] | str | Path | None
 ) -> SWAAConfig:
     if config is None:
-        config = getattr(getattr(model, "config", None), "swaa", None)
+        config = carried_by(model)
         if config is None:
             raise ValueError(
-                "no configuration: pass a SWAAConfig or a recipe name"
+                "no configuration: pass a SWAAConfig or a recipe name, such as 'selected'"
                 " (the model's config.json carries no 'swaa')"
             )
     return resolve(config)
+
+
+def carried_by(model: PreTrainedModel) -> Any:
+    """What a model's ``config.json`` says of swaa; ``None``: nothing."""
+    return getattr(getattr(model, "config", None), "swaa", None)
 
 
 def _plans(config: SWAAConfig, model: PreTrainedModel, layers: Layers) -> tuple[LayerPlan, ...]:

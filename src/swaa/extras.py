@@ -9,4 +9,4 @@ def install_line(extra: str) -> str:
     Args:
         extra: its name in pyproject.toml.
     """
-    return f"pip install -e '.[{extra}]' in your clone of swaa"
+    return f"pip install '.[{extra}]' in your clone of swaa"

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from swaa.adaptation import Adaptation, adapt, adaptation_of, bring_back
+from swaa.adaptation import Adaptation, adapt, adaptation_of, bring_back, carried_by
 from swaa.config import SWAAConfig
 from swaa.models import load_model
-from swaa.recipes import resolve
+from swaa.recipes import DEFAULT, load_recipe, resolve
 
 
 class Loaded(NamedTuple):
@@ -48,7 +48,7 @@ def load(
     Args:
         name: a folder, a hub name, a GGUF file, or ``smollm2``.
         recipe: a recipe's name, a configuration, the path of a JSON file, or a dictionary.
-            Default: what the checkpoint carries.
+            Default: what the checkpoint carries, else ``selected``.
         dtype: as :func:`swaa.models.load_model` takes it, like the next three.
         device: ``cpu``, ``cuda``, ``cuda:1`` and so on, or ``auto``.
         device_map: spread the layers over devices (accelerate).
@@ -63,8 +63,7 @@ def load(
     Raises:
         FileNotFoundError: for a path that does not exist.
         ImportError: when a package is missing; the message holds its ``pip install`` line.
-        ValueError: for an unknown recipe; for a model that cannot be read or adapted; when no
-            recipe is given and the checkpoint carries none.
+        ValueError: for an unknown recipe; for a model that cannot be read or adapted.
     """
     # Resolve first: a mistake in the recipe shows before the weights are loaded for minutes.
     config = None if recipe is None else resolve(recipe)
@@ -75,6 +74,8 @@ def load(
         device_map=device_map,
         trust_remote_code=trust_remote_code,
     )
+    if config is None and carried_by(loaded.model) is None:
+        config = load_recipe(DEFAULT)
     adapt(loaded.model, config, backend=backend, warm_up=warm_up, quiet=quiet)
     return Loaded(loaded.model, loaded.tokenizer)
 

@@ -216,7 +216,7 @@ def test_without_the_library_one_line_says_how_to_install_it(tmp_path, monkeypat
     page._charting_library.cache_clear()
     (tmp_path / "results").mkdir()
     assert main(["report", str(tmp_path / "results"), "-o", str(tmp_path / "r.html")]) == 2
-    said = "swaa report: the page's charts need vl-convert-python; run: pip install -e '.[report]'"
+    said = "swaa report: the page's charts need vl-convert-python; run: pip install '.[report]'"
     assert capsys.readouterr().err.startswith(said)
     assert not (tmp_path / "r.html").exists()
 

@@ -111,7 +111,7 @@ def test_missing_packages_are_named(monkeypatch, tmp_path, refusal):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     words = ("train", "smollm2", "--data", "d", "--out", tmp_path / "o")
     assert refusal(*words) == (
-        "swaa train: training needs trl; run: pip install -e '.[train]' in your clone of swaa"
+        "swaa train: training needs trl; run: pip install '.[train]' in your clone of swaa"
     )
 
 

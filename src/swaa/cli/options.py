@@ -14,14 +14,13 @@ from swaa.cli.numbers import dtype_name, whole_number
 from swaa.config import SWAAConfig
 from swaa.heads import HeadSelection
 from swaa.layers import LayerSelection, parse_layers
+from swaa.recipes import DEFAULT as DEFAULT_RECIPE
 
 if TYPE_CHECKING:
     from swaa.models import LoadedModel
 
 Made = TypeVar("Made")
 
-DEFAULT_RECIPE = "selected"
-"""The recipe of a command without ``--recipe``: the one that keeps most."""
 
 OUTPUT = ("-o", "--output")
 """Names of the flag for where a verb writes."""

@@ -42,6 +42,7 @@ def register(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve until the server ends; returns its exit code."""
     from swaa.integrations.settings import Settings
+    from swaa.models import EMBEDDED
 
     own = Parser(prog="swaa serve", add_help=False, passes_on=True)
     _add_options(own)
@@ -51,6 +52,11 @@ def run(args: argparse.Namespace) -> int:
     launch.check_installed()
     if own.model.startswith(("/", "./", "../", "~")) and not Path(own.model).expanduser().exists():
         raise FileNotFoundError(f"no such file or folder: {own.model}")
+    if own.model == EMBEDDED:
+        raise ValueError(
+            f"{EMBEDDED} is a GGUF file, which the engines do not load; serve a folder or a hub"
+            " name"
+        )
     carried = _carried(own.model, engine, rest) if own.recipe is None else None
     publish = own.publish_generated or (carried is not None and carried.publish_generated)
     config = config_from(

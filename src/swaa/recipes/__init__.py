@@ -16,6 +16,9 @@ from typing import Any
 from swaa.config import SWAAConfig
 from swaa.layers import shown
 
+DEFAULT = "selected"
+"""The recipe where none is named: of the shipped ones it keeps most."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
