@@ -54,7 +54,7 @@ def test_sentences():
 def test_missing_packages_are_answered_with_the_remedy(monkeypatch):
     monkeypatch.setattr(ruler, "_PACKAGES", ("no_such_package",))
     with pytest.raises(
-        ImportError, match=r"need no_such_package; run: .* && pip install -e '.\[ruler\]'"
+        ImportError, match=r"need no_such_package; run: .* && pip install '.\[ruler\]'"
     ):
         find_tasks(["ruler:vt"])
     with pytest.raises(ValueError, match="ruler:vtt: RULER has no such task; give one of niah_"):
