@@ -147,10 +147,19 @@ def test_tuned_layers_against_the_middle():
         for name, setting in told.items():
             assert cells(page, name)[column] == str(runs[setting].result.rows[0]["right"])
             right[setting] = [is_right(sample) for sample in runs[setting].samples]
-    assert SWAAConfig.from_dict(runs["tuned"].result.config["swaa"]).full_layers == (
-        *(2, 6, 8, 10),
-        *(12, 13, 14),
-    )
+    readme = " ".join((ROOT / "README.md").read_text("utf-8").split())
+    for setting, words in (
+        ("tuned", "answers {}, {} and {} of 100 prompts"),
+        ("balanced", "quarter of `balanced` {}, {} and {} ("),
+    ):
+        rows = [
+            runs_of(task, folder="tune/eval")[setting].result.rows[0]["right"]
+            for task in ("multikey", "multiquery:2", "variable_tracking")
+        ]
+        assert words.format(*rows) in readme
+    kept = SWAAConfig.load(ROOT / "examples/settings/qwen2.5-coder-1.5b-quarter.json")
+    assert SWAAConfig.from_dict(runs["tuned"].result.config["swaa"]) == kept
+    assert kept.full_layers == (2, 6, 8, 10, 12, 13, 14)
     assert f"p {mcnemar(right['tuned'], right['balanced']):.3f})" in page
     assert f"p {mcnemar(right['tuned'], right['full']):.2f} on chains" in page
 
