@@ -197,6 +197,33 @@ def test_what_4096_keys_lose_is_chance():
     assert f"p {full[0]} and {full[1]} where the prompt is full, {selected[0]} and" in words
 
 
+SCORES = {
+    "**mean + standard deviation, pages of 16, the largest among the heads**": (
+        "mean+std",
+        "max",
+        16,
+    ),
+    "the same, softmax shares of the heads compared": ("mean+std", "share", 16),
+    "the same, pages of 32": ("mean+std", "max", 32),
+    "the same, pages of 64": ("mean+std", "max", 64),
+    "bounds of the keys (Quest)": ("quest", "max", 16),
+    "bounds, softmax shares": ("quest", "share", 16),
+    "as if keys were normally distributed": ("gaussian", "max", 16),
+    "the mean alone": ("mean", "max", 16),
+    "the true sum of a page's weights, which needs all its keys": ("mass", "max", 16),
+}
+
+
+def test_scores_of_pages():
+    page = (PAGES / "keys-in-decoding.md").read_text("utf-8")
+    name = re.search(r"results/selection/(pages-\w+\.json)", page)[1]
+    rows = results.load(ROOT / "results/selection" / name).rows
+    kl = {(row["score"], row["heads"], row["page"], row["keys"]): row["kl"] for row in rows}
+    for told, rule in SCORES.items():
+        assert cells(page, told) == [f"{kl[*rule, keys]:.4f}" for keys in (128, 256, 512)]
+    assert f"alone {kl['none', 'max', 16, 0]:.2f})" in page
+
+
 BYTES = {
     "all heads: full attention": "full",
     "28 of 56 heads": "full-h58",
