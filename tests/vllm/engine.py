@@ -71,6 +71,8 @@ class Engine:
         if current_platform.is_cpu():
             _scan_once(type(current_platform))
         configured = {} if swaa is None else {"swaa": swaa}
+        # Else each of vLLM's collections, when it starts and ends, looks at all that is imported.
+        gc.freeze()
         try:
             self.llm = LLM(folder, **{"additional_config": configured, **OPTIONS, **options})
         except BaseException:
@@ -98,8 +100,7 @@ class Engine:
 
         self.llm.llm_engine.engine_core.shutdown()
         del self.llm, self.scheduler, self.manager
-        cleanup_dist_env_and_memory()
-        gc.collect()
+        cleanup_dist_env_and_memory()  # unfreezes and collects
 
     def free_blocks(self):
         return self.manager.block_pool.get_num_free_blocks()
