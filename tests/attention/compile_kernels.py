@@ -3,7 +3,9 @@
 The calls are those of the package, on tensors of the CPU; only the launch itself is left out. Each
 size is lowered to LLVM's IR: on the way Triton refuses what a GPU lacks and lays out shared memory.
 Machine code, which takes most of the time, is made of every kernel for the largest head_dim in 16
-bits and for a small one in float32: the other sizes are the same operations, fewer of them.
+bits and for a small one in float32: the other sizes are the same operations, fewer of them. What
+would hold no instruction that is not made elsewhere (compared, of sm_86, sm_90 and sm_100) is left
+out.
 Prints one JSON line per compiled kernel: its name, what it was compiled for, and the bytes of
 shared memory that a program of it takes.
 """
@@ -119,20 +121,23 @@ def want_machine_code(wanted):
 
 def compile_all(case):
     half, single = torch.bfloat16, torch.float32
-    complete = ((256, half), (16, single))
+    target = driver.active.get_current_target()
+    complete = [(256, half), (16, single)]
+    if target.backend == "cuda" and target.arch < 90:
+        complete.pop()  # in float32 sm_86 has no instruction that sm_90 has not
     for head_dim, dtype in (*complete, (64, half), (128, half), (256, single)):
         whole = (head_dim, dtype) in complete
         want_machine_code(whole)
         case |= {"head_dim": head_dim, "dtype": str(dtype).removeprefix("torch.")}
         few(head_dim, dtype, whole)
-        many(head_dim, dtype)
+        many(head_dim, dtype, whole)
     want_machine_code(True)
     cache = torch.randn(4, 2, 16, 128, dtype=torch.bfloat16)
     gather.gather(cache, torch.zeros(8, dtype=torch.int64))
-    target = driver.active.get_current_target()
     if target.backend == "cuda" and target.arch >= 89:
         gather.gather(cache.to(FP8), torch.zeros(8, dtype=torch.int64), half)
-        for head_dim, dtype in complete:
+        # What float32 takes to read fp8 is the same for sm_90 and sm_100.
+        for head_dim, dtype in complete if target.arch == 90 else complete[:1]:
             case |= {"head_dim": head_dim, "dtype": str(dtype).removeprefix("torch.")}
             few(head_dim, dtype, True, stored=FP8)
 
@@ -141,7 +146,8 @@ def few(head_dim, dtype, whole, stored=None):
     """Decoding rows over a cache and over pages; a chunk of a prompt over pages.
 
     One row alone takes less shared memory than a chunk and the same operations on smaller tiles:
-    only for the sizes that are compiled as a whole.
+    only for the size that is compiled as a whole in 16 bits. Next to float32 and to what is stored
+    as fp8, rows that choose and chunks have the same instructions.
     """
     pages = torch.randn(40, 16, 2, head_dim, dtype=dtype).to(stored or dtype)
     table = torch.zeros(2, 32, dtype=torch.int32)
@@ -151,7 +157,7 @@ def few(head_dim, dtype, whole, stored=None):
     q = torch.randn(2, 1, 8, head_dim, dtype=dtype)
     if head_dim >= 128 or dtype == torch.float32:  # the usual one, and the largest
         decode.attend(make_call(q, pages, pages, **choosing, **paged))
-    if whole:
+    if whole and dtype != torch.float32 and stored is None:
         k = torch.randn(1, 300, 2, head_dim, dtype=dtype)
         decode.attend(make_call(q[:1], k, k, window=None))
         decode.attend(make_call(q, pages, pages, **sliding, **paged))
@@ -160,8 +166,12 @@ def few(head_dim, dtype, whole, stored=None):
     decode.attend(make_call(q, pages, pages, **sliding, **paged))
 
 
-def many(head_dim, dtype):
-    """A prompt, by the kernel of this GPU and by the portable one, and its gradients."""
+def many(head_dim, dtype, whole):
+    """A prompt, by the kernel of this GPU and by the portable one, and its gradients.
+
+    Packed sequences take Hopper's kernel as much shared memory as others, and a few loads more:
+    only for the size that is compiled as a whole.
+    """
     q = torch.randn(1, 300, 4, head_dim, dtype=dtype)
     k, v = torch.randn(2, 1, 300, 2, head_dim, dtype=dtype)
     numbers = numbers_of(make_call(q, k, v, window=50, sink_tokens=10))
@@ -169,9 +179,10 @@ def many(head_dim, dtype):
     if dtype == torch.float32:
         return
     if hopper.is_hopper(q.device):
-        ends = torch.tensor([0, 100, 300], dtype=torch.int32)
-        call = make_call(q, k, v, window=50, cu_seqlens_q=ends, cu_seqlens_k=ends)
-        prefill.forward(q, k, v, numbers_of(call), 0.1)
+        if whole:
+            ends = torch.tensor([0, 100, 300], dtype=torch.int32)
+            call = make_call(q, k, v, window=50, cu_seqlens_q=ends, cu_seqlens_k=ends)
+            prefill.forward(q, k, v, numbers_of(call), 0.1)
         tile = tiles.tile_for("prefill", q.device, dtype, head_dim)
         prefill.forward(q, k, v, numbers, 0.1, tile)
     backward.backward(q, k, v, output, lse, torch.ones_like(q), None, numbers, 0.1)

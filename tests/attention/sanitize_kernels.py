@@ -17,7 +17,7 @@ def main():
     torch.manual_seed(0)
     torch.set_default_device("cuda")
     few(HEAD_DIM, torch.bfloat16, whole=True)
-    many(HEAD_DIM, torch.bfloat16)
+    many(HEAD_DIM, torch.bfloat16, whole=True)
     cache = torch.randn(4, 2, 16, HEAD_DIM, dtype=torch.bfloat16)
     gather.gather(cache, torch.zeros(8, dtype=torch.int64))
     torch.cuda.synchronize()

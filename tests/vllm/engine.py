@@ -64,13 +64,17 @@ class Engine:
     """An ``LLM`` with the settings of these tests; a context manager that ends it."""
 
     def __init__(self, folder, swaa=None, **options):
+        from vllm.model_executor.models import registry
         from vllm.platforms import current_platform
 
         from vllm import LLM
 
         if current_platform.is_cpu():
             _scan_once(type(current_platform))
+            registry._run_in_subprocess = _run
         configured = {} if swaa is None else {"swaa": swaa}
+        # Else each of vLLM's collections, when it starts and ends, looks at all that is imported.
+        gc.freeze()
         try:
             self.llm = LLM(folder, **{"additional_config": configured, **OPTIONS, **options})
         except BaseException:
@@ -98,8 +102,7 @@ class Engine:
 
         self.llm.llm_engine.engine_core.shutdown()
         del self.llm, self.scheduler, self.manager
-        cleanup_dist_env_and_memory()
-        gc.collect()
+        cleanup_dist_env_and_memory()  # unfreezes and collects
 
     def free_blocks(self):
         return self.manager.block_pool.get_num_free_blocks()
@@ -145,6 +148,11 @@ def _scan_once(platform):
     """Scan for kernels to replace once per process: a second scan fails on what drafts import."""
     scan = functools.cache(platform.register_triton_kernel_overrides)
     platform.register_triton_kernel_overrides = staticmethod(scan)
+
+
+def _run(inspect):
+    """Let vLLM look at a model's class here; its own process for that imports vLLM anew."""
+    return inspect()
 
 
 def _finished(outputs):

@@ -56,11 +56,9 @@ else
   echo "   after an engine with such drafts, vLLM 0.32's CPU runner computes the next ones in its"
   echo "   process wrongly, without swaa too; in used ones random traffic takes several times as long"
   # The longest first.
-  printf '%s\n' 'scheduling random and all_kinds' \
-    'scheduling random and heads_tail' 'scheduling random and sliding' \
-    'decode_keys random' 'scheduling verified_drafts and '{sliding,full_decode,all_kinds,heads} |
-    xargs -P 2 -I{} bash -c 'read -r file names <<< "{}"
-      "$0" -m pytest "tests/vllm/test_$file.py" -k "$names"' "$bin/python"
+  "$bin/python" -m tests.vllm.apart \
+    'scheduling:random and '{all_kinds,heads_tail,sliding} 'decode_keys:random' \
+    'scheduling:verified_drafts and '{sliding,full_decode,all_kinds,heads}
   echo "== the same under vLLM's V2 model runner, its kernels interpreted"
   SWAA_TEST_RUNNER=v2 test tests/vllm/test_{features,scheduling,drafts,attached_drafts,ranks}.py \
     -k '(all_kinds or sliding or heads_tail or in_flight or no_room or dealt_out) and not (random or verified_drafts or faint or strong-long or guesses)'

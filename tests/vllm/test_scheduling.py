@@ -62,7 +62,7 @@ def count_drafts(engine):
     return drafted
 
 
-LONGEST = 8000
+LONGEST = 8000 if ON_GPU else 4000
 
 
 def random_requests(count, seed, longest=LONGEST):
@@ -85,7 +85,7 @@ def random_requests(count, seed, longest=LONGEST):
 
 # Requests, their longest prompt, and blocks: so few that requests are preempted.
 TRAFFIC = {
-    "all_kinds": (200, LONGEST, 530),
+    "all_kinds": (200, LONGEST, 530 if ON_GPU else 290),
     # On CPUs fewer and shorter ones: what they share with all kinds is seen there, at length.
     "sliding": (200, LONGEST, 150) if ON_GPU else (80, 2000, 130),
     "heads_tail": (200, LONGEST, 800) if ON_GPU else (80, 2000, 220),
