@@ -1,5 +1,7 @@
 """Tiny models in which linear or convolution layers stand between layers with keys."""
 
+import importlib
+
 import torch
 from torch.nn.functional import softplus
 
@@ -79,13 +81,13 @@ def compute_delta_nets_in_float32(patch):
     from transformers.models.qwen3_5 import modeling_qwen3_5 as dense
     from transformers.models.qwen3_next import modeling_qwen3_next as reference
     from vllm.model_executor.layers.mamba.ops.cpu import gdn_attention
-    from vllm.platforms import current_platform
 
     row_by_row = reference.torch_recurrent_gated_delta_rule
     for module in (reference, dense):
         patch.setattr(module, "torch_chunk_gated_delta_rule", row_by_row)
-    # Before the answer changes by which vLLM chooses its library of kernels: a second one is fatal.
-    current_platform.import_kernels()
+    # This loads the library that fits the processor. What is denied below chooses another one, and
+    # a second library ends the process.
+    importlib.import_module("vllm.kernels")
     patch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     patch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     patch.setattr(gdn_attention, "torch", _Instead(torch, bfloat16=torch.float32))
