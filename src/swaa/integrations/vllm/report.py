@@ -20,6 +20,7 @@ from swaa.integrations.vllm.head_parts import SLIDING
 from swaa.integrations.vllm.kv_cache import decode_blocks
 from swaa.integrations.vllm.layers import Active
 from swaa.integrations.vllm.metadata import SlidingMetadataBuilder
+from swaa.integrations.vllm.support import OFFLOADING
 
 
 def verify(wrapper: Any, active: Active, kv_cache: Any) -> None:
@@ -49,6 +50,11 @@ def verify(wrapper: Any, active: Active, kv_cache: Any) -> None:
     needed = active.prompt_length_switch
     if needed is not None and vllm_config.model_config.rswa_window != needed:
         raise NotActiveError("swaa is not active: vLLM does not pass prompt lengths on")
+    transfer = vllm_config.kv_transfer_config
+    if transfer is not None and transfer.kv_connector_module_path != OFFLOADING:
+        raise NotActiveError(
+            "swaa is not active: KV offloading stores and loads without its limits"
+        )
     line = summary(active, layers, kv_cache, vllm_config)
     logging.getLogger("vllm.swaa").info("rank %d: %s", wrapper.global_rank, line)
     if os.environ.get(REPORTS):
