@@ -21,23 +21,24 @@ if not MISSING:
 MIXED = SWAAConfig(window=24, sink_tokens=4, full_layers=(1,), full_decode=(0, 2, 3), dense_tail=8)
 ALL_KEPT = {"disable_hybrid_kv_cache_manager": True}
 STOCK = "vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector"
-# A configuration, blocks in a stored piece, options of the engine.
+# A configuration, settings of the connector, options of the engine.
 CASES = {
-    "mixed": (MIXED, 1, {}),
-    "full_decode": (CONFIGS["full_decode"], 2, {}),
-    "sliding": (CONFIGS["sliding"], 1, ALL_KEPT),
-    "tail": (CONFIGS["tail"], 3, ALL_KEPT),
-    "no_prefix_cache": (MIXED, 1, {"enable_prefix_caching": False}),
+    "mixed": (MIXED, {"offload_prompt_only": False}, {}),
+    "full_decode": (CONFIGS["full_decode"], {"blocks_per_chunk": 2}, {}),
+    "sliding": (CONFIGS["sliding"], {}, ALL_KEPT),
+    "tail": (CONFIGS["tail"], {"block_size": 3 * BLOCK}, ALL_KEPT),
+    "no_prefix_cache": (MIXED, {}, {"enable_prefix_caching": False}),
 }
+PIECES = {"full_decode": 2 * BLOCK, "tail": 3 * BLOCK}
+"""Tokens in what is stored under one hash, where it is not a block."""
 
 
 @pytest.fixture(scope="module", params=CASES)
 def case(request, checkpoint):
     """An engine, its judge, and tokens in a stored piece."""
-    config, blocks, options = CASES[request.param]
-    extra = {"blocks_per_chunk": blocks}
+    config, extra, options = CASES[request.param]
     with OffloadingEngine(checkpoint(), config.to_dict(), extra, **options) as engine:
-        yield engine, Judge(checkpoint(), config), blocks * BLOCK
+        yield engine, Judge(checkpoint(), config), PIECES.get(request.param, BLOCK)
 
 
 @pytest.fixture
@@ -249,6 +250,6 @@ def test_full_attention_offloads_as_vllm_does(checkpoint):
     from vllm.engine.arg_utils import EngineArgs
 
     for recipe, module in ({"recipe": "full"}, None), (MIXED.to_dict(), support.OFFLOADING):
-        asked = {**OPTIONS, **offloading(), "additional_config": {"swaa": recipe}}
-        made = EngineArgs(checkpoint(), **asked).create_engine_config()
-        assert made.kv_transfer_config.kv_connector_module_path == module
+        asked = {**OPTIONS, "kv_offloading_size": 0.1, "additional_config": {"swaa": recipe}}
+        made = EngineArgs(checkpoint(), **asked).create_engine_config().kv_transfer_config
+        assert (made.kv_connector, made.kv_connector_module_path) == ("OffloadingConnector", module)
