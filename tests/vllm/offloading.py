@@ -28,7 +28,7 @@ class OffloadingEngine(Engine):
 
     def __init__(self, folder, swaa, extra=None, **options):
         if not ON_GPU:
-            _copy_on_the_cpu()
+            copy_on_the_cpu()
         super().__init__(folder, swaa, **offloading(**(extra or {})), **options)
         self.stored, self.loads = [], []
         manager = self.scheduler.connector.scheduler.manager
@@ -58,7 +58,7 @@ class OffloadingEngine(Engine):
         self.loads.clear()
 
 
-def _copy_on_the_cpu():
+def copy_on_the_cpu():
     """Let vLLM's connector run where it has no copies of its own: its worker refuses the CPU."""
     from vllm.v1.kv_offload.cpu.spec import CPUOffloadingSpec
 

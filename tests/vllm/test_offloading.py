@@ -9,7 +9,7 @@ from swaa.config import SWAAConfig
 from swaa.integrations.vllm import support
 from tests.vllm import test_selected as selected
 from tests.vllm.conftest import MISSING
-from tests.vllm.engine import BLOCK, OPTIONS, Judge, generating_judge, prompts_of
+from tests.vllm.engine import BLOCK, OPTIONS, Judge, generating_judge, prompts_of, sampling
 from tests.vllm.offloading import OffloadingEngine, erase, offloading
 from tests.vllm.test_features import CONFIGS
 from tests.vllm.test_scheduling import random_requests, serve
@@ -131,6 +131,27 @@ def test_generated_keys_are_stored_where_they_are_published(checkpoint):
         engine.forget()
         engine.run([[*prompt, *answer.token_ids, *question]])
         assert max(engine.loads) == 256
+
+
+def test_a_session_stores_its_first_prompt_only(checkpoint):
+    from vllm.v1.request import RequestStatus
+
+    config = dataclasses.replace(MIXED, dense_tail=0)
+    extra = {"offload_prompt_only": False}
+    first, question = prompts_of(100, 70, seed=2)
+    with OffloadingEngine(checkpoint(), config.to_dict(), extra) as engine:
+        front, core = engine.llm.llm_engine, engine.llm.llm_engine.engine_core.engine_core
+        for part in (first, question):
+            given = {"prompt_token_ids": part}, sampling(max_tokens=60), ("generate",)
+            made = front.input_processor.process_inputs("session", *given, resumable=True)
+            core.add_request(*core.preprocess_add_request(made))
+            session = engine.scheduler.requests["session"]
+            while session.status != RequestStatus.WAITING_FOR_STREAMING_REQ:
+                core.step()
+        assert session.num_tokens > 280
+        core.abort_requests(["session"])
+        engine.run([[5]], max_tokens=1)
+        assert sorted(engine.stored) == [32, 64, 96]
 
 
 def test_selected_keys_come_back(checkpoint):
