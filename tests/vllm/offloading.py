@@ -22,8 +22,8 @@ class OffloadingEngine(Engine):
     """An engine that says what it stored and loaded.
 
     Attributes:
-        stored: the last token, counted from 1, of each piece that was stored since it was emptied.
-        copied: how many blocks were loaded since then.
+        stored: where each piece that was stored ends, in tokens; one for each group of layers.
+        loads: where each piece that was asked back ends.
     """
 
     def __init__(self, folder, swaa, extra=None, **options):
@@ -48,7 +48,7 @@ class OffloadingEngine(Engine):
         outputs = super().run(prompts, max_tokens, **options)
         core = self.llm.llm_engine.engine_core.engine_core
         while self.scheduler.connector.has_pending_push_work():
-            core.step()
+            core.step_fn()
         return outputs
 
     def forget_all(self):

@@ -91,7 +91,7 @@ def test_what_is_stored_goes_on_where_the_gpus_own_cache_ends(engine, judge, pie
     judge.check(base + more, output.outputs[0])
 
 
-@pytest.mark.parametrize("length", [150, 4 * BLOCK, 6 * BLOCK + 4])
+@pytest.mark.parametrize("length", [4 * BLOCK, 6 * BLOCK + 4])
 def test_no_prompt_loads_keys_of_its_own_tail(engine, judge, piece, length):
     (base,) = prompts_of(260, seed=7)
     engine.run([base])
@@ -147,7 +147,7 @@ def test_a_session_stores_its_first_prompt_only(checkpoint):
             core.add_request(*core.preprocess_add_request(made))
             session = engine.scheduler.requests["session"]
             while session.status != RequestStatus.WAITING_FOR_STREAMING_REQ:
-                core.step()
+                core.step_fn()
         assert session.num_tokens > 280
         core.abort_requests(["session"])
         engine.run([[5]], max_tokens=1)
@@ -192,10 +192,12 @@ def test_preempted_requests_answer_as_if_alone(checkpoint):
 
 
 def test_traffic_is_answered_as_if_alone(checkpoint):
-    requests = random_requests(16, seed=3, longest=600)
+    requests = random_requests(12, seed=3, longest=500)
     options = {"max_model_len": 792, "num_gpu_blocks_override": 40, "watermark": 0.0}
     extra = {"cpu_bytes_to_use": 1 << 21}  # so little that the oldest pieces make room
-    with OffloadingEngine(checkpoint(), MIXED.to_dict(), extra, **options) as engine:
+    # Without full layers: on GPUs vLLM's own kernels round float32, and near ties follow the batch.
+    config = CONFIGS["full_decode"]
+    with OffloadingEngine(checkpoint(), config.to_dict(), extra, **options) as engine:
         answers = serve(engine, requests, random.Random(4))
         assert engine.preemptions > 0
         assert engine.loads
