@@ -2,11 +2,14 @@
 
 import dataclasses
 import random
+from types import SimpleNamespace
 
 import pytest
 
 from swaa.config import SWAAConfig
-from swaa.integrations.vllm import support
+from swaa.integrations.refusal import UnsupportedError
+from swaa.integrations.settings import Settings
+from swaa.integrations.vllm import connectors
 from tests.vllm import test_selected as selected
 from tests.vllm.conftest import MISSING
 from tests.vllm.engine import BLOCK, OPTIONS, Judge, generating_judge, prompts_of, sampling
@@ -264,15 +267,28 @@ def test_what_is_refused(checkpoint, knobs, options, reason):
 
 
 def test_an_engine_whose_connector_has_no_limits_is_refused(checkpoint, monkeypatch):
-    monkeypatch.setattr(support, "OFFLOADING", None)
+    monkeypatch.setattr(connectors, "OFFLOADING", None)
     with pytest.raises(Exception, match="KV offloading stores and loads without its limits"):
         OffloadingEngine(checkpoint(), MIXED.to_dict())
+
+
+def test_a_group_that_frees_blocks_is_refused_by_the_connector_itself(checkpoint, monkeypatch):
+    monkeypatch.setattr(connectors, "_offloading_reasons", lambda *_given: ())
+    with pytest.raises(Exception, match="and the cache has a group of SinkWindowSpec"):
+        OffloadingEngine(checkpoint(), CONFIGS["sliding"].to_dict())
+
+
+def test_linear_layers_are_refused(monkeypatch):
+    monkeypatch.setattr(connectors, "served_model", lambda config: config.model)
+    engine = SimpleNamespace(kv_transfer_config=True, model=SimpleNamespace(is_hybrid=True))
+    with pytest.raises(UnsupportedError, match="not tried next to states of linear layers"):
+        connectors.check_offloading(engine, Settings(config=MIXED))
 
 
 def test_full_attention_offloads_as_vllm_does(checkpoint):
     from vllm.engine.arg_utils import EngineArgs
 
-    for recipe, module in ({"recipe": "full"}, None), (MIXED.to_dict(), support.OFFLOADING):
+    for recipe, module in ({"recipe": "full"}, None), (MIXED.to_dict(), connectors.OFFLOADING):
         asked = {**OPTIONS, "kv_offloading_size": 0.1, "additional_config": {"swaa": recipe}}
         made = EngineArgs(checkpoint(), **asked).create_engine_config().kv_transfer_config
         assert (made.kv_connector, made.kv_connector_module_path) == ("OffloadingConnector", module)

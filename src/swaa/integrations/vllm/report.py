@@ -14,13 +14,13 @@ from swaa.integrations.refusal import NotActiveError
 from swaa.integrations.summary import adapted
 from swaa.integrations.vllm import settings
 from swaa.integrations.vllm.attention import SlidingAttention
+from swaa.integrations.vllm.connectors import OFFLOADING
 from swaa.integrations.vllm.drafts import draft_model, is_attached
 from swaa.integrations.vllm.environment import REPORTS
 from swaa.integrations.vllm.head_parts import SLIDING
 from swaa.integrations.vllm.kv_cache import decode_blocks
 from swaa.integrations.vllm.layers import Active
 from swaa.integrations.vllm.metadata import SlidingMetadataBuilder
-from swaa.integrations.vllm.support import OFFLOADING
 
 
 def verify(wrapper: Any, active: Active, kv_cache: Any) -> None:
