@@ -17,6 +17,7 @@ from tests.vllm.conftest import MISSING
 BACKENDS = "vllm.v1.attention.backend"
 MANAGERS = "vllm.v1.core.single_type_kv_cache_manager"
 COMPRESSED = "vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors"
+CONNECTORS = "vllm.distributed.kv_transfer.kv_connector.v1"
 GROUPING = "vllm.v1.core.kv_cache_utils"
 if not MISSING:
     from swaa.integrations.vllm.hooks import _grouping_module
@@ -68,6 +69,9 @@ PARAMETERS = {
         *("key", "value", "key_cache", "value_cache", "slot_mapping", "kv_cache_dtype"),
         *("k_scale", "v_scale"),
     ),
+    f"{CONNECTORS}.offloading.scheduler:OffloadingConnectorScheduler.get_num_new_matched_tokens": (
+        *("request", "num_computed_tokens", "max_num_new_tokens"),
+    ),
 }
 FIELDS = {
     f"{BACKENDS}:CommonAttentionMetadata": (
@@ -77,6 +81,9 @@ FIELDS = {
     ),
     "vllm.v1.kv_cache_interface:SlidingWindowSpec": ("block_size", "sliding_window"),
     "vllm.config:AttentionConfig": ("use_non_causal",),
+    "vllm.config:KVTransferConfig": (
+        *("kv_connector", "kv_role", "kv_connector_module_path", "kv_connector_extra_config"),
+    ),
     "vllm.config.model_arch:ModelArchitectureConfig": ("rswa_window",),
     "vllm.v1.kv_cache_interface:KVCacheGroupSpec": ("layer_names", "kv_cache_spec"),
     "vllm.v1.kv_cache_interface:UniformTypeKVCacheSpecs": ("block_size", "kv_cache_specs"),
@@ -148,6 +155,11 @@ SAYS = {
     ),
     f"{COMPRESSED}:CompressedTensorsConfig.__init__": ("self.kv_cache_scheme = kv_cache_scheme",),
     f"{BACKENDS}:AttentionImplBase": ("supports_quant_query_input: bool = False",),
+    # KV offloading: a request's own limit, and a connector found by its module first.
+    f"{CONNECTORS}.offloading.scheduler:RequestOffloadState": ('params.get("max_offload_tokens")',),
+    "vllm.distributed.kv_transfer.kv_connector.factory:KVConnectorFactory.get_connector_class": (
+        "if connector_module_path:\n            # External module path takes priority",
+    ),
     "vllm.v1.core.kv_cache_manager:KVCacheManager.allocate_slots": (
         "total_computed_tokens - request.num_in_flight_tokens",
     ),
@@ -156,6 +168,7 @@ OURS = (
     *("kv_cache:AllKeysSpec", "kv_cache:TailSpec", "kv_cache:SinkWindowSpec"),
     *("kv_cache:AllKeysManager", "kv_cache:TailManager", "kv_cache:SinkWindowManager"),
     *("kv_cache:StateSpec", "kv_cache:StateManager"),
+    "offloading:OffloadingConnector",
     *("attention:CPUAttention", "attention:GPUAttention", "metadata:SlidingMetadataBuilder"),
 )
 

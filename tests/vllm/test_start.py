@@ -152,7 +152,7 @@ def test_listed_layers_that_the_model_lacks_are_said_and_left_out(checkpoint, ca
                     "kv_role": "kv_both",
                 }
             },
-            "KV connectors",
+            "the KV connector ExampleConnector may bring keys",
         ),
         (
             {

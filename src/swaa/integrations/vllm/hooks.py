@@ -76,7 +76,7 @@ def _grouping_module() -> str:
 
 def _configuring(original: Callable[..., Any]) -> Callable[..., Any]:
     def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
-        from swaa.integrations.vllm import drafts, settings, support
+        from swaa.integrations.vllm import connectors, drafts, settings, support
 
         made = original(self, *args, **kwargs)
         support.check_draft(made)
@@ -91,7 +91,10 @@ def _configuring(original: Callable[..., Any]) -> Callable[..., Any]:
                 model.get_total_num_hidden_layers(), kv_heads=model.get_total_num_kv_heads()
             )
             support.check_heads(made, fitted)
+            connectors.check_offloading(made, fitted)
             settings.write_back(made, fitted)
+            if made.kv_transfer_config is not None and fitted.config.window is not None:
+                made.kv_transfer_config.kv_connector_module_path = connectors.OFFLOADING
             # Here, not on installation: workers do not need the front end's modules.
             for module, path, wrapper, arguments in _FRONT_END:
                 wrap("vLLM", module, path, wrapper, arguments)

@@ -149,6 +149,13 @@ def first_prompt_length(request: Any) -> int:
     return vars(request).setdefault("swaa_first_prompt_length", request.num_prompt_tokens)
 
 
+def publication_limit(spec: Any, request: Any) -> int | None:
+    """Tokens of a request whose keys others may reuse, by a spec of ours; None: all of them."""
+    if not spec.prompt_only:
+        return None
+    return max(0, first_prompt_length(request) - spec.dense_tail)
+
+
 class _OneKind:
     """Shared by the specs derived from full attention: a group holds layers of one kind only."""
 
@@ -272,9 +279,8 @@ class _PromptBound:
 
     def cache_blocks(self, request: Any, num_tokens: int, *args: Any, **kwargs: Any) -> None:
         """Publish only blocks wholly before the dense tail."""
-        spec = self.kv_cache_spec
-        if spec.prompt_only:
-            num_tokens = min(num_tokens, max(0, first_prompt_length(request) - spec.dense_tail))
+        limit = publication_limit(self.kv_cache_spec, request)
+        num_tokens = num_tokens if limit is None else min(num_tokens, limit)
         super().cache_blocks(request, num_tokens, *args, **kwargs)  # pyright: ignore
 
     @classmethod

@@ -14,6 +14,7 @@ from swaa.integrations.refusal import NotActiveError
 from swaa.integrations.summary import adapted
 from swaa.integrations.vllm import settings
 from swaa.integrations.vllm.attention import SlidingAttention
+from swaa.integrations.vllm.connectors import OFFLOADING
 from swaa.integrations.vllm.drafts import draft_model, is_attached
 from swaa.integrations.vllm.environment import REPORTS
 from swaa.integrations.vllm.head_parts import SLIDING
@@ -49,6 +50,11 @@ def verify(wrapper: Any, active: Active, kv_cache: Any) -> None:
     needed = active.prompt_length_switch
     if needed is not None and vllm_config.model_config.rswa_window != needed:
         raise NotActiveError("swaa is not active: vLLM does not pass prompt lengths on")
+    transfer = vllm_config.kv_transfer_config
+    if transfer is not None and transfer.kv_connector_module_path != OFFLOADING:
+        raise NotActiveError(
+            "swaa is not active: KV offloading stores and loads without its limits"
+        )
     line = summary(active, layers, kv_cache, vllm_config)
     logging.getLogger("vllm.swaa").info("rank %d: %s", wrapper.global_rank, line)
     if os.environ.get(REPORTS):

@@ -11,7 +11,7 @@ from typing import Any
 
 from swaa.heads import HeadSelection
 from swaa.integrations.refusal import UnsupportedError
-from swaa.integrations.vllm import fp8
+from swaa.integrations.vllm import connectors, fp8
 from swaa.integrations.vllm.drafts import ATTACHED, draft_model, is_attached, served_model
 from swaa.integrations.vllm.environment import REQUIRED
 from swaa.integrations.vllm.settings import KEY, Settings, carried_by
@@ -186,11 +186,7 @@ def _engine_reasons(vllm_config: Any) -> Iterator[str]:
     parallel = vllm_config.parallel_config
     if parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1:
         yield "context parallelism spreads one sequence's keys over GPUs; serve without it"
-    if vllm_config.kv_transfer_config is not None:
-        yield (
-            "KV connectors and offloading store blocks that a layer may have freed; serve without"
-            " --kv-transfer-config and KV offloading"
-        )
+    yield from connectors.refusals(vllm_config)
     yield from _cache_reasons(vllm_config)
     if parallel.use_ubatching:
         yield (
