@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from swaa.benchmark.serve.client import LIKELY, encode_request, request
@@ -25,7 +26,8 @@ def ask_alone(load: Load, address: Address) -> dict[str, Any]:
 
     Returns:
         A row with how many answers were ``equal``, ``tied`` (they part at a tie), ``different``,
-        and ``failed`` in one of the two, and the ``largest_gap`` of those that part (nats).
+        and ``failed`` in one of the two, and the ``largest_gap`` of those that part (nats), as far
+        as it is known.
     """
     workload = load.workload
     wanted = {n * workload.requests // workload.checked for n in range(workload.checked)}
@@ -48,7 +50,7 @@ def ask_alone(load: Load, address: Address) -> dict[str, Any]:
         "tied": sum(0 < value < TIE for value in found),
         "different": sum(value >= TIE for value in found),
         "failed": gaps.count(None),
-        "largest_gap": max(found, default=None),
+        "largest_gap": max(filter(math.isfinite, found), default=None),
     }
 
 
