@@ -2,11 +2,7 @@
 
 import torch
 
-from tests.vllm.conftest import MISSING
 from tests.vllm.engine import ON_GPU, Engine
-
-if not MISSING:
-    from vllm.distributed.kv_transfer import kv_transfer_state as state
 
 OPTIONS = {"cpu_bytes_to_use": 1 << 26}
 
@@ -33,12 +29,15 @@ class OffloadingEngine(Engine):
     def __init__(self, folder, swaa, extra=None, **options):
         if not ON_GPU:
             copy_on_the_cpu()
+        from vllm.distributed.kv_transfer import kv_transfer_state
+
         # A process of vLLM has one connector: a new engine would take that of another for its own.
-        self._before, state._KV_CONNECTOR_AGENT = state._KV_CONNECTOR_AGENT, None
+        self._state, self._before = kv_transfer_state, kv_transfer_state._KV_CONNECTOR_AGENT
+        self._state._KV_CONNECTOR_AGENT = None
         try:
             super().__init__(folder, swaa, **offloading(**(extra or {})), **options)
         except BaseException:
-            state._KV_CONNECTOR_AGENT = self._before
+            self._state._KV_CONNECTOR_AGENT = self._before
             raise
         self.stored, self.loads = [], []
         manager = self.scheduler.connector.scheduler.manager
@@ -56,7 +55,7 @@ class OffloadingEngine(Engine):
 
     def __exit__(self, *error):
         super().__exit__(*error)
-        state._KV_CONNECTOR_AGENT = self._before
+        self._state._KV_CONNECTOR_AGENT = self._before
 
     def run(self, prompts, max_tokens=24, **options):
         outputs = super().run(prompts, max_tokens, **options)
